@@ -1,0 +1,1 @@
+"""Training algorithms: each a config and a function that yields steps; none imports another."""

@@ -1,0 +1,154 @@
+"""Everything that a training run is, between two steps; saved whole, so that a resumed run is the same run."""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import AdamW
+from transformers import get_scheduler
+
+from treeward.models.weights import trainable
+
+
+class Rates(Protocol):
+    """The part of a loop's configuration that the optimiser needs."""
+
+    @property
+    def lr(self) -> float: ...
+    @property
+    def schedule(self) -> str: ...
+    @property
+    def warmup(self) -> float: ...
+    @property
+    def weight_decay(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class DataOrder:
+    """Which rows make up which batch: a function of the seed and the step alone, never of the rank or of history.
+
+    Each pass over the rows has its own permutation; the last batch of a pass may be short.
+    """
+
+    rows: int
+    batch_size: int
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of one pass."""
+        return math.ceil(self.rows / self.batch_size)
+
+    def batch(self, index: int) -> list[int]:
+        """The rows of the step after `index` steps."""
+        epoch, place = divmod(index, self.steps_per_epoch)
+        order = torch.randperm(self.rows, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + epoch))
+        return order[place * self.batch_size : (place + 1) * self.batch_size].tolist()
+
+    def reached(self, steps: int) -> list[int]:
+        """The rows that `steps` steps reach, each once, in the order of first use."""
+        seen: dict[int, None] = {}
+        for index in range(min(steps, self.steps_per_epoch)):
+            seen |= dict.fromkeys(self.batch(index))
+        return list(seen)
+
+
+class TrainState:
+    """Model, optimiser, rate, position in the data and random state. `index` counts the steps taken.
+
+    `notes` holds plain values of whoever drives the loop (the best step so far); they are saved too.
+    """
+
+    def __init__(self, model: nn.Module, order: DataOrder, total: int, config: Rates) -> None:
+        self.model = model
+        self.order = order
+        self.index = 0
+        self.notes: dict[str, Any] = {}
+        self._peak = config.lr
+        self.optimizer = AdamW(
+            [p for _, p in trainable(model)], lr=config.lr, weight_decay=config.weight_decay, fused=True
+        )
+        plan: Any = get_scheduler(config.schedule, self.optimizer, round(config.warmup * total), total + 1)
+        self._factor: Callable[[int], float] = plan.lr_lambdas[0]
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The tensors that the optimiser holds."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the next step; shifted by one, so that the first is above 0."""
+        return self._peak * self._factor(self.index + 1)
+
+    def advance(self) -> None:
+        """Take one optimiser step for the gradients that are there."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.index += 1
+
+    def save(self, directory: Path) -> None:
+        """Write the state into `directory`, all or nothing: to a temporary name first, then renamed."""
+        temporary = directory.with_name(f".{directory.name}.{os.getpid()}")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        save_trainable(self.model, temporary / "weights.safetensors")
+        torch.save({"optimizer": self.optimizer.state_dict(), "random": torch.get_rng_state()}, temporary / "state.pt")
+        facts = {
+            "index": self.index, "notes": self.notes, "next_rows": self.order.batch(self.index),
+            "threads": torch.get_num_threads(), "torch": torch.__version__,
+        }  # fmt: skip
+        (temporary / "state.json").write_text(json.dumps(facts))
+        shutil.rmtree(directory, ignore_errors=True)
+        temporary.rename(directory)
+
+    def load(self, directory: Path) -> None:
+        """Continue from what `save` wrote.
+
+        Raises:
+            ValueError: the directory is no checkpoint, or one of another model, other data or another seed.
+        """
+        if not (directory / "state.json").exists():
+            raise ValueError(f"{str(directory)!r} is not a checkpoint: it has no state.json")
+        facts = json.loads((directory / "state.json").read_text())
+        if facts["next_rows"] != self.order.batch(facts["index"]):
+            raise ValueError(
+                f"{str(directory)!r} would go on with rows {facts['next_rows'][:3]}..., this run with "
+                f"{self.order.batch(facts['index'])[:3]}...: the data, batch_size or seed differ"
+            )
+        load_trainable(self.model, directory / "weights.safetensors")
+        saved = torch.load(directory / "state.pt", weights_only=True)
+        self.optimizer.load_state_dict(saved["optimizer"])
+        torch.set_rng_state(saved["random"])
+        self.index, self.notes = facts["index"], facts["notes"]
+
+
+def save_trainable(model: nn.Module, file: Path) -> None:
+    """Write the trainable weights as safetensors."""
+    save_file({name: p.detach().contiguous() for name, p in trainable(model)}, file)
+
+
+def load_trainable(model: nn.Module, file: Path) -> None:
+    """Put saved trainable weights back in place.
+
+    Raises:
+        ValueError: the file's tensors are not the model's trainable ones.
+    """
+    saved = load_file(file)
+    own = dict(trainable(model))
+    if saved.keys() != own.keys():
+        odd = sorted(saved.keys() ^ own.keys())
+        raise ValueError(f"{str(file)!r} belongs to another model: {odd[0]!r} is on one side only")
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(saved[name])

@@ -1,0 +1,201 @@
+"""Rows to trees: one function a format, and one that tells the formats apart by their columns.
+
+A format function takes a row and returns its trees; a row that holds no usable tree raises `Dropped` with a reason
+that is counted. A row that cannot be understood raises ValueError: that is an error for the user, not a count.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from treeward.data.splits import shuffled
+from treeward.trees.text import Message, Response, Tree
+
+Row = Mapping[str, Any]
+
+TURN = "\n\nAssistant:"
+"""Where an assistant's turn begins in an HH transcript (Bai et al. 2022, arXiv:2204.05862)."""
+
+
+Reader = Callable[[Row], list[Tree]]
+
+
+class Dropped(Exception):  # noqa: N818 - not an error: a counted outcome
+    """This row holds no usable tree; the argument is the reason under which it is counted."""
+
+
+def preference(row: Row) -> list[Tree]:
+    """`prompt`, `chosen`, `rejected` (strings or messages), the prompt explicit or the shared turns of both sides."""
+    if isinstance(row["chosen"], str) != isinstance(row["rejected"], str):
+        raise ValueError("columns 'chosen' and 'rejected' are of different kinds: one text, one messages")
+    if isinstance(row["chosen"], str):
+        if row.get("prompt") is None:
+            raise ValueError("columns 'chosen' and 'rejected' are plain text without a 'prompt' column; add one")
+        prompt, chosen, rejected = row["prompt"], row["chosen"], row["rejected"]
+    else:
+        prompt, chosen = _last_turn(row["chosen"], row.get("prompt"))
+        other, rejected = _last_turn(row["rejected"], row.get("prompt"))
+        _same_prompt(prompt, other)
+    ratings = row.get("chosen_rating"), row.get("rejected_rating")
+    return [_pair(prompt, chosen, rejected, ratings)]
+
+
+def transcripts(row: Row) -> list[Tree]:
+    """HH transcripts in `chosen` and `rejected`: the prompt is all up to and including the last `Assistant:`."""
+    prompt, chosen = _split_transcript(row["chosen"], "chosen")
+    other, rejected = _split_transcript(row["rejected"], "rejected")
+    _same_prompt(prompt, other)
+    return [_pair(prompt, chosen, rejected, (None, None))]
+
+
+def messages(row: Row, turns: str = "last") -> list[Tree]:
+    """`messages`: one tree for the last assistant turn, or one an assistant turn."""
+    spoken = row["messages"]
+    places = [n for n, m in enumerate(spoken) if m["role"] == "assistant" and n > 0]
+    if not places:
+        raise Dropped("no assistant turn")
+    return [Tree(spoken[:n], [_filled(spoken[n]["content"])]) for n in (places if turns == "all" else places[-1:])]
+
+
+def transcript_turns(row: Row, turns: str = "last") -> list[Tree]:
+    """The chosen side of an HH transcript for supervised fine-tuning: its last assistant turn, or each of them."""
+    pieces = row["chosen"].split(TURN)
+    if len(pieces) < 2:
+        raise ValueError(f"column 'chosen' has no {TURN.strip()!r} turn: {row['chosen'][:60]!r}")
+    trees = []
+    for n in range(1, len(pieces)) if turns == "all" else [len(pieces) - 1]:
+        answer = pieces[n].partition("\n\nHuman:")[0]
+        trees.append(Tree(TURN.join(pieces[:n]) + TURN, [_filled(answer)]))
+    return trees
+
+
+def completion(row: Row) -> list[Tree]:
+    """`prompt` and `completion`."""
+    prompt = row["prompt"]
+    answer = row["completion"]
+    if not isinstance(answer, str):
+        answer = answer[-1]["content"]
+    return [Tree(prompt, [_filled(answer)])]
+
+
+def text(row: Row) -> list[Tree]:
+    """`text` alone (prompt: none), or with a `label`, kept as the score: 1 positive, 0 negative."""
+    label = row.get("label")
+    response = _filled(row["text"])
+    return [Tree("", [Response(response.text, score=None if label is None else float(label))], group=row["text"])]
+
+
+def prompts(row: Row) -> list[Tree]:
+    """`prompt` alone: a tree without branches."""
+    return [Tree(row["prompt"])]
+
+
+def detect(columns: Iterable[str], sample: Row, purpose: str) -> str:
+    """The format that these columns mean for this purpose ("pairs", "sft" or "prompts").
+
+    Raises:
+        ValueError: no known format fits; the message lists the columns found and those that would do.
+    """
+    have = set(columns)
+    if purpose == "prompts" and "prompt" in have:
+        return "prompts"
+    if {"chosen", "rejected"} <= have:
+        hh = isinstance(sample["chosen"], str) and "prompt" not in have and TURN in sample["chosen"]
+        return "transcripts" if hh else "preference"
+    for wanted, name in (({"messages"}, "messages"), ({"prompt", "completion"}, "completion"), ({"text"}, "text")):
+        if wanted <= have:
+            return name
+    raise ValueError(
+        f"the columns {', '.join(sorted(have))} fit no format; use prompt/chosen/rejected, chosen/rejected messages, "
+        "messages, prompt/completion, text/label, text or prompt, or rename with data.columns"
+    )
+
+
+def reader(name: str, purpose: str, turns: str) -> Reader:
+    """The function that turns a row of format `name` into trees.
+
+    Raises:
+        ValueError: the format or the turns do not serve the purpose.
+    """
+    if turns == "all" and (purpose == "pairs" or name not in ("messages", "transcripts")):
+        raise ValueError("data.turns is 'all'; that is for sft on messages or transcripts: use 'last'")
+    if purpose == "prompts":
+        return lambda row: [Tree(tree.prompt, (), tree.group) for tree in reader(name, "", "last")(row)]
+    if purpose == "sft" and name == "transcripts":
+        return lambda row: transcript_turns(row, turns)
+    if purpose == "sft" and name == "preference":
+        return lambda row: [Tree(tree.prompt, tree.responses[:1], tree.group) for tree in preference(row)]
+    if purpose == "pairs" and name in ("messages", "completion", "prompts"):
+        raise ValueError(f"data.format {name!r} has no pairs; give chosen and rejected, or text and label")
+    if name == "messages":
+        return lambda row: messages(row, turns)
+    try:
+        return FORMATS[name]
+    except KeyError:
+        raise ValueError(f"data.format is {name!r}; it may be {', '.join(sorted(FORMATS))}") from None
+
+
+FORMATS: dict[str, Reader] = {
+    "preference": preference,
+    "transcripts": transcripts,
+    "messages": messages,
+    "completion": completion,
+    "text": text,
+    "prompts": prompts,
+}
+
+
+def pair_labelled(trees: Sequence[Tree], seed: int) -> list[Tree]:
+    """Positive texts against negative ones, each text in at most one pair; the order depends on the seed alone.
+
+    Raises:
+        ValueError: a text has no label, or a label is neither 0 nor 1.
+    """
+    labels = {tree.responses[0].score for tree in trees}
+    if not labels <= {0.0, 1.0}:
+        raise ValueError(f"column 'label' holds {sorted(map(str, labels))[:4]}; pairs need 1 (positive) and 0 (negative)")
+    sides = [shuffled(((t.group, t) for t in trees if t.responses[0].score == s), seed) for s in (1.0, 0.0)]
+    return [
+        Tree("", [Response(a.responses[0].text), Response(b.responses[0].text)], group=f"{a.group} / {b.group}")
+        for a, b in zip(*sides, strict=False)
+    ]
+
+
+def _pair(prompt: Any, chosen: str, rejected: str, ratings: tuple[Any, Any]) -> Tree:
+    if not chosen.strip() or not rejected.strip():
+        raise Dropped("empty response")
+    if chosen == rejected:
+        raise Dropped("identical pair")
+    if not prompt:
+        raise Dropped("empty prompt")
+    scores = [None if rating is None else float(rating) for rating in ratings]
+    return Tree(prompt, [Response(chosen, score=scores[0]), Response(rejected, score=scores[1])])
+
+
+def _filled(answer: str) -> Response:
+    if not answer.strip():
+        raise Dropped("empty response")
+    return Response(answer)
+
+
+def _same_prompt(prompt: object, other: object) -> None:
+    if prompt != other:
+        raise Dropped("prompts differ")
+
+
+def _split_transcript(dialogue: str, column: str) -> tuple[str, str]:
+    before, turn, answer = dialogue.rpartition(TURN)
+    if not turn:
+        raise ValueError(f"column {column!r} has no {TURN.strip()!r} turn: {dialogue[:60]!r}")
+    return before + turn, answer
+
+
+def _last_turn(spoken: Sequence[Message], prompt: Any) -> tuple[list[Message], str]:
+    """Prompt messages and the text of the last assistant turn."""
+    if not spoken or spoken[-1]["role"] != "assistant":
+        raise Dropped("no assistant turn at the end")
+    before = [dict(m) for m in spoken[:-1]]
+    if not before:
+        if prompt is None:
+            raise ValueError("'chosen' is an assistant turn alone and there is no 'prompt' column; add one")
+        before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
+    return before, spoken[-1]["content"]

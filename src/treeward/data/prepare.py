@@ -1,0 +1,139 @@
+"""The whole way from a source to token trees: read, format, split by group, pair, render, drop and count."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from treeward.data import formats, sources
+from treeward.data.render import Account, Tokenizer, token_tree
+from treeward.data.splits import PARTS, Part, named, part_of
+from treeward.trees.text import Tree
+from treeward.trees.tokens import TokenTree
+
+Purpose = Literal["pairs", "sft", "prompts"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the data is, how it is read, split and cut."""
+
+    source: str = "world"
+    """A file (jsonl, jsonl.gz, json, parquet, csv), a directory, a hub id, or `world` / `world-texts` (embedded)."""
+    format: str = "auto"
+    """preference, transcripts, messages, completion, text, prompts; auto goes by the columns."""
+    split: str | None = None
+    """Read only this split of a source that has several."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Renames: {ours: theirs}, such as {prompt: instruction}."""
+    limit: int | None = None
+    """Read only this many rows."""
+    turns: Literal["last", "all"] = "last"
+    """In sft on dialogues: train on the last assistant turn, or on each."""
+    validation: float = 0.1
+    """Share of the groups on which the best step is chosen; a `split` column in the data goes first."""
+    test: float = 0.1
+    """Share of the groups on which before and after are measured; a `split` column goes first."""
+    max_prompt: int = 512
+    """Longest prompt in tokens; a longer one is cut on the left."""
+    max_response: int = 512
+    """Longest response in tokens, end token included; a longer one is cut on the right and gets no end token."""
+    seed: int = 0
+    """Seeds the splits, the pairing of labelled texts and the embedded world."""
+
+    def __post_init__(self) -> None:
+        if self.validation < 0 or self.test < 0 or self.validation + self.test >= 1:
+            raise ValueError(f"data.validation {self.validation} and data.test {self.test}: their sum must be below 1")
+        for name in ("max_prompt", "max_response"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"data.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"data.limit is {self.limit}; it must be at least 1")
+
+
+@dataclass
+class Prepared:
+    """Token trees and the texts they came from, by part, in equal order; and the account of what was lost."""
+
+    parts: dict[Part, list[TokenTree]]
+    texts: dict[Part, list[Tree]]
+    account: Account
+    format: str
+    best_accuracy: float | None = None
+
+    @property
+    def train(self) -> list[TokenTree]:
+        """The trees to train on."""
+        return self.parts["train"]
+
+    @property
+    def held_out(self) -> list[TokenTree]:
+        """The trees to measure before and after on: the test part, else the validation part."""
+        return self.parts["test"] or self.parts["validation"]
+
+
+def prepare(config: DataConfig, tokenizer: Tokenizer, purpose: Purpose) -> Prepared:
+    """Read `config.source` and render it for "pairs" (two branches), "sft" (one) or "prompts" (none).
+
+    Raises:
+        ValueError: the source, a column or a value is wrong, or nothing is left to train on.
+    """
+    found = [_renamed(row, config.columns) for row in sources.rows(config.source, config.split, config.limit, config.seed)]
+    name = config.format if config.format != "auto" else formats.detect(found[0], found[0], purpose)
+    account = Account(rows=len(found))
+    texts = _trees(found, formats.reader(name, purpose, config.turns), config, account)
+    if name == "text" and purpose == "pairs":
+        unpaired = {part: len(trees) for part, trees in texts.items()}
+        texts = {part: formats.pair_labelled(trees, config.seed) for part, trees in texts.items()}
+        left = sum(unpaired.values()) - 2 * sum(map(len, texts.values()))
+        if left:
+            account.dropped["text without a partner of the other label"] += left
+    prepared = Prepared({}, {}, account, name)
+    for part in PARTS:
+        _render(texts[part], part, prepared, config, tokenizer, purpose)
+    best = [row["best_accuracy"] for row in found if "best_accuracy" in row]
+    prepared.best_accuracy = sum(best) / len(best) if best and purpose == "pairs" else None
+    account.used = sum(map(len, prepared.parts.values()))
+    if not account.used:
+        raise ValueError(f"data.source {config.source!r}: nothing is left of {account}")
+    return prepared
+
+
+def _renamed(row: sources.Row, columns: dict[str, str]) -> sources.Row:
+    missing = [theirs for theirs in columns.values() if theirs not in row]
+    if missing:
+        raise ValueError(f"data.columns names {missing[0]!r}; the data has {', '.join(sorted(row))}")
+    return {**row, **{ours: row[theirs] for ours, theirs in columns.items()}}
+
+
+def _trees(
+    found: Sequence[sources.Row], read: formats.Reader, config: DataConfig, account: Account
+) -> dict[Part, list[Tree]]:
+    texts: dict[Part, list[Tree]] = {part: [] for part in PARTS}
+    for number, row in enumerate(found):
+        try:
+            trees = read(row)
+        except formats.Dropped as reason:
+            account.dropped[str(reason)] += 1
+            continue
+        except KeyError as missing:
+            raise ValueError(f"row {number} has no column {missing}; it has {', '.join(sorted(row))}") from None
+        except ValueError as problem:
+            raise ValueError(f"row {number}: {problem}") from None
+        for tree in trees:
+            part = named(row["split"]) if row.get("split") else None
+            texts[part or part_of(tree.group, config.seed, config.validation, config.test)].append(tree)
+    return texts
+
+
+def _render(
+    texts: list[Tree], part: Part, prepared: Prepared, config: DataConfig, tokenizer: Tokenizer, purpose: Purpose
+) -> None:
+    kept: list[tuple[Tree, TokenTree]] = []
+    for tree in texts:
+        tokens = token_tree(tree, tokenizer, config.max_prompt, config.max_response, prepared.account)
+        if purpose == "pairs" and tokens.branches[0] == tokens.branches[1]:
+            prepared.account.dropped["identical after truncation"] += 1
+            continue
+        kept.append((tree, tokens))
+    prepared.texts[part] = [tree for tree, _ in kept]
+    prepared.parts[part] = [tokens for _, tokens in kept]

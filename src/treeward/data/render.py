@@ -1,0 +1,162 @@
+"""Text to ids, in one place, for training, sampling and scoring.
+
+A string prompt is tokenised as it stands; messages go through the chat template with its generation prompt. A response
+is its text alone, then the end token (the template's, else EOS) unless it is unfinished or cut. BOS stands at most
+once, in first place; a prompt without tokens becomes BOS, else EOS. Prompts are cut on the left, responses on the right.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from treeward.trees.text import Message, Prompt, Response, Tree
+from treeward.trees.tokens import TokenTree
+
+Tokenizer = Any
+"""A `transformers` tokenizer."""
+
+PROBE = "treeward"
+
+
+@dataclass
+class Account:
+    """What rendering and filtering did to the rows: every loss is counted here and reported."""
+
+    rows: int = 0
+    used: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    cut: Counter[str] = field(default_factory=Counter)
+    responses: int = 0
+    ended: int = 0
+
+    def __str__(self) -> str:
+        dropped = ", ".join(f"{n} {why}" for why, n in sorted(self.dropped.items())) or "none"
+        cut = ", ".join(f"{n} {what}" for what, n in sorted(self.cut.items())) or "none"
+        return f"{self.rows} rows, {self.used} used; dropped: {dropped}; cut: {cut}"
+
+
+def token_tree(
+    tree: Tree,
+    tokenizer: Tokenizer,
+    max_prompt: int | None = None,
+    max_response: int | None = None,
+    account: Account | None = None,
+) -> TokenTree:
+    """The ids of a tree. Losses are counted in `account`: prompts and responses cut, ends scored.
+
+    Raises:
+        ValueError: the tokenizer has neither BOS nor EOS to stand for an empty prompt or to end a response, or has no
+            chat template for a prompt of messages.
+    """
+    account = account if account is not None else Account()
+    prompt = prompt_ids(tree.prompt, tokenizer)
+    if max_prompt is not None and len(prompt) > max_prompt:
+        account.cut["prompt"] += 1
+        opens = len(prompt) > 1 and prompt[0] == tokenizer.bos_token_id and max_prompt > 1
+        prompt = [prompt[0], *prompt[-(max_prompt - 1) :]] if opens else prompt[-max_prompt:]
+    end = end_id(tokenizer, isinstance(tree.prompt, tuple))
+    branches = []
+    for number, response in enumerate(tree.responses):
+        ids, whole = response_ids(response, tokenizer, end, max_response)
+        account.responses += response.finished
+        account.ended += response.finished and (not whole or ids[-1] == end)
+        if not whole:
+            account.cut[f"response {number}"] += 1
+        branches.append(tuple(ids))
+    scores = [response.score for response in tree.responses[:2]]
+    rated = len(scores) == 2 and None not in scores
+    gap = float(scores[0] - scores[1]) if rated else 1.0  # type: ignore[operator]
+    return TokenTree(tuple(prompt), tuple(branches), tree.group, gap)
+
+
+def prompt_ids(prompt: Prompt, tokenizer: Tokenizer) -> list[int]:
+    """The ids that generation starts from; never empty."""
+    if isinstance(prompt, str):
+        ids = list(tokenizer(prompt, add_special_tokens=False).input_ids) if prompt else []
+        if adds_bos(tokenizer) and ids[:1] != [tokenizer.bos_token_id]:
+            ids = [tokenizer.bos_token_id, *ids]
+    else:
+        ids = _templated(tokenizer, prompt, add_generation_prompt=True)
+    return ids or [start_id(tokenizer)]
+
+
+def response_ids(
+    response: Response, tokenizer: Tokenizer, end: int, max_response: int | None
+) -> tuple[list[int], bool]:
+    """The ids of a response with its end token, and whether it is whole; a cut one gets no end token."""
+    ids = list(tokenizer(response.text, add_special_tokens=False).input_ids)
+    if response.finished:
+        ids.append(end)
+    if max_response is not None and len(ids) > max_response:
+        return ids[:max_response], False
+    return ids, True
+
+
+def start_id(tokenizer: Tokenizer) -> int:
+    """What stands for an empty prompt: BOS, else EOS."""
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    raise ValueError("the tokenizer has neither BOS nor EOS to open an empty prompt; set tokenizer.bos_token")
+
+
+def end_id(tokenizer: Tokenizer, chat: bool) -> int:
+    """What ends a response: in chats the token that the template puts after an assistant's turn, else EOS."""
+    found = _template_end(tokenizer) if chat else None
+    if found is None:
+        found = tokenizer.eos_token_id
+    if found is None:
+        raise ValueError("the tokenizer has no EOS to end a response; set tokenizer.eos_token")
+    return int(found)
+
+
+def adds_bos(tokenizer: Tokenizer) -> bool:
+    """Whether this tokenizer opens plain text with BOS by itself."""
+    return tokenizer.bos_token_id is not None and tokenizer(PROBE).input_ids[:1] == [tokenizer.bos_token_id]
+
+
+def decode(ids: tuple[int, ...] | list[int], tokenizer: Tokenizer) -> str:
+    """The text of response ids, special tokens left out."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def template_faults(tokenizer: Tokenizer) -> tuple[str | None, str | None]:
+    """(error, remark) of the chat template: the dialogue must begin with prompt + response + end token.
+
+    A difference in the prompt part is an error; one in the response part a remark; a tail after it is neither.
+    """
+    if not tokenizer.chat_template:
+        return None, None
+    question: list[Message] = [{"role": "user", "content": "Is it so?"}]
+    prompt = _templated(tokenizer, question, add_generation_prompt=True)
+    whole = _templated(tokenizer, [*question, {"role": "assistant", "content": PROBE}], add_generation_prompt=False)
+    if whole[: len(prompt)] != prompt:
+        return f"the generation prompt {tokenizer.decode(prompt)!r} does not begin {tokenizer.decode(whole)!r}", None
+    answer = list(tokenizer(PROBE, add_special_tokens=False).input_ids)
+    expected = [*answer, end_id(tokenizer, chat=True)]
+    got = whole[len(prompt) : len(prompt) + len(expected)]
+    return None, None if got == expected else f"{tokenizer.decode(got)!r} instead of {tokenizer.decode(expected)!r}"
+
+
+def _template_end(tokenizer: Tokenizer) -> int | None:
+    return _template_end_of(tokenizer, tokenizer.chat_template) if tokenizer.chat_template else None
+
+
+@lru_cache(maxsize=16)
+def _template_end_of(tokenizer: Tokenizer, _template: str) -> int | None:
+    spoken: list[Message] = [{"role": "user", "content": "?"}, {"role": "assistant", "content": PROBE}]
+    whole = _templated(tokenizer, spoken, add_generation_prompt=False)
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    for start in range(len(whole) - 1, -1, -1):
+        if PROBE in tokenizer.decode(whole[start:]):
+            tail = whole[start:]
+            return next((token for token in tail if token in special), None)
+    return None
+
+
+def _templated(tokenizer: Tokenizer, spoken: Any, add_generation_prompt: bool) -> list[int]:
+    if not tokenizer.chat_template:
+        raise ValueError("the prompt is messages, but the tokenizer has no chat template; give plain text prompts")
+    text = tokenizer.apply_chat_template(list(spoken), tokenize=False, add_generation_prompt=add_generation_prompt)
+    return list(tokenizer(text, add_special_tokens=False).input_ids)

@@ -1,0 +1,96 @@
+"""Rows from anywhere: a file, a saved data set, a hub id, or the embedded world; read by the `datasets` library.
+
+Errors are one line, name the place and the mend, and leave nothing behind.
+"""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from treeward.data import world
+
+Row = dict[str, Any]
+
+READERS: Mapping[str, str] = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+
+
+def rows(source: str, split: str | None = None, limit: int | None = None, seed: int = 0) -> list[Row]:
+    """The rows of `source`, each with a `split` key where the source has splits.
+
+    `source` is "world" or "world-texts" (the embedded world), a path (jsonl, jsonl.gz, json, parquet, csv, a directory
+    that `datasets` saved or that holds such files), or a hub id, which alone reaches the network.
+
+    Raises:
+        ValueError: the source does not exist, cannot be read, has no such split or has no rows.
+    """
+    if source in world.SOURCES:
+        found = world.SOURCES[source](seed)
+    else:
+        found = _flatten(_read(source), source, split)
+    if not found:
+        raise ValueError(f"data.source {source!r} has no rows")
+    return found[:limit] if limit is not None else found
+
+
+def _read(source: str) -> Any:
+    path = Path(source)
+    try:
+        if path.is_dir():
+            if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
+                return datasets.load_from_disk(source)
+            return _quietly(source)
+        if path.is_file():
+            return _read_file(path)
+        if source.startswith((".", "/", "~")) or source.count("/") != 1 or path.suffix in READERS:
+            raise ValueError(f"data.source {source!r} does not exist")
+        return _quietly(source)
+    except ValueError:
+        raise
+    except (OSError, RuntimeError, datasets.exceptions.DatasetsError) as problem:
+        reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
+        raise ValueError(
+            f"data.source {source!r} cannot be read ({reason[:160]}); without a network give a local file or 'world'"
+        ) from None
+
+
+def _read_file(path: Path) -> Any:
+    plain = path.with_suffix("") if path.suffix == ".gz" else path
+    reader = READERS.get(plain.suffix)
+    if reader is None:
+        raise ValueError(
+            f"data.source {str(path)!r} ends in {path.suffix!r}; jsonl, jsonl.gz, json, parquet and csv are read"
+        )
+    if path.stat().st_size == 0:
+        raise ValueError(f"data.source {str(path)!r} is empty")
+    try:
+        return _quietly(reader, data_files=str(path))
+    except datasets.exceptions.DatasetGenerationError as problem:
+        cause = str(problem.__cause__ or problem).splitlines()[0]
+        raise ValueError(f"data.source {str(path)!r} is not readable as {reader}: {cause[:160]}") from None
+
+
+def _quietly(*arguments: Any, **named: Any) -> Any:
+    datasets.disable_progress_bars()
+    logger = logging.getLogger("datasets")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        return datasets.load_dataset(*arguments, **named)
+    finally:
+        logger.setLevel(level)
+
+
+def _flatten(found: Any, source: str, split: str | None) -> list[Row]:
+    if isinstance(found, datasets.Dataset):
+        parts = {"train": found}
+    else:
+        parts = dict(found)
+    if split is not None:
+        if split not in parts:
+            raise ValueError(f"data.split {split!r} is not in {source!r}; it has {', '.join(sorted(parts))}")
+        parts = {split: parts[split]}
+    single = len(parts) == 1
+    return [row if single else {"split": name, **row} for name, part in parts.items() for row in part.to_list()]

@@ -1,0 +1,1 @@
+"""What is loaded, trained and saved: policies, reward models, anchors, samplers."""

@@ -1,0 +1,32 @@
+"""Adapters around a public model, by peft: put on, switched off, merged, saved."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import peft
+from torch import nn
+
+from treeward.models.loading import LoRA
+
+
+def put_on(module: Any, config: LoRA, task: str, trained_whole: tuple[str, ...] = ()) -> Any:
+    """A `PeftModel` around `module`, whose layers are changed in place; `trained_whole` parts train without adapter."""
+    targets: Any = list(config.targets) or "all-linear"
+    plan = peft.LoraConfig(
+        r=config.r, lora_alpha=config.alpha, lora_dropout=0.0, target_modules=targets, task_type=task,
+        modules_to_save=list(trained_whole) or None,
+    )  # fmt: skip
+    try:
+        return peft.get_peft_model(module, plan)
+    except ValueError as problem:
+        raise ValueError(f"model.lora.targets {config.targets}: {str(problem).splitlines()[0]}") from None
+
+
+def save(adapter: Any | None, module: nn.Module, directory: Path, name: str = "model") -> None:
+    """Write `model/` (merged where there is an adapter) and `adapter/` in peft's layout, as safetensors."""
+    whole: Any = module
+    if adapter is not None:
+        adapter.save_pretrained(directory / "adapter")
+        whole = copy.deepcopy(adapter).merge_and_unload()
+    whole.save_pretrained(directory / name)

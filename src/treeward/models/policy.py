@@ -1,0 +1,99 @@
+"""A policy: a causal language model, its tokenizer, and the forward pass over forests."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from treeward.data.render import Tokenizer, end_id, token_tree
+from treeward.maths.logprobs import sum_by_branch
+from treeward.models import adapters
+from treeward.models.loading import ModelConfig, load
+from treeward.trees.forest import Forest, pack
+from treeward.trees.forward import TreeLM
+from treeward.trees.text import Tree
+from treeward.trees.tokens import TokenTree
+from treeward.trees.verify import verified
+
+TOKEN_BUDGET = {"cpu": 1024, "cuda": 16384, "mps": 4096}
+"""Packed tokens of one forward pass, by device; measured on the CPU only."""
+
+
+class Policy:
+    """A causal language model that is trained or measured. `tree` is the module, `adapter` the PeftModel or None."""
+
+    def __init__(self, tree: TreeLM, tokenizer: Tokenizer, adapter: Any | None = None) -> None:
+        self.tree = tree
+        self.tokenizer = tokenizer
+        self.adapter = adapter
+
+    @classmethod
+    def load(cls, path: str, *, seed: int = 0, **options: Any) -> "Policy":
+        """Load a directory, a hub id or "world"; `options` are the fields of `ModelConfig` (precision, device, ...).
+
+        Raises:
+            ValueError: nothing loadable is there, with the mend.
+        """
+        return cls.from_config(ModelConfig(path=path, **options), seed)
+
+    @classmethod
+    def from_config(cls, config: ModelConfig, seed: int = 0) -> "Policy":
+        """The policy that a run's `model` section describes; `seed` draws random weights."""
+        loaded = load(config, AutoModelForCausalLM, seed)
+        adapter = adapters.put_on(loaded.module, config.lora, "CAUSAL_LM") if config.lora else None
+        return cls(TreeLM(loaded.module, loaded.precision, loaded.backend), loaded.tokenizer, adapter)
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokens that end a response, in plain text and in chats."""
+        chat = bool(self.tokenizer.chat_template)
+        return tuple(dict.fromkeys(end_id(self.tokenizer, c) for c in ((True, False) if chat else (False,))))
+
+    @property
+    def token_budget(self) -> int:
+        """Packed tokens of one forward pass on this device."""
+        return TOKEN_BUDGET[self.tree.device.type]
+
+    def save(self, directory: Path) -> None:
+        """Write `directory/model` (adapter merged, tokenizer and template with it) and, with LoRA, `adapter`."""
+        adapters.save(self.adapter, self.tree.module, directory)
+        self.tokenizer.save_pretrained(directory / "model")
+
+
+def tokenised(trees: Sequence[Tree | TokenTree], tokenizer: Tokenizer) -> list[TokenTree]:
+    """Token trees, those given as text rendered."""
+    return [token_tree(tree, tokenizer) if isinstance(tree, Tree) else tree for tree in trees]
+
+
+def branch_logps(policy: Policy, trees: Sequence[Tree | TokenTree]) -> Float[Tensor, "N"]:
+    """log pi(response | prompt) of every branch, in order: sums over response tokens, end token included, in nats.
+
+    The layout is verified against plain calls first. No gradient is kept.
+
+    Raises:
+        ValueError: a path is longer than the model's positions.
+    """
+    planted = tokenised(trees, policy.tokenizer)
+    verified(policy.tree, planted)
+    with torch.no_grad():
+        return in_order(planted, pack(planted, policy.token_budget, policy.tree.positions), lambda f: _sums(policy, f))
+
+
+def in_order(trees: Sequence[TokenTree], forests: Sequence[Forest], values: Any) -> Float[Tensor, "N"]:
+    """Per-branch `values(forest)` of packed trees, put back in the order of `trees`, on the CPU."""
+    found: dict[int, list[Tensor]] = {}
+    for forest in forests:
+        at = 0
+        computed = values(forest).float().cpu()
+        for tree in forest.sources:
+            found.setdefault(id(tree), []).append(computed[at : at + len(tree.branches)])
+            at += len(tree.branches)
+    return torch.cat([found[id(tree)].pop(0) for tree in trees]) if trees else torch.zeros(0)
+
+
+def _sums(policy: Policy, forest: Forest) -> Float[Tensor, "N"]:
+    return sum_by_branch(policy.tree(forest), forest.scored_branch.to(policy.tree.device), forest.branches)

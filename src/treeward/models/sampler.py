@@ -1,0 +1,110 @@
+"""Samples: from a policy by our own decoding loop, or from a script for tests.
+
+Plain sampling at a temperature: top-k, top-p and penalties are left out, since the log-probability of a sample would
+no longer be the policy's. The prompt is prefilled once for its K samples; the next token is drawn by inverting the
+cumulative distribution. Sampled ids are kept; text is made only where someone reads it.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from treeward.models.policy import Policy
+from treeward.trees.forward import TreeLM
+from treeward.trees.tokens import TokenTree
+
+
+class Sampler(Protocol):
+    """Prompts in, trees with K branches out, in order."""
+
+    def __call__(self, prompts: Sequence[TokenTree], samples: int, generator: torch.Generator) -> list[TokenTree]: ...
+
+
+@dataclass(frozen=True)
+class DecodeSampler:
+    """Samples from a policy. A response ends at an end token, which it keeps, or after `max_new_tokens`."""
+
+    tree: TreeLM
+    end_ids: tuple[int, ...]
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    batch: int = 128
+
+    @classmethod
+    def of(cls, policy: Policy, max_new_tokens: int = 64, temperature: float = 1.0) -> "DecodeSampler":
+        """A sampler of the policy as it is at each call."""
+        return cls(policy.tree, policy.end_ids, max_new_tokens, temperature)
+
+    def __call__(self, prompts: Sequence[TokenTree], samples: int, generator: torch.Generator) -> list[TokenTree]:
+        """K = `samples` branches for each prompt; prompts of one length are decoded together, without padding."""
+        if self.temperature <= 0:
+            raise ValueError(f"temperature is {self.temperature}; it must be above 0 (1 samples the policy itself)")
+        found: dict[int, TokenTree] = {}
+        for places in _batches(prompts, max(1, self.batch // samples)):
+            rows = torch.tensor([prompts[p].prompt for p in places], device=self.tree.device)
+            responses = self._decode(rows, samples, generator)
+            for number, place in enumerate(places):
+                branches = responses[number * samples : (number + 1) * samples]
+                found[place] = TokenTree(prompts[place].prompt, tuple(branches), prompts[place].group)
+        return [found[place] for place in range(len(prompts))]
+
+    def _decode(self, rows: Int[Tensor, "G W"], samples: int, generator: torch.Generator) -> list[tuple[int, ...]]:
+        ends = torch.tensor(self.end_ids, device=rows.device)
+        with torch.no_grad(), self.tree.products():
+            out: Any = self.tree.module(input_ids=rows, use_cache=True)
+            cache = out.get("past_key_values", out.get("cache_params"))
+            name = "past_key_values" if "past_key_values" in out else "cache_params"
+            if samples > 1:
+                cache.batch_repeat_interleave(samples)
+            logits = out.logits[:, -1].repeat_interleave(samples, 0)
+            chosen = draw(logits, self.temperature, generator)
+            columns = [chosen]
+            done = torch.isin(chosen, ends)
+            while len(columns) < self.max_new_tokens and not bool(done.all()):
+                out = self.tree.module(input_ids=chosen[:, None], use_cache=True, **{name: cache})
+                chosen = draw(out.logits[:, -1], self.temperature, generator)
+                columns.append(chosen)
+                done |= torch.isin(chosen, ends)
+        ended = set(self.end_ids)
+        return [_until_end(row, ended) for row in torch.stack(columns, 1).tolist()]
+
+
+@dataclass(frozen=True)
+class ScriptedSampler:
+    """A sampler for tests: it answers each prompt (by its ids) with the branches of a script, in turn."""
+
+    script: Mapping[tuple[int, ...], Sequence[tuple[int, ...]]]
+
+    def __call__(self, prompts: Sequence[TokenTree], samples: int, generator: torch.Generator) -> list[TokenTree]:
+        lines = [self.script[tree.prompt] for tree in prompts]
+        return [
+            TokenTree(tree.prompt, tuple(line[k % len(line)] for k in range(samples)), tree.group)
+            for tree, line in zip(prompts, lines, strict=True)
+        ]
+
+
+def draw(logits: Float[Tensor, "N V"], temperature: float, generator: torch.Generator) -> Int[Tensor, "N"]:
+    """One token a row from softmax(logits / temperature), by inverse-CDF search with one uniform number a row."""
+    cumulative = (logits.float() / temperature).softmax(1).cumsum(1)
+    uniform = torch.rand(len(logits), 1, generator=generator).to(logits.device) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, uniform, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
+
+
+def _batches(prompts: Sequence[TokenTree], size: int) -> Iterator[list[int]]:
+    by_length: dict[int, list[int]] = {}
+    for place, tree in enumerate(prompts):
+        by_length.setdefault(len(tree.prompt), []).append(place)
+    for places in by_length.values():
+        for start in range(0, len(places), size):
+            yield places[start : start + size]
+
+
+def _until_end(row: Sequence[int], ends: set[int]) -> tuple[int, ...]:
+    for place, token in enumerate(row):
+        if token in ends:
+            return tuple(row[: place + 1])
+    return tuple(row)

@@ -1,0 +1,45 @@
+"""Weights as facts: hashes, counts, dropout, and the tensors that moved."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+def fingerprint(module: nn.Module) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of all parameters, in name order; tied ones once."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(module.named_parameters()):
+        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
+        digest.update(memoryview(parameter.detach().cpu().contiguous().view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def trainable(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters that train, by name, tied ones once."""
+    return ((name, p) for name, p in module.named_parameters() if p.requires_grad)
+
+
+def snapshot(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of the trainable parameters, on the CPU: what movement is measured against."""
+    return {name: p.detach().to("cpu", copy=True) for name, p in trainable(module)}
+
+
+def movement(module: nn.Module, start: Mapping[str, Tensor]) -> dict[str, tuple[float, float]]:
+    """(norm of the change, norm at the start) of each trainable parameter."""
+    found = {}
+    for name, parameter in trainable(module):
+        now = parameter.detach().cpu()
+        found[name] = ((now - start[name]).norm().item(), start[name].norm().item())
+    return found
+
+
+def set_dropout(module: nn.Module, share: float) -> None:
+    """Set every dropout of a model: attention, residual, embedding and layer dropout."""
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = share
+        for name, value in list(vars(part).items()):
+            if "drop" in name and isinstance(value, float):
+                setattr(part, name, share)

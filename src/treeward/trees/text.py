@@ -1,0 +1,69 @@
+"""Text: a prompt with its responses.
+
+A `Tree` is frozen and survives JSON. What a prompt's text becomes as ids is decided in one place, `data.render`.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+Message = Mapping[str, str]
+"""A chat turn: {"role": ..., "content": ...}."""
+
+Prompt = str | tuple[Message, ...]
+
+
+@dataclass(frozen=True)
+class Response:
+    """One branch: its text, and what is known of it.
+
+    `finished` False means that no end token is added or scored (the text was cut). `score` is a scorer's or rater's
+    number on any scale, higher is better.
+    """
+
+    text: str
+    finished: bool = True
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A prompt (text as it stands, or messages for the chat template) and its responses; plain strings will do.
+
+    For a pair the first response is the chosen one, the second the rejected. `group` is the unit of splitting and of
+    every interval: the normalised prompt unless given. An empty prompt is allowed only with a group of its own.
+    """
+
+    prompt: Prompt
+    responses: tuple[Response, ...]
+    group: str = ""
+
+    def __init__(
+        self, prompt: str | Sequence[Message], responses: Sequence[Response | str] = (), group: str | None = None
+    ) -> None:
+        fixed: Prompt = prompt if isinstance(prompt, str) else tuple(dict(message) for message in prompt)
+        if not fixed and group is None:
+            raise ValueError("prompt is empty; give a prompt, or a group where the format has no prompts")
+        object.__setattr__(self, "prompt", fixed)
+        object.__setattr__(self, "responses", tuple(Response(r) if isinstance(r, str) else r for r in responses))
+        object.__setattr__(self, "group", normalised(fixed) if group is None else group)
+
+    def __hash__(self) -> int:
+        return hash(self.to_json())
+
+    def to_json(self) -> str:
+        """One line of JSON; `Tree.from_json` gives an equal tree back."""
+        return json.dumps(asdict(self), ensure_ascii=False, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, line: str) -> "Tree":
+        """The tree that `to_json` wrote."""
+        row: dict[str, Any] = json.loads(line)
+        return cls(row["prompt"], [Response(**response) for response in row["responses"]], row["group"])
+
+
+def normalised(prompt: Prompt) -> str:
+    """The prompt as a group name: roles and words in lower case, white space folded."""
+    text = prompt if isinstance(prompt, str) else "\n".join(f"{m['role']}: {m['content']}" for m in prompt)
+    return " ".join(text.lower().split())

@@ -1,0 +1,40 @@
+"""Ids: a prompt tokenised once, and each response on its own, as generation sees them."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TokenTree:
+    """Prompt ids (never empty: a start token stands there) and the ids of each branch (never empty).
+
+    Every branch token is scored, the end token included; no prompt token is. `group` names the unit of splitting and
+    of intervals; `gap` is the rating difference of a pair where the data has one.
+
+    Raises:
+        ValueError: the prompt or a branch is empty, with the place named.
+    """
+
+    prompt: tuple[int, ...]
+    branches: tuple[tuple[int, ...], ...]
+    group: str = ""
+    gap: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.prompt:
+            raise ValueError("the prompt has no tokens; a start token (BOS, else EOS) must stand there")
+        for number, branch in enumerate(self.branches):
+            if not branch:
+                raise ValueError(f"branch {number} of {self.group[:60]!r} has no tokens; an empty response is dropped")
+
+    def __len__(self) -> int:
+        """Tokens in all, the prompt counted once: what the tree costs in a forest."""
+        return len(self.prompt) + sum(map(len, self.branches))
+
+    @property
+    def longest_path(self) -> int:
+        """Tokens from the root to the furthest leaf: what the model's positions must hold."""
+        return len(self.prompt) + max(map(len, self.branches), default=0)
+
+    def rows(self) -> list[tuple[int, ...]]:
+        """The same tree as one row a branch, the prompt repeated."""
+        return [self.prompt + branch for branch in self.branches]

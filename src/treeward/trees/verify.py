@@ -1,0 +1,118 @@
+"""Is the packed forward pass the plain one? Values and gradients, on real trees, before the first step.
+
+The comparison runs without autocast: it tests the layout, not rounding.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from treeward.trees.attention import Backend, rule
+from treeward.trees.forest import plant
+from treeward.trees.forward import TreeModule
+from treeward.trees.tokens import TokenTree
+
+log = logging.getLogger(__name__)
+
+VALUE_LIMIT = 1e-4
+GRADIENT_LIMIT = 1e-4
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was compared: the largest absolute deviation of a value (nats per token, or score), and the deviation of
+    the gradient relative to its norm. `fallback` says why the tree layout is not used, if it is not."""
+
+    backend: Backend
+    value_deviation: float
+    gradient_deviation: float
+    fallback: str | None
+
+    @property
+    def passed(self) -> bool:
+        """Both deviations lie below their limits; NaN does not."""
+        return self.value_deviation <= VALUE_LIMIT and self.gradient_deviation <= GRADIENT_LIMIT
+
+
+def verify(model: TreeModule, trees: Sequence[TokenTree]) -> Verification:
+    """Choose the backend by the rule, compare it with plain calls, fall back to rows, saying so; sets `model.backend`.
+
+    The comparison runs on the tree that holds the longest path and on the two smallest. A backend that was asked for
+    by name is tested and never replaced.
+
+    Raises:
+        ValueError: the layout, or neither layout, gives the numbers of plain calls.
+    """
+    longest = max(tree.longest_path for tree in trees)
+    probe = _probe(trees)
+    if model.asked is not None:
+        backend, reason = model.asked, "asked for" if model.asked == "rows" else None
+    else:
+        backend, reason = rule(model.module, longest)
+    result = compare(model, probe, backend, reason if backend == "rows" else None)
+    if not result.passed and backend == "tree" and model.asked is None:
+        reason = f"the tree layout is off by {result.value_deviation:.2g} (gradients {result.gradient_deviation:.2g})"
+        result = compare(model, probe, "rows", reason)
+    if not result.passed:
+        raise ValueError(
+            f"{type(model.module).__name__}: the layout {result.backend!r} deviates from plain calls by "
+            f"{result.value_deviation:.3g} (limit {VALUE_LIMIT}), gradients by {result.gradient_deviation:.3g} "
+            f"(limit {GRADIENT_LIMIT}); use --model.backend auto, or another model class"
+        )
+    if result.fallback:
+        log.info("one row a branch: %s", result.fallback)
+    model.backend, model.verified_path = result.backend, longest
+    return result
+
+
+def verified(model: TreeModule, trees: Sequence[TokenTree]) -> None:
+    """Verify unless that has been done for paths as long as these."""
+    if trees and (model.backend is None or max(tree.longest_path for tree in trees) > model.verified_path):
+        verify(model, trees)
+
+
+def compare(
+    model: TreeModule, trees: Sequence[TokenTree], backend: Backend, fallback: str | None
+) -> Verification:
+    """Values and gradients of one forest of `trees` under `backend` against plain calls, row by row."""
+    before = model.backend, model.precision
+    model.backend, model.precision = backend, "fp32"
+    try:
+        packed = model(plant(trees))
+        plain = torch.cat([model.plain(tree, b) for tree in trees for b in range(len(tree.branches))])
+        weights = torch.randn(len(plain), generator=torch.Generator().manual_seed(0)).to(plain)
+        deviation = (packed - plain).abs().max().item()
+        gradient = _relative_distance(model, (packed * weights).sum(), (plain * weights).sum())
+    except (RuntimeError, TypeError, IndexError, AttributeError) as problem:
+        if backend == "rows":
+            raise
+        log.info("the tree layout failed: %s", problem)
+        deviation = gradient = float("nan")
+    finally:
+        model.backend, model.precision = before
+    return Verification(backend, deviation, gradient, fallback)
+
+
+def _probe(trees: Sequence[TokenTree], count: int = 3) -> list[TokenTree]:
+    longest = max(trees, key=lambda tree: tree.longest_path)
+    others = sorted((tree for tree in trees if tree is not longest), key=len)
+    return [longest, *others[: count - 1]]
+
+
+def _relative_distance(model: TreeModule, packed: Tensor, plain: Tensor) -> float:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        return 0.0
+    a = torch.autograd.grad(packed, parameters, allow_unused=True)
+    b = torch.autograd.grad(plain, parameters, allow_unused=True)
+    distance = norm = 0.0
+    for x, y in zip(a, b, strict=True):
+        if (x is None) != (y is None):
+            return float("inf")
+        if x is not None and y is not None:
+            distance += (x - y).square().sum().item()
+            norm += y.square().sum().item()
+    return float((distance / max(norm, 1e-30)) ** 0.5)
