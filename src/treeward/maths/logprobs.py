@@ -4,16 +4,43 @@ Letters: S scored tokens, N branches, V vocabulary. Everything is computed in fl
 There is no shift here: a forest says which position predicts which target (`trees.forest`), once.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 
 def token_logps(logits: Float[Tensor, "S V"], targets: Int[Tensor, "S"]) -> Float[Tensor, "S"]:
-    """log softmax(logits)[target], in nats, without ever holding a second S x V tensor."""
-    logits = logits.float()
-    chosen = logits.gather(1, targets[:, None]).squeeze(1)
-    return chosen - logits.logsumexp(1)
+    """log softmax(logits)[target], in nats, float32; differentiable once.
+
+    The vocabulary is wide, so neither direction holds a float32 copy of the logits: rows are taken in chunks, and the
+    gradient, softmax(logits) times minus the incoming one, plus the incoming one at the target, is written in place.
+    """
+    return _TokenLogps.apply(logits, targets)  # type: ignore[no-any-return, no-untyped-call]
+
+
+ROWS = 64
+"""Rows of logits that are widened to float32 at a time."""
+
+
+class _TokenLogps(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        normaliser = torch.cat([part.float().logsumexp(1) for part in logits.split(ROWS)])
+        ctx.save_for_backward(logits, targets, normaliser)
+        return logits.gather(1, targets[:, None]).squeeze(1).float() - normaliser
+
+    @staticmethod
+    def backward(ctx: Any, *incoming: Tensor) -> tuple[Tensor, None]:
+        logits, targets, normaliser = ctx.saved_tensors
+        gradient = torch.empty_like(logits)
+        for start in range(0, len(logits), ROWS):
+            rows = slice(start, start + ROWS)
+            part = (logits[rows].float() - normaliser[rows, None]).exp_().mul_(-incoming[0][rows, None])
+            part.scatter_add_(1, targets[rows, None], incoming[0][rows, None])
+            gradient[rows] = part
+        return gradient, None
 
 
 def entropies(logits: Float[Tensor, "S V"]) -> Float[Tensor, "S"]:

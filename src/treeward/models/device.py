@@ -1,8 +1,10 @@
 """Where and in which precision a model runs; chosen by rule, printed, and overridable."""
 
+import ctypes
+import sys
 import time
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -77,3 +79,17 @@ def measure_products(device: torch.device, size: int = 1024, repeats: int = 5) -
     exact = results[torch.float32]
     error = ((results[torch.bfloat16] - exact).abs().max() / exact.abs().max()).item()
     return ProductSpeed(speeds[torch.float32], speeds[torch.bfloat16], error)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed memory for the next step instead of handing it back to the kernel.
+
+    Every step allocates the same large tensors; mapping them anew costs a page fault for each 4 KiB (measured: 28 %
+    of a GPT-2 124M step on two cores). Peak memory hardly changes. Without glibc it does nothing.
+    """
+    if sys.platform.startswith("linux"):
+        libc: Any = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):
+            trim_threshold, mmap_max = -1, -4
+            libc.mallopt(mmap_max, 0)
+            libc.mallopt(trim_threshold, 2**31 - 1)

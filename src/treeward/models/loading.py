@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from treeward.data import world
 from treeward.data.render import Tokenizer
-from treeward.models.device import AskedDevice, AskedPrecision, choose_device, choose_precision
+from treeward.models.device import AskedDevice, AskedPrecision, choose_device, choose_precision, keep_freed_memory
 from treeward.models.weights import set_dropout
 from treeward.trees.attention import Backend
 from treeward.trees.forward import Precision
@@ -81,6 +81,8 @@ def load(config: ModelConfig, auto_class: Any, seed: int, **named: Any) -> Loade
         ValueError: the path, its weights or its tokenizer cannot be had, or they do not belong together.
     """
     device = choose_device(config.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     tokenizer = load_tokenizer(config)
     if config.random:
         plan = world.model_config() if config.path == "world" else _ask(config.path, "config", AutoConfig)

@@ -2,23 +2,34 @@
 
 A token sees its own tree's prompt and its own branch, causally. Backends:
 
-- `tree`: the packed row with a 4-D mask under SDPA, each prompt computed once;
+- `tree`: the packed row with a 4-D mask under SDPA, each prompt computed once. No token sees another tree, so products
+  run tree by tree (small trees a few at a time) on slices of the mask: attention costs what the trees cost, not T x T;
 - `rows`: one padded row a branch and no mask, for models that cannot take the packed layout.
 
 The rule that chooses between them comes before any probe, because some classes drop their sliding window without a
 word when a 4-D mask is given.
 """
 
+from collections.abc import Sequence
 from inspect import signature
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from treeward.trees.forest import PROMPT, Forest
 
 Backend = Literal["tree", "rows"]
+
+NAME = "treeward"
+"""The attention implementation, registered with transformers, that reads a forest's mask tree by tree."""
+
+SLICE = 192
+"""Trees are attended to together until a slice has this many tokens; a larger tree is a slice of its own."""
 
 
 def mask(forest: Forest) -> Bool[Tensor, "1 1 T T"]:
@@ -28,7 +39,46 @@ def mask(forest: Forest) -> Bool[Tensor, "1 1 T T"]:
     same_tree = forest.tree[:, None] == forest.tree[None, :]
     same_branch = forest.branch[:, None] == forest.branch[None, :]
     trunk = forest.branch[None, :] == PROMPT
-    return (causal & same_tree & (same_branch | trunk))[None, None]
+    seen: Any = (causal & same_tree & (same_branch | trunk))[None, None]
+    seen.slices = slices([len(tree) for tree in forest.sources])
+    return seen  # type: ignore[no-any-return]
+
+
+def slices(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """Consecutive trees grouped into (start, end) ranges of tokens."""
+    found: list[tuple[int, int]] = []
+    start = end = 0
+    for length in lengths:
+        if end > start and end - start + length > SLICE:
+            found.append((start, end))
+            start = end
+        end += length
+    return [*found, (start, end)]
+
+
+def _attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **named: Any
+) -> tuple[Tensor, None]:
+    """SDPA; a mask that carries `slices` is read slice by slice, any other is passed on as it stands."""
+    parts = getattr(attention_mask, "slices", None)
+    if attention_mask is None or parts is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **named)
+    out = []
+    for start, end in parts:
+        q, k, v = (x[:, :, start:end] for x in (query, key, value))
+        seen = attention_mask[:, :, start:end, start:end]
+        out.append(sdpa_attention_forward(module, q, k, v, seen, **named)[0])
+    return torch.cat(out, 1), None
+
+
+def use_slices(module: nn.Module) -> None:
+    """Let a model that attends by SDPA read forests slice by slice; its numbers do not change."""
+    if getattr(module.config, "_attn_implementation", None) == "sdpa":  # type: ignore[union-attr]
+        module.set_attn_implementation(NAME)  # type: ignore[operator]
+
+
+AttentionInterface.register(NAME, _attend)
+AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 def rule(module: nn.Module, longest_path: int) -> tuple[Backend, str]:
@@ -48,7 +98,7 @@ def rule(module: nn.Module, longest_path: int) -> tuple[Backend, str]:
         return "rows", "sliding layers without a stated window"
     if getattr(config, "is_encoder_decoder", False) or not _causal(config):
         return "rows", "the model is not a decoder"
-    if getattr(config, "_attn_implementation", None) != "sdpa":
+    if getattr(config, "_attn_implementation", None) not in ("sdpa", NAME):
         return "rows", f"attention is {getattr(config, '_attn_implementation', None)!r}, not sdpa"
     if "position_ids" not in signature(module.forward).parameters:
         return "rows", f"{type(module).__name__} takes no position_ids"

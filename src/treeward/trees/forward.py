@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from treeward.maths.logprobs import token_logps
-from treeward.trees.attention import Backend, mask
+from treeward.trees.attention import Backend, mask, use_slices
 from treeward.trees.forest import Forest
 from treeward.trees.tokens import TokenTree
 
@@ -32,6 +32,7 @@ class TreeModule(nn.Module):
 
     def __init__(self, module: nn.Module, precision: Precision = "fp32", backend: Backend | None = None) -> None:
         super().__init__()
+        use_slices(module)
         self.module = module
         self.precision: Precision = precision
         self.asked = backend
