@@ -1,0 +1,44 @@
+"""Treeward aligns language models to preferences, and proves that it did.
+
+The names below are loaded when they are first used, so that importing treeward costs nothing.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_NAMES = {
+    "Anchor": "treeward.models.anchor",
+    "ChecksFailed": "treeward.proof.checks",
+    "DPOConfig": "treeward.algorithms.dpo",
+    "Forest": "treeward.trees.forest",
+    "Policy": "treeward.models.policy",
+    "Response": "treeward.trees.text",
+    "RewardConfig": "treeward.algorithms.reward",
+    "RewardModel": "treeward.models.reward_model",
+    "SFTConfig": "treeward.algorithms.sft",
+    "TokenTree": "treeward.trees.tokens",
+    "Tree": "treeward.trees.text",
+    "branch_logps": "treeward.models.policy",
+    "branch_scores": "treeward.models.reward_model",
+    "dpo": "treeward.algorithms.dpo",
+    "pack": "treeward.trees.forest",
+    "reward": "treeward.algorithms.reward",
+    "sft": "treeward.algorithms.sft",
+    "token_logps": "treeward.models.policy",
+    "verify": "treeward.trees.verify",
+}
+_MODULES = {"data": "treeward.data", "losses": "treeward.maths.preference"}
+
+__all__ = [*_NAMES, *_MODULES]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(_MODULES[name])
+    if name in _NAMES:
+        return getattr(import_module(_NAMES[name]), name)
+    raise AttributeError(f"module 'treeward' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

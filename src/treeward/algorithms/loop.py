@@ -117,7 +117,7 @@ def fit(
         state.load(resume)
     while state.index < total:
         batch = [trees[row] for row in state.order.batch(state.index)]
-        metrics = _accumulate(model, batch, objective, config.token_budget or budget)
+        metrics = accumulate(model, batch, objective, config.token_budget or budget)
         parameters = state.parameters
         ranks.sum_gradients(parameters)
         norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm).item()
@@ -133,7 +133,7 @@ def reached(config: LoopConfig, trees: Sequence[TokenTree]) -> list[TokenTree]:
     return [trees[row] for row in config.order(len(trees)).reached(config.total(len(trees)))]
 
 
-def _accumulate(model: TreeModule, batch: Sequence[TokenTree], objective: Objective, budget: int) -> dict[str, float]:
+def accumulate(model: TreeModule, batch: Sequence[TokenTree], objective: Objective, budget: int) -> dict[str, float]:
     """Gradients of the batch's mean loss, and the means of its metrics."""
     count = sum(objective.count(tree) for tree in batch)
     mine = batch[ranks.rank() :: ranks.world()]

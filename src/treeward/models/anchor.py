@@ -24,8 +24,9 @@ from treeward.trees.tokens import TokenTree
 class Anchor:
     """A frozen reference. `hash` fingerprints its weights (None with adapters: the base weights cannot train)."""
 
-    def __init__(self, tree: TreeLM, adapter: Any | None = None) -> None:
+    def __init__(self, tree: TreeLM, policy: Policy, adapter: Any | None = None) -> None:
         self.tree = tree
+        self._policy = policy
         self._adapter = adapter
         self.hash = fingerprint(tree) if adapter is None else None
 
@@ -37,15 +38,16 @@ class Anchor:
             ValueError: the policy has an adapter and a base weight is trainable, so that the base would move.
         """
         if policy.adapter is None:
-            return cls(copy.deepcopy(policy.tree).requires_grad_(False).eval())
+            return cls(copy.deepcopy(policy.tree).requires_grad_(False).eval(), policy)
         moving = [n for n, p in policy.tree.named_parameters() if p.requires_grad and "lora_" not in n]
         if moving:
             raise ValueError(f"the anchor is the policy with its adapter off, but {moving[0]!r} trains as well")
-        return cls(policy.tree, policy.adapter)
+        return cls(policy.tree, policy, policy.adapter)
 
     @contextmanager
     def model(self) -> Iterator[TreeLM]:
-        """The anchor's forward pass, without gradients."""
+        """The anchor's forward pass, without gradients, in the layout that was verified for the policy."""
+        self.tree.backend, self.tree.verified_path = self._policy.tree.backend, self._policy.tree.verified_path
         off: AbstractContextManager[Any] = nullcontext() if self._adapter is None else self._adapter.disable_adapter()
         with torch.no_grad(), off:
             yield self.tree

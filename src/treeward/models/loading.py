@@ -1,7 +1,7 @@
 """Finding models and tokenizers: the embedded world, a local directory, or a hub id; one-line errors."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,6 +49,8 @@ class ModelConfig:
     """Dropout while training; 0 unless asked for, and always 0 when log-probabilities are compared."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """With random weights: values that replace those of config.json, such as {num_hidden_layers: 2}."""
     lora: LoRA | None = None
     """Train low-rank adapters instead of all weights."""
 
@@ -57,6 +59,8 @@ class ModelConfig:
             raise ValueError(f"model.dropout is {self.dropout}; it lies in [0, 1)")
         if self.path == "world" and self.init == "pretrained":
             raise ValueError("model.init is 'pretrained', but the embedded 'world' model has no weights; use random")
+        if self.config and not self.random:
+            raise ValueError(f"model.config {self.config} shapes a model with random weights; add --model.init random")
 
     @property
     def random(self) -> bool:
@@ -86,7 +90,9 @@ def load(config: ModelConfig, auto_class: Any, seed: int, **named: Any) -> Loade
     tokenizer = load_tokenizer(config)
     if config.random:
         plan = world.model_config() if config.path == "world" else _ask(config.path, "config", AutoConfig)
-        for name, value in named.items():
+        for name, value in (named | config.config).items():
+            if name in config.config and not hasattr(plan, name):
+                raise ValueError(f"model.config has {name!r}, which {type(plan).__name__} does not know")
             setattr(plan, name, value)
         with torch.random.fork_rng():
             torch.manual_seed(seed)

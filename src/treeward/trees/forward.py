@@ -7,6 +7,7 @@ is the layout and the mask. `treeward.trees.verify` proves that the layout gives
 Letters: T packed tokens, S scored tokens, N branches, V vocabulary.
 """
 
+from abc import abstractmethod
 from contextlib import AbstractContextManager
 from inspect import signature
 from typing import Any, Literal
@@ -56,9 +57,19 @@ class TreeModule(nn.Module):
         """The context in which the model's products run."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
+    @property
+    def layout(self) -> Backend:
+        """The verified backend."""
+        assert self.backend is not None, "verify the layout first (treeward.trees.verify.verified)"
+        return self.backend
+
+    @abstractmethod
+    def forward(self, forest: Forest) -> Tensor:
+        """One number a scored token, or one a branch."""
+
+    @abstractmethod
     def plain(self, tree: TokenTree, branch: int) -> Tensor:
         """The same numbers as `forward` for one branch, by a plain call on one unpadded row, no mask passed."""
-        raise NotImplementedError
 
 
 class TreeLM(TreeModule):
@@ -71,7 +82,7 @@ class TreeLM(TreeModule):
         """The logits that predict each scored token."""
         forest = forest.to(self.device)
         with self.products():
-            if self.backend == "rows":
+            if self.layout == "rows":
                 return self._row_logits(forest)
             out = self.module(
                 input_ids=forest.input_ids[None],
@@ -106,7 +117,7 @@ class TreeScorer(TreeModule):
     def forward(self, forest: Forest) -> Float[Tensor, "N"]:
         forest = forest.to(self.device)
         with self.products():
-            if self.backend == "rows":
+            if self.layout == "rows":
                 hidden = self.backbone(input_ids=padded_rows(forest).to(self.device), use_cache=False)
                 ends = [len(row) - 1 for tree in forest.sources for row in tree.rows()]
                 at_ends = hidden.last_hidden_state[range(len(ends)), ends]

@@ -1,0 +1,62 @@
+"""Treeward's side of the DPO bench, one task a process. Modes: prepare (pairs and weights for both), time, check."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from child import Answer, Task, reply
+from pairs import TOKENIZER, Pair, load, read, save
+from treeward.algorithms.dpo import DPOConfig, dpo
+from treeward.algorithms.loop import reached
+from treeward.data.render import Tokenizer, token_tree
+from treeward.models.loading import ModelConfig
+from treeward.models.policy import Policy
+from treeward.trees.text import Tree
+from treeward.trees.tokens import TokenTree
+from treeward.trees.verify import verified
+
+
+def measure(task: Task) -> Answer:
+    """Train on the task's pairs; the time is that of the whole generator, the anchor's log-probabilities included."""
+    torch.set_num_threads(task.threads)
+    data, work = Path(task.data), Path(task.work)
+    gpt2 = ModelConfig(
+        path=str(data / "model_configs/gpt2"), init="random", tokenizer=str(data / TOKENIZER),
+        precision="bf16" if task.precision == "bf16" else "fp32", device="cpu",
+    )  # fmt: skip
+    policy = Policy.from_config(gpt2, seed=0)
+    if task.mode == "prepare":
+        save(read(data, task.pairs), work)
+        policy.tree.module.save_pretrained(work / "weights")  # type: ignore[operator]
+        return Answer(steps=[])
+    config = DPOConfig(batch_size=task.batch_size, epochs=1, lr=1e-6)
+    if task.mode == "check":
+        config = DPOConfig(batch_size=task.batch_size, epochs=1, lr=1e-3, schedule="constant_with_warmup", warmup=0.0)
+    trees = in_file_order([rendered(pair, policy.tokenizer) for pair in load(work, task.pairs)], config)
+    verified(policy.tree, trees)
+    start = time.perf_counter()
+    steps = [step.metrics for step in dpo(policy, trees, config)]
+    return Answer(seconds=time.perf_counter() - start, steps=steps)
+
+
+def rendered(pair: Pair, tokenizer: Tokenizer) -> TokenTree:
+    """The pair as our rendering has it; its ids must be those that both sides agreed on."""
+    tree = token_tree(Tree(pair.prompt, [pair.chosen, pair.rejected]), tokenizer)
+    if [list(row) for row in tree.rows()] != list(pair.rows) or len(tree.prompt) != len(pair.prompt_ids):
+        raise ValueError(f"treeward's ids differ from the bench's: {pair.prompt[:80]!r}")
+    return tree
+
+
+def in_file_order(trees: Sequence[TokenTree], config: DPOConfig) -> list[TokenTree]:
+    """The trees placed so that the run, which shuffles by its seed, visits them in the order given."""
+    visits = config.order(len(trees)).reached(config.total(len(trees)))
+    placed = dict(zip(visits, trees, strict=True))
+    found = [placed[row] for row in range(len(trees))]
+    assert reached(config, found) == list(trees)
+    return found
+
+
+if __name__ == "__main__":
+    reply(measure)

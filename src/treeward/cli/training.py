@@ -1,0 +1,111 @@
+"""`treeward sft | reward | dpo [RECIPE] [--key value ...]` and `treeward resume RUN`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import transformers
+import yaml
+
+from treeward.cli.parse import Words, parse
+from treeward.jobs import settings
+from treeward.jobs.options import RUNS, AnyRun
+from treeward.jobs.train import Finished, estimate, prologue, train
+from treeward.runs.directory import RunDirectory, free_path
+
+FLAGS = ("help", "print-config", "dry-run")
+
+
+def run(verb: str, arguments: Sequence[str]) -> int:
+    """One training command line."""
+    transformers.utils.logging.disable_progress_bar()
+    words = parse(arguments, FLAGS)
+    if "help" in words.flags:
+        print(help_text(verb))
+        return 0
+    if verb == "resume":
+        return resume(words)
+    given = dict(words.options)
+    if "resume" in given:
+        return resume(Words((given["resume"],), tuple(o for o in words.options if o[0] != "resume"), words.flags))
+    config = configured(verb, words)
+    if "print-config" in words.flags:
+        print(yaml.safe_dump({"command": verb, **settings.dump(config)}, sort_keys=False), end="")
+        return 0
+    free_path(config.name or verb, config.out)
+    if "dry-run" in words.flags:
+        return dry_run(config)
+    return show(train(config))
+
+
+def configured(verb: str, words: Words) -> AnyRun:
+    """The configuration of a training command: its recipe with the overrides laid on it.
+
+    Raises:
+        ValueError: more than one recipe, a recipe of another command, an unknown key or a bad value.
+    """
+    if len(words.places) > 1:
+        raise ValueError(f"one recipe at most, not {' '.join(words.places)!r}")
+    values: dict[str, Any] = {}
+    if words.places:
+        values = settings.recipe(words.places[0])
+        command = values.pop("command", verb)
+        if command != verb:
+            raise ValueError(f"recipe {words.places[0]!r} is for `treeward {command}`, not {verb}")
+        values.setdefault("name", words.places[0].rsplit("/", 1)[-1].removesuffix(".yaml"))
+    for key, text in words.options:
+        values = settings.merge(values, settings.override(key, text))
+    return settings.build(RUNS[verb], values)
+
+
+def resume(words: Words) -> int:
+    """Go on with a run from its last checkpoint; its own configuration stands."""
+    if len(words.places) != 1 or words.options:
+        raise ValueError("usage: treeward resume RUN (the run's own config.yaml stands, so no overrides)")
+    directory = RunDirectory.open(words.places[0])
+    if (directory.path / "receipt.json").exists():
+        raise ValueError(f"{words.places[0]!r} has ended: its receipt.json is there")
+    values = yaml.safe_load((directory.path / "config.yaml").read_text(encoding="utf-8"))
+    config = settings.build(RUNS[values.pop("command")], values)
+    return show(train(config, directory))
+
+
+def dry_run(config: AnyRun) -> int:
+    """Everything up to the first step, and what the run would cost."""
+    begun = prologue(config)
+    for check in begun.checks:
+        print(check)
+    print(f"data: {begun.data.account}")
+    print(f"estimate: {estimate(config, begun)}")
+    return 0
+
+
+def show(finished: Finished) -> int:
+    """The last lines of a run: numbers, verdict, and where everything is."""
+    receipt = finished.receipt
+    for name, facts in {receipt["metric"]: receipt, **receipt["metrics"]}.items():
+        before, after, d = facts["before"], facts["after"], facts["difference"]
+        start = f"{before['value']:.4g} by construction" if before["constant"] else interval(before)
+        print(f"{name:<10} {start} -> {interval(after)}, n={after['n']}; change {interval(d)}, p={d['p']:.2g}")
+    failed = [check for check in receipt["checks"] if check["passed"] is False]
+    print(f"checks     {len(receipt['checks'])}, failed {len(failed)}; weights moved by "
+          f"{receipt['movement']['relative_update']:.3g} of their norm")  # fmt: skip
+    print(f"verdict    {receipt['verdict']}: {receipt['reason']}")
+    print(f"run        {finished.path}\nreport     {finished.path / 'report.html'}")
+    return finished.exit_code
+
+
+def interval(facts: dict[str, Any]) -> str:
+    """A value with its 95 % interval."""
+    return f"{facts['value']:.4g} [{facts['low']:.4g}, {facts['high']:.4g}]"
+
+
+def help_text(verb: str) -> str:
+    """Every field of the command with its default and meaning."""
+    if verb == "resume":
+        return "treeward resume RUN: go on from the last checkpoint, bit for bit at equal threads and versions."
+    rows = settings.describe(RUNS[verb])
+    lines = [f"  --{key.replace('_', '-'):<34} {meaning} [{default}]" for key, default, meaning in rows]
+    names = ", ".join(settings.recipes())
+    return "\n".join([f"{RUNS[verb].__doc__}", "", f"recipes: {names}", "", *lines,
+                      "  --print-config                       show the resolved run and stop",
+                      "  --dry-run                            data, checks and an estimate, then stop"])  # fmt: skip

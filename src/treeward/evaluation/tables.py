@@ -1,0 +1,152 @@
+"""A measurement is a table with one row an example; a comparison is two tables of the same examples.
+
+Metrics carry their direction and their test, so a "best" can only be chosen the right way round.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from treeward.maths import statistics
+from treeward.maths.statistics import Difference, Floats, Interval
+
+Test = Literal["bootstrap", "accuracy"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A named quantity: which way is better, how before and after are compared, and what it is in words."""
+
+    name: str
+    higher_is_better: bool
+    test: Test
+    meaning: str
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("nll", False, "bootstrap", "negative log-likelihood, nats a token (policy) or a pair (reward model)"),
+        Metric("accuracy", True, "accuracy", "share of pairs whose chosen side scores higher, ties one half"),
+        Metric("score", True, "bootstrap", "the scorer's raw score of fresh samples"),
+        Metric("kl", False, "bootstrap", "KL(policy, start) a response in nats, Rao-Blackwellised"),
+        Metric("entropy", True, "bootstrap", "conditional entropy, nats a token"),
+        Metric("length", True, "bootstrap", "scored tokens a response"),
+        Metric("ended", True, "bootstrap", "share of responses that end by themselves"),
+    )
+}
+
+
+def metric(name: str) -> Metric:
+    """The metric of that name.
+
+    Raises:
+        ValueError: there is none; the known ones are listed.
+    """
+    if name not in METRICS:
+        raise ValueError(f"metric {name!r} is unknown; known are {', '.join(sorted(METRICS))}")
+    return METRICS[name]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Values by example: `groups[i]` is the group of row i, and each column holds one value a row."""
+
+    groups: Sequence[str]
+    columns: Mapping[str, Floats]
+
+    def __post_init__(self) -> None:
+        for name, column in self.columns.items():
+            assert len(column) == len(self.groups), f"column {name} has {len(column)} values, not {len(self.groups)}"
+
+    def interval(self, name: str) -> Interval:
+        """The column's mean with its interval: Wilson for accuracies, else clustered by group."""
+        column = self.columns[name]
+        if metric(name).test == "accuracy":
+            return statistics.wilson(float(column.sum()), len(column))
+        return statistics.clustered_mean(column, self.groups)
+
+    def mean(self, name: str) -> float:
+        """Mean over groups (over rows for accuracies)."""
+        return self.interval(name).value
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One dictionary a row."""
+        return [
+            {"group": group, **{name: float(column[i]) for name, column in self.columns.items()}}
+            for i, group in enumerate(self.groups)
+        ]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One metric before and after on the same examples. `constant`: the start has one value by construction."""
+
+    metric: Metric
+    before: Interval
+    after: Interval
+    difference: Difference
+    constant: bool = False
+
+    @property
+    def outcome(self) -> Literal["improved", "no detectable change", "worse"]:
+        """What the interval of the difference says, in the metric's own direction."""
+        sign = 1 if self.metric.higher_is_better else -1
+        low, high = sorted((sign * self.difference.low, sign * self.difference.high))
+        if low > 0 and self.difference.p < 0.05:
+            return "improved"
+        return "worse" if high < 0 and self.difference.p < 0.05 else "no detectable change"
+
+    def facts(self) -> dict[str, Any]:
+        """As it stands in a receipt."""
+        return {
+            "higher_is_better": self.metric.higher_is_better,
+            "before": {**asdict(self.before), "constant": self.constant},
+            "after": {**asdict(self.after), "constant": False},
+            "difference": asdict(self.difference),
+        }
+
+
+def compare(name: str, before: Table, after: Table) -> Comparison:
+    """The comparison of one column of two tables over the same rows.
+
+    Accuracies: McNemar's exact test or, where every pair was a tie before (a zero head, policy = anchor), the exact
+    sign test against one half. All else: paired bootstrap by group.
+    """
+    assert list(before.groups) == list(after.groups), "both sides are measured on the same examples"
+    known = metric(name)
+    a, b = before.columns[name], after.columns[name]
+    if known.test == "accuracy":
+        if bool((a == 0.5).all()):
+            return Comparison(known, Interval(0.5, 0.5, 0.5, len(a)), after.interval(name), statistics.sign_test(b), True)
+        return Comparison(known, before.interval(name), after.interval(name), statistics.mcnemar(a, b))
+    difference = statistics.paired_bootstrap(a, b, after.groups)
+    return Comparison(known, before.interval(name), after.interval(name), difference)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Tables by kind ("pairs", "texts", "samples"), and sampled text for the eye."""
+
+    tables: Mapping[str, Table]
+    samples: Sequence[Mapping[str, Any]] = field(default_factory=list)
+
+    def table_of(self, name: str) -> Table:
+        """The table that holds this metric.
+
+        Raises:
+            ValueError: nothing measured holds it.
+        """
+        for table in self.tables.values():
+            if name in table.columns:
+                return table
+        have = sorted({column for table in self.tables.values() for column in table.columns if column in METRICS})
+        raise ValueError(f"metric {name!r} is not measured here; measured are {', '.join(have)}")
+
+
+def wins(chosen: Sequence[float] | Floats, rejected: Sequence[float] | Floats) -> Floats:
+    """1 where chosen is higher, 0 where it is lower, 0.5 where they are equal."""
+    a, b = np.asarray(chosen, dtype=np.float64), np.asarray(rejected, dtype=np.float64)
+    return (a > b) + 0.5 * (a == b)

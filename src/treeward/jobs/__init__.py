@@ -1,0 +1,1 @@
+"""What a command does, one file a verb: checks, train, evaluate, receipt."""

@@ -1,0 +1,107 @@
+"""The end of a training run: movement, saving and reloading, the measurement after, the verdict, the receipt."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from treeward.data.prepare import Prepared
+from treeward.evaluation.rewards import score_spread
+from treeward.evaluation.tables import METRICS, Comparison, Measurement, compare
+from treeward.jobs.options import AnyRun, verb_of
+from treeward.jobs.tasks import Task
+from treeward.proof import closing, identities
+from treeward.proof.checks import Check
+from treeward.proof.receipt import receipt
+from treeward.proof.verdict import decide
+from treeward.report.page import write_page
+from treeward.runs.directory import RunDirectory
+
+
+@dataclass
+class Prologue:
+    """What is known before the first step: the task with its model, the data, the checks that were made."""
+
+    task: Task
+    data: Prepared
+    checks: list[Check]
+    gradient_missing: list[str]
+
+
+def conclude(
+    config: AnyRun, begun: Prologue, run: RunDirectory, before: Measurement, start: Mapping[str, Tensor],
+    updates: tuple[int, int], broken: Check | None, seconds: float,
+) -> tuple[dict[str, Any], int]:  # fmt: skip
+    """Write model, evaluation, samples, receipt and report; returns the receipt and the exit code."""
+    task, data = begun.task, begun.data
+    moved = closing.Movement.since(task.model, start)
+    task.model.save(run.path)
+    after = task.measure(data.held_out)
+    main = compare(task.metric, before.table_of(task.metric), after.table_of(task.metric))
+    checks = [*begun.checks, *([broken] if broken else []), *_closing_checks(config, begun, run, moved, updates, after)]
+    verdict = decide(main, checks, task.rule(after))
+    tokens = sum(len(data.train[row]) for i in range(updates[0]) for row in config.order(len(data.train)).batch(i))
+    extra: dict[str, Any] = {"command": verb_of(config), "seconds": seconds, "tokens_per_second": tokens / seconds}
+    if data.best_accuracy is not None:
+        extra["best_reachable_accuracy"] = data.best_accuracy
+    rule = task.rule(after)
+    if rule is not None:
+        extra["longer_wins"] = rule.facts()["before"]
+    scorer = config.evaluation.scorer if task.metric == "score" else None
+    found = receipt(
+        verdict, main, _others(task, before, after), checks, moved, begun.gradient_missing, data.account,
+        config.require, scorer, extra,
+    )  # fmt: skip
+    run.write_lines("evaluation.jsonl", _evaluation(before, after))
+    run.write_lines("samples.jsonl", _side_by_side(before, after))
+    run.write_json("receipt.json", found)
+    write_page(run.path)
+    return found, verdict.exit_code(config.require)
+
+
+def _closing_checks(
+    config: AnyRun, begun: Prologue, run: RunDirectory, moved: closing.Movement, updates: tuple[int, int],
+    after: Measurement,
+) -> list[Check]:  # fmt: skip
+    task = begun.task
+    found = [
+        *closing.moved(moved, config.lr > 0),
+        closing.updates(*updates),
+        closing.reload_check(task.model, run.path, identities.probe(begun.data.held_out)),
+    ]
+    if task.anchor is not None:
+        found.append(closing.anchor_held(task.anchor))
+    if "pairs" in after.tables and task.anchor is None:
+        spread = score_spread(after.tables["pairs"])
+        found.append(Check("F18", "spread of the scores", spread > 0, ("F18",), "after", spread, 0.0))
+    return found
+
+
+def _others(task: Task, before: Measurement, after: Measurement) -> list[Comparison]:
+    """Every known metric that was measured, but the main one."""
+    names = dict.fromkeys(name for table in after.tables.values() for name in table.columns if name in METRICS)
+    return [compare(n, before.table_of(n), after.table_of(n)) for n in names if n != task.metric and _both(n, before, after)]
+
+
+def _both(name: str, before: Measurement, after: Measurement) -> bool:
+    return list(before.table_of(name).groups) == list(after.table_of(name).groups)
+
+
+def _evaluation(before: Measurement, after: Measurement) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for kind, table in after.tables.items():
+        for a, b in zip(before.tables[kind].rows(), table.rows(), strict=True):
+            group = b.pop("group")
+            a.pop("group")
+            rows.append({"group": group, "kind": kind, "before": a, "after": b})
+    return rows
+
+
+def _side_by_side(before: Measurement, after: Measurement) -> list[dict[str, Any]]:
+    """Samples of the start and of the trained policy for the same prompts, in equal order."""
+    return [
+        {"prompt": b["prompt"], "before": a["response"], "after": b["response"],
+         "score_before": a.get("score"), "score_after": b.get("score"), "kl": b.get("kl")}
+        for a, b in zip(before.samples, after.samples, strict=True)
+    ]  # fmt: skip

@@ -1,0 +1,65 @@
+"""Progress of a long loop: a bar with rate and time left on a terminal, one line now and then without one."""
+
+import signal
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+Item = TypeVar("Item")
+console = Console(stderr=True)
+QUIET_SECONDS = 20.0
+
+
+def follow(items: Iterable[Item], total: int, what: str, start: int = 0) -> Iterator[Item]:
+    """Pass `items` on while showing how far they are."""
+    if sys.stderr.isatty():
+        columns = (
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )  # fmt: skip
+        with Progress(*columns, console=console) as bar:
+            task = bar.add_task(what, total=total, completed=start)
+            for item in items:
+                yield item
+                bar.advance(task)
+        return
+    said = begun = time.monotonic()
+    for done, item in enumerate(items, start + 1):
+        yield item
+        now = time.monotonic()
+        if now - said > QUIET_SECONDS:
+            said = now
+            rate = (done - start) / (now - begun)
+            console.print(f"{what}: {done}/{total}, {rate:.2g}/s, {(total - done) / rate:.0f} s left", highlight=False)
+
+
+class Interrupted(Exception):  # noqa: N818 - the user's wish, not an error
+    """Ctrl-C was pressed; the state was saved after a whole step. The argument says how to resume."""
+
+
+@contextmanager
+def interruptible() -> Iterator[list[bool]]:
+    """Within this, the first Ctrl-C only leaves a mark, to be looked at between two steps; a second one interrupts."""
+    pressed: list[bool] = []
+
+    def mark(number: int, frame: FrameType | None) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(True)
+        console.print("stopping after this step; press Ctrl-C again to stop at once")
+
+    try:
+        before = signal.signal(signal.SIGINT, mark)
+    except ValueError:
+        yield pressed
+        return
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)

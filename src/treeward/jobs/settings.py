@@ -1,0 +1,177 @@
+"""Recipes and overrides: plain mappings to typed configurations and back; unknown keys are refused with a nearest name.
+
+The command line and YAML go the same way: an override is a dotted key and a YAML value, merged into the recipe, then
+validated. A field whose type is a union of dataclasses takes its class from `kind`.
+"""
+
+import dataclasses
+import difflib
+import logging
+import types
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import docstring_parser
+import pydantic
+import yaml
+
+log = logging.getLogger(__name__)
+Config = TypeVar("Config")
+
+
+def recipe(name: str) -> dict[str, Any]:
+    """The mapping of a recipe: a name from the package, or a YAML file.
+
+    Raises:
+        ValueError: there is no such recipe, or the file is not a mapping; the nearest name is suggested.
+    """
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+        if not path.exists():
+            raise ValueError(f"recipe {name!r} does not exist")
+        text = path.read_text(encoding="utf-8")
+    else:
+        if name not in recipes():
+            raise ValueError(f"recipe {name!r} is unknown{_nearest(name, recipes())}; there are {', '.join(recipes())}")
+        text = (resources.files("treeward.recipes") / f"{name}.yaml").read_text(encoding="utf-8")
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError as problem:
+        raise ValueError(f"recipe {name!r} is not YAML: {' '.join(str(problem).split())[:160]}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"recipe {name!r} is not a mapping of keys to values")
+    return found
+
+
+def recipes() -> list[str]:
+    """The names of the recipes in the package."""
+    files = resources.files("treeward.recipes").iterdir()
+    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """`over` laid on `base`, mapping by mapping. A changed `kind` drops the other class's fields, and says so."""
+    merged = dict(base)
+    for key, value in over.items():
+        name = key.replace("-", "_")
+        below = merged.get(name)
+        if isinstance(value, Mapping) and isinstance(below, Mapping):
+            if "kind" in value and value["kind"] != below.get("kind"):
+                lost = sorted(set(below) - {"kind"})
+                if lost:
+                    log.warning("%s%s.kind is now %s: dropped %s", path, name, value["kind"], ", ".join(lost))
+                below = {}
+            merged[name] = merge(below, value, f"{path}{name}.")
+        else:
+            merged[name] = value
+    return merged
+
+
+def override(key: str, text: str) -> dict[str, Any]:
+    """The mapping that `--a.b text` stands for; the text is a YAML value."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    for part in reversed(key.split(".")):
+        value = {part.replace("-", "_"): value}
+    return value  # type: ignore[no-any-return]
+
+
+def build(cls: type[Config], values: Mapping[str, Any], path: str = "") -> Config:
+    """An instance of a config dataclass from a mapping.
+
+    Raises:
+        ValueError: an unknown key (the nearest is named) or a value of the wrong type or range.
+    """
+    hints = get_type_hints(cls)
+    names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    arguments = {}
+    for key, value in values.items():
+        name = key.replace("-", "_")
+        if name not in names:
+            raise ValueError(f"unknown key {path + name!r}{_nearest(name, names)}; known are {', '.join(names)}")
+        arguments[name] = _value(hints[name], value, path + name)
+    return cls(**arguments)
+
+
+def dump(config: Any) -> dict[str, Any]:
+    """The mapping from which `build` makes an equal config; unions carry their `kind`."""
+    hints = get_type_hints(type(config))
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            kind = {"kind": kind_of(type(value))} if len(_classes(hints[field.name])) > 1 else {}
+            found[field.name] = {**kind, **dump(value)}
+        else:
+            found[field.name] = list(value) if isinstance(value, tuple) else value
+    return found
+
+
+def describe(cls: type[Any], path: str = "") -> list[tuple[str, str, str]]:
+    """(dotted key, default, meaning) of every field, for help texts."""
+    rows: list[tuple[str, str, str]] = []
+    meanings = _meanings(cls)
+    hints = get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        classes = _classes(hints[field.name])
+        if classes:
+            if len(classes) > 1:
+                rows.append((f"{path}{field.name}.kind", kind_of(classes[0]), " | ".join(map(kind_of, classes))))
+            seen: set[str] = set()
+            for each in classes:
+                below = [row for row in describe(each, f"{path}{field.name}.") if row[0] not in seen]
+                seen |= {row[0] for row in below}
+                rows += below
+        else:
+            default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+            rows.append((path + field.name, str(default), meanings.get(field.name, "")))
+    return rows
+
+
+def kind_of(cls: type[Any]) -> str:
+    """The name of a union's member in recipes and on the command line."""
+    return cls.__name__.lower()
+
+
+def _value(hint: Any, value: Any, path: str) -> Any:
+    classes = _classes(hint)
+    if not classes:
+        try:
+            return pydantic.TypeAdapter(hint).validate_python(value)
+        except pydantic.ValidationError as problem:
+            raise ValueError(f"{path} is {value!r}: {problem.errors()[0]['msg'].lower()}") from None
+    if value is None and type(None) in get_args(hint):
+        return None
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{path} is {value!r}; it is a group of fields: set {path}.NAME")
+    if len(classes) == 1:
+        return build(classes[0], value, f"{path}.")
+    kinds = {kind_of(cls): cls for cls in classes}
+    kind = str(value.get("kind", kind_of(classes[0])))
+    if kind not in kinds:
+        raise ValueError(f"{path}.kind is {kind!r}{_nearest(kind, list(kinds))}; it may be {', '.join(kinds)}")
+    return build(kinds[kind], {key: item for key, item in value.items() if key != "kind"}, f"{path}.")
+
+
+def _classes(hint: Any) -> list[type[Any]]:
+    """The dataclasses that a field may hold: none for a plain value, several for a union."""
+    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    return [option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)]
+
+
+def _meanings(cls: type[Any]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if dataclasses.is_dataclass(base):
+            for item in docstring_parser.parse_from_object(base).params:
+                found[item.arg_name] = " ".join((item.description or "").split())
+    return found
+
+
+def _nearest(name: str, names: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, names, 1, 0.5)
+    return f", did you mean {close[0]!r}?" if close else ""

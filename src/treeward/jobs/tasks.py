@@ -1,0 +1,177 @@
+"""The three training tasks: how each loads, checks, trains and measures its model. `jobs.train` drives them alike."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from treeward.algorithms.dpo import PairPreference, dpo
+from treeward.algorithms.loop import Objective, Step
+from treeward.algorithms.reward import PairRanking, reward
+from treeward.algorithms.sft import TokenNLL, sft
+from treeward.data.prepare import Purpose
+from treeward.evaluation import policies, rewards
+from treeward.evaluation.tables import Comparison, Measurement, Table
+from treeward.jobs.options import AnyRun, DPORun, RewardRun, SFTRun
+from treeward.models.anchor import Anchor
+from treeward.models.policy import Policy
+from treeward.models.reward_model import RewardModel
+from treeward.proof import identities
+from treeward.proof.checks import Check
+from treeward.rewards import scorers
+from treeward.trees.tokens import TokenTree
+
+
+class Task(Protocol):
+    """What `jobs.train` needs of a command."""
+
+    model: Policy | RewardModel
+    anchor: Anchor | None
+    purpose: Purpose
+    metric: str
+
+    def objective(self, trees: Sequence[TokenTree]) -> Objective:
+        """The training objective, ready for these trees, at the start."""
+        ...
+
+    def identities(self, trees: Sequence[TokenTree]) -> list[Check]:
+        """The identities that hold for this command alone."""
+        ...
+
+    def steps(self, trees: Sequence[TokenTree], resume: Path | None) -> Iterator[Step]:
+        """The training steps."""
+        ...
+
+    def measure(self, trees: Sequence[TokenTree]) -> Measurement:
+        """The model as it is now, on these held-out trees."""
+        ...
+
+    def rule(self, measured: Measurement) -> Comparison | None:
+        """The trivial rule that the model must beat, if there is one."""
+        ...
+
+
+class SFTTask:
+    """Supervised fine-tuning: held-out NLL a token, or the score of fresh samples where a scorer is named."""
+
+    purpose: Purpose = "sft"
+
+    def __init__(self, config: SFTRun) -> None:
+        self.config = config
+        self.model = Policy.from_config(config.model, config.seed)
+        self.anchor = Anchor.of(self.model)
+        self.scorer = scorers.find(config.evaluation.scorer) if config.evaluation.scorer else None
+        self.metric = config.evaluation.metric or "nll"
+
+    def objective(self, trees: Sequence[TokenTree]) -> Objective:
+        return TokenNLL(self.model.tree)
+
+    def identities(self, trees: Sequence[TokenTree]) -> list[Check]:
+        return identities.anchor_checks(self.model.tree, self.anchor, trees)
+
+    def steps(self, trees: Sequence[TokenTree], resume: Path | None) -> Iterator[Step]:
+        return sft(self.model, trees, self.config, resume)
+
+    def measure(self, trees: Sequence[TokenTree]) -> Measurement:
+        samples, shown = _samples(self.model, self.anchor, trees, self.config, self.scorer)
+        return Measurement({"texts": policies.likelihood(self.model, trees), "samples": samples}, shown)
+
+    def rule(self, measured: Measurement) -> Comparison | None:
+        return None
+
+
+class RewardTask:
+    """A reward model: held-out pair accuracy, against the rule that the longer response wins."""
+
+    purpose: Purpose = "pairs"
+    anchor = None
+
+    def __init__(self, config: RewardRun) -> None:
+        self.config = config
+        self.model = RewardModel.from_config(config.model, config.seed)
+        self.metric = config.evaluation.metric or "accuracy"
+
+    def objective(self, trees: Sequence[TokenTree]) -> Objective:
+        return PairRanking(self.model.tree, self.config.loss)
+
+    def identities(self, trees: Sequence[TokenTree]) -> list[Check]:
+        objective = self.objective(trees)
+        found = [identities.swapped(self._margins, trees)]
+        if not bool(self.model.head.weight.any()):
+            margins = torch.tensor([self.config.loss.margin * min(tree.gap, 1.0) for tree in trees])
+            expected = softplus(margins.double()).mean().item()
+            found.append(identities.start_value(self.model.tree, objective, trees, expected))
+        return found
+
+    def steps(self, trees: Sequence[TokenTree], resume: Path | None) -> Iterator[Step]:
+        return reward(self.model, trees, self.config, resume)
+
+    def measure(self, trees: Sequence[TokenTree]) -> Measurement:
+        return Measurement({"pairs": rewards.pairs(self.model, trees)})
+
+    def rule(self, measured: Measurement) -> Comparison | None:
+        return rewards.against_longer_wins(measured.tables["pairs"])
+
+    def _margins(self, trees: Sequence[TokenTree]) -> Tensor:
+        with identities.exact(self.model.tree), identities.awakened(self.model.tree):
+            scores = self.model.score(trees).view(-1, 2)
+        return scores[:, 0] - scores[:, 1]
+
+
+class DPOTask:
+    """A preference loss: the score of fresh samples where a scorer is named, else held-out implicit accuracy."""
+
+    purpose: Purpose = "pairs"
+
+    def __init__(self, config: DPORun) -> None:
+        self.config = config
+        self.model = Policy.from_config(config.model, config.seed)
+        self.anchor = Anchor.of(self.model)
+        self.scorer = scorers.find(config.evaluation.scorer) if config.evaluation.scorer else None
+        self.metric = config.evaluation.metric or ("score" if self.scorer else "accuracy")
+
+    def objective(self, trees: Sequence[TokenTree]) -> Objective:
+        return self._objective(trees)
+
+    def identities(self, trees: Sequence[TokenTree]) -> list[Check]:
+        return [
+            *identities.anchor_checks(self.model.tree, self.anchor, trees),
+            identities.start_value(self.model.tree, self.objective(trees), trees, self.config.loss.at_start()),
+        ]
+
+    def steps(self, trees: Sequence[TokenTree], resume: Path | None) -> Iterator[Step]:
+        return dpo(self.model, trees, self.config, self.anchor, resume)
+
+    def measure(self, trees: Sequence[TokenTree]) -> Measurement:
+        samples, shown = _samples(self.model, self.anchor, trees, self.config, self.scorer)
+        return Measurement({"pairs": policies.implicit(self.model, self.anchor, trees), "samples": samples}, shown)
+
+    def rule(self, measured: Measurement) -> Comparison | None:
+        return None
+
+    def _objective(self, trees: Sequence[TokenTree]) -> PairPreference:
+        with identities.exact(self.anchor.tree):
+            known = self.anchor.branch_logps(trees, self.model.token_budget)
+        return PairPreference(self.model.tree, self.config.loss, known)
+
+
+def task_of(config: AnyRun) -> Task:
+    """The task that a configuration's class names, its model loaded."""
+    if isinstance(config, SFTRun):
+        return SFTTask(config)
+    if isinstance(config, RewardRun):
+        return RewardTask(config)
+    return DPOTask(config)
+
+
+def _samples(
+    policy: Policy, anchor: Anchor, trees: Sequence[TokenTree], config: SFTRun | DPORun,
+    scorer: scorers.Scorer | None,
+) -> tuple[Table, list[dict[str, object]]]:  # fmt: skip
+    """Fresh samples for the first held-out prompts, one prompt a group."""
+    by_group = {tree.group: TokenTree(tree.prompt, (), tree.group) for tree in trees}
+    prompts = list(by_group.values())[: config.evaluation.prompts]
+    return policies.fresh(policy, anchor, prompts, config.evaluation.plan(config.seed), scorer)

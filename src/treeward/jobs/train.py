@@ -1,0 +1,200 @@
+"""A training run: prepare, check, measure, train, measure again, and write the receipt.
+
+Nothing is written before every check has passed. Resuming is the same road from the beginning, with the state put back
+before the first step, so that nothing but the optimiser steps already taken is skipped.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+from treeward.algorithms.loop import NonFinite, Step, accumulate
+from treeward.algorithms.state import TrainState, load_trainable, save_trainable
+from treeward.data.prepare import Prepared, prepare
+from treeward.evaluation.tables import Measurement, metric
+from treeward.jobs.environment import environment
+from treeward.jobs.finish import Prologue, conclude
+from treeward.jobs.options import AnyRun, verb_of
+from treeward.jobs.progress import Interrupted, follow, interruptible
+from treeward.jobs.settings import dump
+from treeward.jobs.tasks import Task, task_of
+from treeward.models.weights import snapshot
+from treeward.proof import identities
+from treeward.proof.checks import Check, require
+from treeward.proof.data_checks import data_checks
+from treeward.proof.rates import rate_check
+from treeward.runs.directory import RunDirectory, free_path
+from treeward.trees.tokens import TokenTree
+from treeward.trees.verify import verify
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Where the run is, its receipt, and the exit code that its verdict earns."""
+
+    path: Path
+    receipt: dict[str, Any]
+    exit_code: int
+
+
+def train(config: AnyRun, resume: RunDirectory | None = None) -> Finished:
+    """Run a training command to its receipt.
+
+    Raises:
+        ChecksFailed: a check before the first step failed; no run directory is left.
+        ValueError: the configuration, model or data cannot be used.
+        Interrupted: Ctrl-C; the state is saved.
+    """
+    path = resume.path if resume else free_path(config.name or verb_of(config), config.out)
+    begun = prologue(config)
+    before = begun.task.measure(begun.data.held_out)
+    begun.task.metric = _named_metric(begun.task, before)
+    run = resume or RunDirectory.create(path)
+    if resume is None:
+        run.write("config.yaml", yaml.safe_dump({"command": verb_of(config), **dump(config)}, sort_keys=False))
+    run.write_json("environment.json", environment(begun.task.model.tree))
+    start = snapshot(begun.task.model.tree)
+    clock = time.monotonic()
+    broken: Check | None = None
+    taken = 0
+    try:
+        taken = _loop(config, begun.task, begun.data, run)
+    except NonFinite as problem:
+        broken = Check("F28", "finite losses and gradients", False, ("F28",), "during", detail=str(problem))
+        log.error("stopped: %s", problem)
+    planned = config.total(len(begun.data.train))
+    receipt, code = conclude(
+        config, begun, run, before, start, (taken, planned), broken, time.monotonic() - clock
+    )
+    return Finished(run.path, receipt, code)
+
+
+def prologue(config: AnyRun) -> Prologue:
+    """Load, prepare and check everything; what `--dry-run` does.
+
+    Raises:
+        ChecksFailed: a check failed that was not accepted.
+    """
+    task = task_of(config)
+    data = prepare(config.data, task.model.tokenizer, task.purpose)
+    log.info("data: %s", data.account)
+    log.info("trees: %s", ", ".join(f"{len(trees)} {part}" for part, trees in data.parts.items()))
+    if data.best_accuracy is not None:
+        log.info("best reachable accuracy on these pairs: %.3f (known: the labels' noise is)", data.best_accuracy)
+    if not data.train:
+        raise ValueError(f"data.source {config.data.source!r} leaves nothing to train on: {data.account}")
+    if not data.held_out:
+        raise ValueError("nothing is held out: set data.test above 0; without held-out data there is no verdict")
+    embedding: Any = task.model.tree.module.get_input_embeddings()  # type: ignore[operator]
+    checks = data_checks(data, task.model.tokenizer, embedding.num_embeddings, task.purpose)
+    require([check for check in checks if check.id == "F09"])
+    found, missing = _model_checks(config, task, data)
+    return Prologue(task, data, require([*checks, *found], config.skip_check), missing)
+
+
+def estimate(config: AnyRun, begun: Prologue) -> str:
+    """Memory and time of the run to come: one step's forest is timed forward and backward, and rolled back."""
+    model = begun.task.model.tree
+    batch = begun.data.train[: config.batch_size]
+    objective = begun.task.objective(batch)
+    clock = time.monotonic()
+    accumulate(model, batch, objective, config.token_budget or begun.task.model.token_budget)
+    seconds = time.monotonic() - clock
+    model.zero_grad(set_to_none=True)
+    steps = config.total(len(begun.data.train))
+    states = 8 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+    memory = (psutil.Process().memory_info().rss + states) / 1e9
+    return f"about {seconds:.2g} s a step, {steps} steps: {steps * seconds / 60:.1f} min; about {memory:.1f} GB"
+
+
+def _model_checks(config: AnyRun, task: Task, data: Prepared) -> tuple[list[Check], list[str]]:
+    model = task.model
+    everything = [tree for part in data.parts.values() for tree in part]
+    found = verify(model.tree, everything)
+    log.info("layout: %s, largest deviation from plain calls %.2g, gradients %.2g", found.backend,
+             found.value_deviation, found.gradient_deviation)  # fmt: skip
+    probe = identities.probe(data.train)
+    objective = task.objective(probe)
+    total = config.total(len(data.train))
+    state = TrainState(model.tree, config.order(len(data.train)), total, config)
+    reach, missing = identities.reached(model.tree, objective, probe, state.parameters)
+    parameters = sum(p.numel() for p in model.tree.parameters())
+    return [
+        identities.layout(found),
+        *identities.passes(model.tree, probe),
+        identities.accumulation(model.tree, objective, probe),
+        reach,
+        *task.identities(probe),
+        rate_check(verb_of(config), config.lr, total, parameters, config.model.random),
+    ], missing
+
+
+def _named_metric(task: Task, before: Measurement) -> str:
+    """The metric by which the best is chosen, known and measured here."""
+    metric(task.metric)
+    before.table_of(task.metric)
+    return task.metric
+
+
+def _loop(config: AnyRun, task: Task, data: Prepared, run: RunDirectory) -> int:
+    """Take the steps; log, measure, keep the best, save. Returns the number of updates taken."""
+    total = config.total(len(data.train))
+    every = config.evaluate_every or config.order(len(data.train)).steps_per_epoch
+    checkpoints = run.checkpoints()
+    resume = checkpoints[-1] if checkpoints else None
+    done = int(resume.name.removeprefix("step-")) if resume else 0
+    run.write_lines("metrics.jsonl", [row for row in run.lines("metrics.jsonl") if row["step"] <= done])
+    step: Step | None = None
+    with interruptible() as pressed:
+        for step in follow(task.steps(data.train, resume), total, verb_of(config), done):
+            row: dict[str, Any] = {"step": step.index, **step.metrics}
+            if data.parts["validation"] and (step.index % every == 0 or step.index == total):
+                row |= _validate(task, data.parts["validation"], step, run)
+            run.append("metrics.jsonl", row)
+            if step.index % config.save_every == 0 or pressed:
+                _save(step, run)
+            if pressed:
+                raise Interrupted(f"stopped after step {step.index} of {total}; go on with: treeward resume {run.path}")
+    if run.best.exists():
+        load_trainable(task.model.tree, run.best)
+        if step:
+            log.info("kept the weights of step %s, best by validation %s", step.state.notes["best_step"], task.metric)
+    return step.index if step else done
+
+
+def _validate(task: Task, trees: Sequence[TokenTree], step: Step, run: RunDirectory) -> dict[str, float]:
+    """Measure on the validation part; keep the weights if they are the best so far by the named metric."""
+    measured = task.measure(trees)
+    known = metric(task.metric)
+    value = measured.table_of(known.name).mean(known.name)
+    sign = 1 if known.higher_is_better else -1
+    best = step.state.notes.get("best")
+    if best is None or sign * value > sign * best:
+        step.state.notes |= {"best": value, "best_step": step.index}
+        temporary = run.best.with_name(".best.safetensors")
+        temporary.parent.mkdir(exist_ok=True)
+        save_trainable(task.model.tree, temporary)
+        temporary.rename(run.best)
+    found = {known.name: value}
+    if "samples" in measured.tables:
+        samples = measured.tables["samples"]
+        found |= {name: samples.mean(name) for name in ("score", "kl", "entropy", "length") if name in samples.columns}
+    return {f"validation/{name}": value for name, value in found.items()}
+
+
+def _save(step: Step, run: RunDirectory) -> None:
+    """Save the state, then drop older checkpoints."""
+    step.state.save(run.checkpoint(step.index))
+    for old in run.checkpoints()[:-1]:
+        for file in old.iterdir():
+            file.unlink()
+        old.rmdir()
+

@@ -1,0 +1,97 @@
+"""After the last step: how far the weights moved, and whether what was saved is what was trained."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from treeward.models.anchor import Anchor
+from treeward.models.policy import Policy
+from treeward.models.reward_model import RewardModel
+from treeward.models.weights import fingerprint, movement
+from treeward.proof.checks import Check, below
+from treeward.proof.identities import exact
+from treeward.trees.tokens import TokenTree
+
+
+@dataclass(frozen=True)
+class Movement:
+    """How far the trainable weights went: relative to their start, in all and by module; and those that did not."""
+
+    relative_update: float
+    by_module: dict[str, float]
+    parameters_unmoved: list[str]
+
+    @classmethod
+    def since(cls, model: Policy | RewardModel, start: Mapping[str, Tensor]) -> "Movement":
+        """Movement of a model since `weights.snapshot` was taken."""
+        norms = movement(model.tree, start)
+        modules: dict[str, list[float]] = {}
+        for name, (change, norm) in norms.items():
+            total = modules.setdefault(_module_of(name), [0.0, 0.0])
+            total[0] += change**2
+            total[1] += norm**2
+        change = sum(c for c, _ in modules.values()) ** 0.5
+        norm = sum(n for _, n in modules.values()) ** 0.5
+        by_module = {name: (c**0.5) / max(n**0.5, 1e-12) for name, (c, n) in modules.items()}
+        return cls(change / max(norm, 1e-12), by_module, [name for name, (c, _) in norms.items() if c == 0])
+
+
+def moved(found: Movement, expected: bool) -> list[Check]:
+    """F37 and F44: weights moved at all, and every trainable tensor did; skipped where no movement was asked for."""
+    unmoved = [name for name in found.parameters_unmoved if not name.endswith("bias")]
+    still = found.relative_update < 1e-8
+    return [
+        Check("F37", "relative movement of the weights", not still if expected else None, ("F37", "F47", "F51"), "after",
+              found.relative_update, 1e-8),
+        below("F44", "trainable tensors that did not move", len(unmoved), 0, ["F44"], "after", ", ".join(unmoved[:4])),
+    ]  # fmt: skip
+
+
+def updates(taken: int, planned: int) -> Check:
+    """F46: the planned updates were taken."""
+    missing = 1 - taken / planned
+    return below("F46", "share of planned updates not taken", missing, 0.05, ["F46"], "after", f"{taken} of {planned}")
+
+
+def anchor_held(anchor: Anchor) -> Check:
+    """F23: the frozen anchor's weights are those of the start."""
+    same = anchor.hash is None or anchor.hash == fingerprint(anchor.tree)
+    return Check("F23", "the anchor's weights are unchanged", same, ("F20", "F23"), "after")
+
+
+def reload_check(model: Policy | RewardModel, directory: Path, trees: list[TokenTree]) -> Check:
+    """I12: the saved model, loaded by plain transformers, gives the numbers of the one in memory on plain rows.
+
+    With adapters the saved model is merged, so equality is to rounding.
+    """
+    kind = AutoModelForCausalLM if isinstance(model, Policy) else AutoModelForSequenceClassification
+    saved = kind.from_pretrained(directory / "model", dtype=torch.float32).to(model.tree.device).eval()
+    with exact(model.tree), torch.no_grad():
+        deviation = max(_deviation(model, saved, tree) for tree in trees)
+    limit = 0.0 if model.adapter is None and model.tree.device.type == "cpu" else 1e-4
+    return below("I12", "saved, reloaded: largest deviation", deviation, limit, ["F15", "F17", "F53"], "after")
+
+
+def _deviation(model: Policy | RewardModel, saved: torch.nn.Module, tree: TokenTree) -> float:
+    ids = torch.tensor([tree.rows()[0]], device=model.tree.device)
+    own = model.tree.plain(tree, 0)
+    logits = saved(input_ids=ids).logits
+    if isinstance(model, RewardModel):
+        return (logits[:, 0] - own).abs().max().item()
+    start = len(tree.prompt)
+    theirs = logits[0, start - 1 : -1].float()
+    logps = theirs.gather(1, ids[0, start:, None]).squeeze(1) - theirs.logsumexp(1)
+    return (logps - own).abs().max().item()
+
+
+def _module_of(name: str) -> str:
+    """The block a parameter belongs to: up to and including the first number in its name."""
+    parts = name.removeprefix("module.").split(".")
+    for place, part in enumerate(parts):
+        if part.isdigit():
+            return ".".join(parts[: place + 1])
+    return ".".join(parts[:-1])

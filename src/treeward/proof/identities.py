@@ -1,0 +1,162 @@
+"""Identities that hold at step 0 whatever the weights: I02 to I08, I11, I15 of the failure catalogue.
+
+They run in fp32 on at most four small trees: they test logic, not rounding.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from treeward.algorithms.loop import Objective
+from treeward.models.anchor import Anchor
+from treeward.models.weights import trainable
+from treeward.proof.checks import Check, below
+from treeward.trees.forest import plant
+from treeward.trees.forward import TreeLM, TreeModule
+from treeward.trees.tokens import TokenTree
+from treeward.trees.verify import GRADIENT_LIMIT, VALUE_LIMIT, Verification
+
+ROWS, TOKENS = 4, 128
+
+
+def probe(trees: Sequence[TokenTree]) -> list[TokenTree]:
+    """At most four trees of at most 128 tokens (the smallest ones, if there are none so small), all different."""
+    small = [tree for tree in trees if len(tree) <= TOKENS]
+    return list(dict.fromkeys(small or sorted(trees, key=len)))[:ROWS]
+
+
+@contextmanager
+def exact(model: TreeModule) -> Iterator[None]:
+    """fp32 products, for as long as identities are tested."""
+    before = model.precision
+    model.precision = "fp32"
+    try:
+        yield
+    finally:
+        model.precision = before
+
+
+def layout(found: Verification) -> Check:
+    """I05: the packed pass equals plain calls; an announced fallback to rows passes."""
+    detail = f"{found.backend}; gradients {found.gradient_deviation:.2g} (limit {GRADIENT_LIMIT})"
+    if found.fallback:
+        detail += f"; one row a branch: {found.fallback}"
+    return Check("I05", "tree equals rows, largest deviation", found.passed, ("F07", "F22"), "before",
+                 found.value_deviation, VALUE_LIMIT, detail)  # fmt: skip
+
+
+def passes(model: TreeModule, trees: Sequence[TokenTree]) -> list[Check]:
+    """I04 and I07: padding, neighbours and repetition change no number."""
+    with exact(model), torch.no_grad():
+        together = model(plant(trees))
+        again = model(plant(trees))
+        alone = torch.cat([model(plant([tree])) for tree in trees])
+        layout = model.backend
+        model.backend = "rows"
+        padded = model(plant(trees))
+        model.backend = layout
+    repeat = (together - again).abs().max().item()
+    rest = max((together - other).abs().max().item() for other in (alone, padded))
+    return [
+        below("I04", "padding and neighbours change nothing, largest deviation", rest, 1e-4, ["F03", "F14", "F26", "F36"]),
+        below("I07", "two passes are identical, largest deviation", repeat, 0.0 if together.is_cpu else 1e-6, ["F21"]),
+    ]
+
+
+def start_value(model: TreeModule, objective: Objective, trees: Sequence[TokenTree], expected: float) -> Check:
+    """I02: the loss has its known value where policy = anchor, or the head is zero."""
+    with exact(model), torch.no_grad():
+        value = objective(plant(trees)).values.double().mean().item()
+    deviation = abs(value - expected) / max(1.0, abs(expected))
+    detail = f"found {value:.6f}, expected {expected:.6f}"
+    return below("I02", "the first loss has its known value, deviation", deviation, 1e-4,
+                 ["F03", "F16", "F21", "F27"], detail=detail)  # fmt: skip
+
+
+def anchor_checks(model: TreeLM, anchor: Anchor, trees: Sequence[TokenTree]) -> list[Check]:
+    """I03 and I15: log-ratios to the anchor are zero, and a frozen copy shares no storage."""
+    with exact(model), torch.no_grad():
+        own = model(plant(trees))
+        with anchor.model() as start, exact(start):
+            other = start(plant(trees))
+    ratio = (own - other).abs().max().item()
+    shared = 0
+    if anchor.tree is not model:
+        own_storage = {p.data_ptr() for p in model.parameters()}
+        shared = sum(p.data_ptr() in own_storage for p in anchor.tree.parameters())
+    return [
+        below("I03", "log-ratios and KL to the anchor are zero, largest", ratio, 1e-4, ["F20", "F22", "F34"]),
+        below("I15", "tensors that policy and anchor share", shared, 0, ["F20", "F23"]),
+    ]
+
+
+def accumulation(model: TreeModule, objective: Objective, trees: Sequence[TokenTree]) -> Check:
+    """I06: the loss and gradient of a batch are those of its rows, one by one."""
+    parameters = [p for _, p in trainable(model)]
+    count = sum(objective.count(tree) for tree in trees)
+    with exact(model), awakened(model):
+        whole = torch.autograd.grad(objective(plant(trees)).values.sum() / count, parameters, allow_unused=True)
+        parts = [
+            torch.autograd.grad(objective(plant([tree])).values.sum() / count, parameters, allow_unused=True)
+            for tree in trees
+        ]
+    distance = norm = 0.0
+    for index, gradient in enumerate(whole):
+        if gradient is not None:
+            rest = sum((part[index] for part in parts if part[index] is not None), torch.zeros_like(gradient))
+            distance += (gradient - rest).square().sum().item()
+            norm += gradient.square().sum().item()
+    value = (distance / max(norm, 1e-30)) ** 0.5
+    return below("I06", "gradient of 1 x n against n x 1, relative", value, 1e-4, ["F19", "F43"])
+
+
+def reached(
+    model: TreeModule, objective: Objective, trees: Sequence[TokenTree], held: Sequence[Tensor]
+) -> tuple[Check, list[str]]:
+    """I11: the optimiser holds exactly the trainable tensors, and each gets a finite non-zero gradient.
+
+    Returns the check and the names of the tensors that no gradient reaches.
+    """
+    own = dict(trainable(model))
+    wrong = {id(p) for p in held} ^ {id(p) for p in own.values()}
+    count = sum(objective.count(tree) for tree in trees)
+    with exact(model), awakened(model):
+        loss = objective(plant(trees)).values.sum() / count
+        gradients = torch.autograd.grad(loss, list(own.values()), allow_unused=True)
+    missing = [
+        name for name, gradient in zip(own, gradients, strict=True)
+        if not name.endswith("bias") and (gradient is None or not bool(gradient.any()) or not bool(gradient.isfinite().all()))
+    ]  # fmt: skip
+    detail = f"{len(own)} tensors"
+    if missing:
+        detail += f"; without gradient: {', '.join(missing[:4])}"
+    if wrong:
+        detail += "; the optimiser holds other tensors"
+    name = "trainable tensors without gradient or outside the optimiser"
+    return below("I11", name, len(missing) + len(wrong), 0, ["F15", "F44", "F47"], detail=detail), missing
+
+
+@contextmanager
+def awakened(model: nn.Module) -> Iterator[None]:
+    """Random values in trainable tensors that are all zero (a zero head, LoRA's B), and the zeros back after."""
+    draw = torch.Generator().manual_seed(0)
+    asleep = [p for name, p in trainable(model) if not bool(p.any()) and not name.endswith("bias")]
+    with torch.no_grad():
+        for parameter in asleep:
+            parameter.copy_(0.02 * torch.randn(parameter.shape, generator=draw))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter in asleep:
+                parameter.zero_()
+
+
+def swapped(margins: Callable[[Sequence[TokenTree]], Tensor], trees: Sequence[TokenTree]) -> Check:
+    """I08: with the two sides of each pair exchanged every margin changes its sign."""
+    mirror = [TokenTree(t.prompt, t.branches[::-1], t.group, -t.gap) for t in trees]
+    deviation = (margins(trees) + margins(mirror)).abs().max().item()
+    return below("I08", "swapped pairs change the sign of every margin, deviation", deviation, 1e-3,
+                 ["F05", "F18", "F27"])  # fmt: skip

@@ -1,0 +1,41 @@
+"""The receipt: what was checked, what moved, what the held-out metric did, and the verdict; as plain values."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from treeward.data.render import Account
+from treeward.evaluation.tables import Comparison
+from treeward.proof.checks import Check
+from treeward.proof.closing import Movement
+from treeward.proof.verdict import Verdict
+
+SCHEMA = 1
+
+
+def receipt(
+    verdict: Verdict, main: Comparison, others: Sequence[Comparison], checks: Sequence[Check], movement: Movement,
+    gradient_missing: Sequence[str], account: Account, require: str, scorer: str | None, extra: Mapping[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """The content of receipt.json; `extra` holds seconds, tokens_per_second and what a command adds."""
+    return {
+        "schema": SCHEMA,
+        "verdict": verdict.word,
+        "reason": verdict.reason,
+        "metric": main.metric.name,
+        "scorer": scorer,
+        "require": require,
+        **main.facts(),
+        "metrics": {other.metric.name: other.facts() for other in others},
+        "checks": [check.facts() for check in checks],
+        "movement": {
+            "relative_update": movement.relative_update,
+            "by_module": movement.by_module,
+            "parameters_unmoved": movement.parameters_unmoved,
+            "gradient_missing": list(gradient_missing),
+        },
+        "data": {
+            "rows": account.rows, "used": account.used,
+            "dropped": dict(account.dropped), "cut": dict(account.cut),
+        },
+        **extra,
+    }  # fmt: skip

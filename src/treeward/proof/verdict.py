@@ -1,0 +1,45 @@
+"""One word for a run: broken, worse, no detectable change, improved; the strongest that applies wins.
+
+The training loss never enters. `improved` needs the interval of the main metric's change clear of zero, every check
+passed and every guard held.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from treeward.evaluation.tables import Comparison
+from treeward.proof.checks import Check
+
+Word = Literal["improved", "no detectable change", "worse", "broken"]
+EXIT = {"improved": 0, "no detectable change": 3, "worse": 3, "broken": 4}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The word, and the reason in one line."""
+
+    word: Word
+    reason: str
+
+    def exit_code(self, require: str) -> int:
+        """0 where `require` is met; 3 below it; 4 broken."""
+        return 0 if require == "any" and self.word != "broken" else EXIT[self.word]
+
+
+def decide(main: Comparison, checks: Sequence[Check], rule: Comparison | None = None) -> Verdict:
+    """The verdict from the main metric's comparison, all checks, and for reward models the trivial rule to beat."""
+    failed = [check for check in checks if check.passed is False]
+    if failed:
+        return Verdict("broken", str(failed[0]))
+    d, name = main.difference, main.metric.name
+    change = f"{name} {main.before.value:.4g} -> {main.after.value:.4g}, change {d.value:+.3g} [{d.low:+.3g}, {d.high:+.3g}]"
+    change += f", n={main.after.n}"
+    if name == "accuracy" and main.after.high < 0.5:
+        return Verdict("broken", f"{change}: wholly below one half, so the labels or their order are misread (F05)")
+    if main.outcome == "improved" and rule is not None and rule.outcome != "improved":
+        said = f"{rule.before.value:.3g} against {rule.after.value:.3g}, p={rule.difference.p:.2g}"
+        return Verdict("no detectable change", f"{change}, but not above the length rule ({said}; F16)")
+    if main.outcome == "no detectable change":
+        return Verdict(main.outcome, f"{change}; this n shows differences from {d.minimum_detectable:.3g}")
+    return Verdict(main.outcome, change)

@@ -1,0 +1,1 @@
+"""Recipes: one YAML a run. Names are found with `treeward RECIPES`; any key can be overridden."""

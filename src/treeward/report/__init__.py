@@ -1,0 +1,1 @@
+"""Pages from run directories: one self-contained HTML file, figures inside. No torch."""

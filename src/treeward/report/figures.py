@@ -1,0 +1,87 @@
+"""Figures as inline SVG: training curves, and score against KL with intervals."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+INK, ACCENT, SOFT = "#1f2a2e", "#1b7f5c", "#9fb3ad"
+STYLE = {
+    "font.family": "sans-serif", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "svg.fonttype": "none",
+    "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none",
+}  # fmt: skip
+Rows = Sequence[Mapping[str, Any]]
+
+
+def curves(metrics: Rows, main: str) -> str:
+    """Loss by step, and the validation metric where it was measured."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, 2, figsize=(7.2, 2.4), layout="constrained")
+        steps = [row["step"] for row in metrics]
+        losses = [row["loss"] for row in metrics]
+        axes[0].plot(steps, losses, color=SOFT, linewidth=0.8)
+        axes[0].plot(steps, smoothed(losses), color=ACCENT, linewidth=1.6)
+        axes[0].set(xlabel="step", ylabel="training loss")
+        key = f"validation/{main}"
+        points = [(row["step"], row[key]) for row in metrics if row.get(key) is not None]
+        if points:
+            axes[1].plot(*zip(*points, strict=True), color=ACCENT, marker="o", markersize=3.5, linewidth=1.4)
+            axes[1].set(xlabel="step", ylabel=f"validation {main}")
+        else:
+            axes[1].plot(steps, [row["grad_norm"] for row in metrics], color=ACCENT, linewidth=1.0)
+            axes[1].set(xlabel="step", ylabel="gradient norm")
+        return svg(figure)
+
+
+def frontier(points: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]]], path: Sequence[tuple[float, float]]) -> str:
+    """Score against KL: one (name, kl, score) a model, each with value, low and high; `path` is the way there."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(4.8, 3.0), layout="constrained")
+        if path:
+            axes.plot(*zip(*path, strict=True), color=SOFT, linewidth=1.0, marker=".", zorder=1,
+                      label="on the way (validation)")  # fmt: skip
+        for place, (name, kl, score) in enumerate(points):
+            _cross(axes, kl, score, ACCENT if place else INK, name)
+        axes.set(xlabel="KL to the start, nats a response", ylabel="score")
+        axes.legend(frameon=False, loc="lower right")
+        return svg(figure)
+
+
+def smoothed(values: Sequence[float | None], keep: float = 0.9) -> list[float]:
+    """Exponential moving average, corrected for its start; gaps repeat the last value."""
+    out: list[float] = []
+    level = weight = 0.0
+    for value in values:
+        if value is not None:
+            level = keep * level + (1 - keep) * value
+            weight = keep * weight + (1 - keep)
+        out.append(level / weight if weight else float("nan"))
+    return out
+
+
+def svg(figure: Figure) -> str:
+    """The figure as an SVG element."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _cross(axes: Axes, kl: Mapping[str, Any], score: Mapping[str, Any], colour: str, name: str) -> None:
+    axes.errorbar(
+        [kl["value"]], [score["value"]], xerr=_reach(kl), yerr=_reach(score), fmt="o", color=colour, capsize=3,
+        markersize=5, linewidth=1.2, label=name, zorder=2,
+    )  # fmt: skip
+
+
+def _reach(interval: Mapping[str, Any]) -> list[list[float]]:
+    low, value, high = (interval[k] if interval[k] is not None else interval["value"] for k in ("low", "value", "high"))
+    return [[max(0.0, value - low)], [max(0.0, high - value)]]

@@ -1,0 +1,91 @@
+"""A run, or several stages of one, as a self-contained page: verdicts, numbers with intervals, curves, samples."""
+
+import json
+import os
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from treeward.report import figures
+
+LABELS = {
+    "nll": "NLL a token", "accuracy": "pair accuracy", "score": "score", "kl": "KL to the start, nats",
+    "entropy": "entropy, nats a token", "length": "length, tokens", "ended": "ends by itself",
+}  # fmt: skip
+SHOWN_SAMPLES = 6
+
+
+def write_page(run: Path, stages: Sequence[Path] | None = None, title: str | None = None) -> Path:
+    """Write `run/report.html` from the run directories `stages` (the run itself, if none are named).
+
+    Raises:
+        ValueError: a stage has no receipt yet.
+    """
+    facts = [stage_facts(stage) for stage in stages or [run]]
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters["number"] = number
+    template = environment.from_string((resources.files("treeward.report") / "page.html").read_text(encoding="utf-8"))
+    text = template.render(title=title or run.name, stages=facts)
+    temporary = run / f".report.{os.getpid()}"
+    temporary.write_text(text, encoding="utf-8")
+    temporary.rename(run / "report.html")
+    return run / "report.html"
+
+
+def stage_facts(run: Path) -> dict[str, Any]:
+    """What the page shows of one run directory."""
+    if not (run / "receipt.json").exists():
+        raise ValueError(f"{str(run)!r} has no receipt.json: the run has not ended")
+    receipt = json.loads((run / "receipt.json").read_text(encoding="utf-8"))
+    metrics = _lines(run / "metrics.jsonl")
+    samples = _lines(run / "samples.jsonl")
+    return {
+        "name": run.name,
+        "receipt": receipt,
+        "rows": _rows(receipt),
+        "curves": figures.curves(metrics, receipt["metric"]) if metrics else "",
+        "frontier": _frontier(receipt, metrics),
+        "samples": _telling(samples),
+        "sampled": len(samples),
+        "failed": [check for check in receipt["checks"] if check["passed"] is False],
+    }
+
+
+def number(value: float | None) -> str:
+    """Four significant digits; a dash for what is not known."""
+    return "–" if value is None else f"{value:.4g}"
+
+
+def _rows(receipt: dict[str, Any]) -> list[dict[str, Any]]:
+    main = {key: receipt[key] for key in ("higher_is_better", "before", "after", "difference")}
+    every = {receipt["metric"]: main, **receipt["metrics"]}
+    return [{"label": LABELS.get(name, name), "main": name == receipt["metric"], **facts} for name, facts in every.items()]
+
+
+def _frontier(receipt: dict[str, Any], metrics: list[dict[str, Any]]) -> str:
+    every = {receipt["metric"]: receipt, **receipt["metrics"]}
+    if "kl" not in every or "score" not in every:
+        return ""
+    points = [(name, every["kl"][side], every["score"][side]) for name, side in (("start", "before"), ("trained", "after"))]
+    path = [
+        (row["validation/kl"], row["validation/score"]) for row in metrics if row.get("validation/score") is not None
+    ]
+    return figures.frontier(points, path)
+
+
+def _telling(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Samples evenly over the order of change, worst to best, so that both ends are seen."""
+    if not samples:
+        return []
+    if samples[0].get("score_after") is not None:
+        samples = sorted(samples, key=lambda row: row["score_after"] - row["score_before"])
+    count = min(SHOWN_SAMPLES, len(samples))
+    places = [round(i * (len(samples) - 1) / max(1, count - 1)) for i in range(count)]
+    return [samples[place] for place in places]
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []

@@ -1,0 +1,1 @@
+"""Prompt and response in, score out: the judges of a policy's samples."""

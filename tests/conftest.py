@@ -1,0 +1,137 @@
+"""Tiny models of each family, token trees drawn from a seed, and the place of the shared data.
+
+`treeward` is imported inside the fixtures: pytest loads this file before jaxtyping's import hook is in place.
+"""
+
+import os
+import random
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CACHE = tempfile.TemporaryDirectory(prefix="treeward-tests-")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_CACHE"] = CACHE.name
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import torch  # noqa: E402
+import transformers  # noqa: E402
+
+torch.set_num_threads(1)
+
+VOCABULARY = 64
+POSITIONS = 256
+SCALE = 0.3
+"""Standard deviation of the random weights: large enough that who sees whom changes the numbers in the first digit."""
+
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "initializer_range": SCALE,
+    "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+ATTENTION = {"num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": POSITIONS}
+GROUPED = {**SIZES, **ATTENTION, "num_key_value_heads": 2}
+
+CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": (
+        "GPT2Config",
+        {
+            "vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": POSITIONS,
+            "initializer_range": SCALE, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+        },
+    ),
+    "llama": ("LlamaConfig", GROUPED),
+    "qwen3": ("Qwen3Config", {**GROUPED, "head_dim": 8}),
+    "phi3": ("Phi3Config", GROUPED),
+    "neox": ("GPTNeoXConfig", {**SIZES, **ATTENTION}),
+    "mistral": ("MistralConfig", {**GROUPED, "sliding_window": 8}),
+    "gemma3": ("Gemma3TextConfig", {**GROUPED, "head_dim": 8, "sliding_window": 8}),
+    "mamba": ("MambaConfig", {**SIZES, "state_size": 8}),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., Any]:
+    """tiny(family, seed=0, attention="sdpa", scorer=False): a fresh random model in eval mode, the same for a seed."""
+
+    def build(family: str, seed: int = 0, attention: str = "sdpa", scorer: bool = False, **changes: Any) -> Any:
+        name, fields = CONFIGS[family]
+        config = getattr(transformers, name)(**{**fields, **changes}, **({"num_labels": 1} if scorer else {}))
+        auto = transformers.AutoModelForSequenceClassification if scorer else transformers.AutoModelForCausalLM
+        named = {} if family == "mamba" else {"attn_implementation": attention}
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return auto.from_config(config, dtype=torch.float32, **named).eval()
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def plain_logps() -> Callable[..., torch.Tensor]:
+    """plain_logps(module, tree): the log-probability of each response token, one unpadded row a branch, no mask."""
+
+    def compute(module: Any, tree: Any) -> torch.Tensor:
+        found = []
+        for branch in tree.branches:
+            row = torch.tensor([tree.prompt + branch])
+            logps = module(input_ids=row).logits[0].double().log_softmax(-1)
+            start = len(tree.prompt)
+            found += [logps[start + n - 1, token] for n, token in enumerate(branch)]
+        return torch.stack(found)
+
+    return compute
+
+
+@pytest.fixture(scope="session")
+def grow() -> Callable[..., list[Any]]:
+    """grow(count, branches=2, seed=0, longest=12): that many random token trees, without special ids."""
+    from treeward.trees.tokens import TokenTree
+
+    def draw(count: int, branches: int = 2, seed: int = 0, longest: int = 12) -> list[Any]:
+        chance = random.Random(seed)
+
+        def ids() -> tuple[int, ...]:
+            return tuple(chance.randrange(3, VOCABULARY) for _ in range(chance.randint(1, longest)))
+
+        return [TokenTree(ids(), tuple(ids() for _ in range(branches)), f"{seed}/{n}") for n in range(count)]
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> Any:
+    """A word-level tokenizer of the tiny models' 64 ids: w3, w4, ... and <pad> 0, <bos> 1, <eos> 2."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = ["<pad>", "<bos>", "<eos>", *(f"w{n}" for n in range(3, VOCABULARY))]
+    core = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="w3"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>"
+    )
+
+
+@pytest.fixture
+def policy(tiny: Callable[..., Any], tiny_tokenizer: Any) -> Callable[..., Any]:
+    """policy(family="llama", **changes): a fresh tiny policy."""
+    from treeward.models.policy import Policy
+    from treeward.trees.forward import TreeLM
+
+    return lambda family="llama", **changes: Policy(TreeLM(tiny(family, **changes)), tiny_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The shared data; tests that use it carry the mark `data`."""
+    root = Path(os.environ.get("TREEWARD_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not root.is_dir():
+        pytest.skip(f"no shared data at {root}; set TREEWARD_DATA to its folder")
+    return root
+
+
+@pytest.fixture(scope="session")
+def real_tokenizer(data_root: Path) -> Callable[[str], Any]:
+    """real_tokenizer(name): one of "gpt2", "smollm2-135m-instruct-rebuilt", "torchtune-tiny-2000"."""
+    return lambda name: transformers.AutoTokenizer.from_pretrained(data_root / "tokenizers" / name)

@@ -1,0 +1,40 @@
+"""Hypothesis strategies of random token trees, and the plain definition of who sees whom."""
+
+from hypothesis import strategies as st
+
+from treeward.trees.tokens import TokenTree
+
+TOKEN = st.integers(0, 63)
+
+
+def sequences(longest: int) -> st.SearchStrategy[tuple[int, ...]]:
+    """Ids of 1 to `longest` tokens."""
+    return st.integers(1, longest).flatmap(lambda n: st.lists(TOKEN, min_size=n, max_size=n).map(tuple))
+
+
+def token_trees(longest: int = 60, branches: int = 8) -> st.SearchStrategy[TokenTree]:
+    """A tree of 1 to `branches` branches; every part has 1 to `longest` tokens."""
+    leaves = st.lists(sequences(longest), min_size=1, max_size=branches).map(tuple)
+    return st.builds(TokenTree, sequences(longest), leaves)
+
+
+def groves(longest: int = 60, branches: int = 8, trees: int = 4) -> st.SearchStrategy[list[TokenTree]]:
+    """Several trees."""
+    return st.lists(token_trees(longest, branches), min_size=1, max_size=trees)
+
+
+def tokens_of(trees: list[TokenTree]) -> list[tuple[int, int | None, int]]:
+    """(tree, branch or None in the prompt, distance from the root) of each token, in packed order."""
+    found: list[tuple[int, int | None, int]] = []
+    for number, tree in enumerate(trees):
+        found += [(number, None, depth) for depth in range(len(tree.prompt))]
+        for leaf, branch in enumerate(tree.branches):
+            found += [(number, leaf, len(tree.prompt) + n) for n in range(len(branch))]
+    return found
+
+
+def may_see(row: tuple[int, int | None, int], column: tuple[int, int | None, int]) -> bool:
+    """Whether the column's token is the row's, or one of its ancestors."""
+    tree, branch, depth = row
+    its_tree, its_branch, its_depth = column
+    return tree == its_tree and its_branch in (None, branch) and its_depth <= depth
