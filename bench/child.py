@@ -8,9 +8,11 @@ import os
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import TracebackType
 
 HERE = Path(__file__).resolve().parent
 
@@ -30,12 +32,39 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What was measured: seconds of training, seconds of what was done once before it, and each step's metrics."""
+    """What was measured: seconds of training and processors that others held meanwhile, seconds of what was done once
+    before it, and each step's metrics."""
 
     seconds: float = 0.0
+    others: float = 0.0
     before: float = 0.0
     steps: list[dict[str, float]]
     peak_gb: float = 0.0
+
+
+class Stopwatch:
+    """`with Stopwatch() as watch:` leaves `watch.seconds` and `watch.others`: how many processors other processes, or
+    other guests of the host, held meanwhile (Linux only, else 0). Above a tenth, a time is not to be trusted."""
+
+    def __enter__(self) -> "Stopwatch":
+        self.seconds = self.others = 0.0
+        self._start = time.perf_counter(), busy()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, at: TracebackType | None) -> None:
+        start, held = self._start
+        self.seconds = time.perf_counter() - start
+        self.others = max(0.0, busy() - held) / self.seconds
+
+
+def busy() -> float:
+    """Processor seconds spent so far on this machine by all but this process."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return 0.0
+    user, nice, system, _idle, _iowait, *rest = map(int, stat.read_text().split("\n", 1)[0].split()[1:9])
+    own = os.times()
+    return (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK") - own.user - own.system
 
 
 def ask(python: Path, script: str, task: Task) -> Answer:

@@ -18,6 +18,9 @@ REQUIRED_RATIO = {"fp32": 5.0, "bf16": 6.0}
 REQUIRED_MEMORY = 0.5
 """What is required against TRL's default mode."""
 
+QUIET = 0.1
+"""Processors that others may hold while a side is timed."""
+
 
 def bench(setting: Setting) -> list[Record]:
     """Check, measure and print.
@@ -79,12 +82,14 @@ def compare(setting: Setting, precision: str) -> list[Record]:
     comparison, for ours counts its anchor always; a line of the table counts TRL's reference too.
     """
     answer = ask(setting.ours, "dpo_ours.py", task(setting, "time", precision))
+    others = answer.others
     ours = Speed(setting.pairs, answer.seconds, answer.peak_gb)
     show(precision, "treeward, anchor counted", ours)
     found = []
     modes: tuple[PeerMode, ...] = ("default", "precomputed")
     for mode in modes:
         answer = ask(setting.peer, "dpo_trl.py", task(setting, mode, precision))
+        others = max(others, answer.others)
         theirs = Speed(setting.pairs, answer.seconds, answer.peak_gb)
         found.append(record("dpo", precision, peer="trl", peer_mode=mode, ours=ours, theirs=theirs))
         show("", "trl default" if mode == "default" else "trl precomputed, train() alone", theirs, ours)
@@ -92,6 +97,8 @@ def compare(setting: Setting, precision: str) -> list[Record]:
             whole = Speed(setting.pairs, answer.before + answer.seconds, answer.peak_gb)
             show("", "trl precomputed, reference counted", whole, ours)
     verdict(found[0])
+    if others > QUIET:
+        print(f"{'':6}NOT QUIET: other processes held up to {others:.2f} processors meanwhile; run it again alone")
     return found
 
 

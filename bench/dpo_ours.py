@@ -1,12 +1,11 @@
 """Treeward's side of the DPO bench, one task a process. Modes: prepare (pairs and weights for both), time, check."""
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from child import Answer, Task, reply
+from child import Answer, Stopwatch, Task, reply
 from pairs import TOKENIZER, Pair, load, read, save
 from treeward.algorithms.dpo import DPOConfig, dpo
 from treeward.algorithms.loop import reached
@@ -36,9 +35,9 @@ def measure(task: Task) -> Answer:
         config = DPOConfig(batch_size=task.batch_size, epochs=1, lr=1e-3, schedule="constant_with_warmup", warmup=0.0)
     trees = in_file_order([rendered(pair, policy.tokenizer) for pair in load(work, task.pairs)], config)
     verified(policy.tree, trees)
-    start = time.perf_counter()
-    steps = [step.metrics for step in dpo(policy, trees, config)]
-    return Answer(seconds=time.perf_counter() - start, steps=steps)
+    with Stopwatch() as watch:
+        steps = [step.metrics for step in dpo(policy, trees, config)]
+    return Answer(seconds=watch.seconds, others=watch.others, steps=steps)
 
 
 def rendered(pair: Pair, tokenizer: Tokenizer) -> TokenTree:

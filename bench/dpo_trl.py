@@ -4,7 +4,6 @@ TRL's defaults stand, dropout off included, but for what the bench fixes: batch,
 precision, and rows in the order of the file.
 """
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
-from child import Answer, Task, reply
+from child import Answer, Stopwatch, Task, reply
 from pairs import MAX_LENGTH, Pair, gpt2_tokenizer, load
 
 
@@ -22,9 +21,9 @@ class TimedTrainer(DPOTrainer):  # type: ignore[misc] # TRL is not there to be s
     before = 0.0
 
     def _precompute_ref_logps(self, *given: Any, **named: Any) -> Any:
-        start = time.perf_counter()
-        found = super()._precompute_ref_logps(*given, **named)
-        self.before = time.perf_counter() - start
+        with Stopwatch() as watch:
+            found = super()._precompute_ref_logps(*given, **named)
+        self.before = watch.seconds
         return found
 
 
@@ -41,13 +40,12 @@ def measure(task: Task) -> Answer:
         processing_class=gpt2_tokenizer(Path(task.data)),
     )
     require_same_ids(trainer, pairs, task.batch_size)
-    start = time.perf_counter()
-    trainer.train()
-    seconds = time.perf_counter() - start
+    with Stopwatch() as watch:
+        trainer.train()
     steps = [
         {name: float(value) for name, value in entry.items()} for entry in trainer.state.log_history if "loss" in entry
     ]
-    return Answer(seconds=seconds, before=trainer.before, steps=steps)
+    return Answer(seconds=watch.seconds, others=watch.others, before=trainer.before, steps=steps)
 
 
 def arguments(task: Task) -> Any:

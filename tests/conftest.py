@@ -52,6 +52,11 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """beartype picks the items that it checks at random, also inside strategies: no value depends on that."""
+    config.addinivalue_line("filterwarnings", "ignore:Do not use the `random` module inside strategies")
+
+
 @pytest.fixture(scope="session")
 def tiny() -> Callable[..., Any]:
     """tiny(family, seed=0, attention="sdpa", scorer=False): a fresh random model in eval mode, the same for a seed."""

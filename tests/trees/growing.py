@@ -1,15 +1,19 @@
 """Hypothesis strategies of random token trees, and the plain definition of who sees whom."""
 
+import random
+
 from hypothesis import strategies as st
 
 from treeward.trees.tokens import TokenTree
 
-TOKEN = st.integers(0, 63)
-
 
 def sequences(longest: int) -> st.SearchStrategy[tuple[int, ...]]:
-    """Ids of 1 to `longest` tokens."""
-    return st.integers(1, longest).flatmap(lambda n: st.lists(TOKEN, min_size=n, max_size=n).map(tuple))
+    """Ids of 1 to `longest` tokens: lengths are searched, ids follow from a seed."""
+    return st.builds(_ids, st.integers(1, longest), st.integers(0, 999))
+
+
+def _ids(length: int, seed: int) -> tuple[int, ...]:
+    return tuple(random.Random(seed).choices(range(64), k=length))
 
 
 def token_trees(longest: int = 60, branches: int = 8) -> st.SearchStrategy[TokenTree]:

@@ -58,7 +58,8 @@ class PairPreference:
 
     def __call__(self, forest: Forest) -> Terms:
         scores = self.scores(forest)
-        assert scores.chosen_logp is not None and scores.rejected_logp is not None
+        assert scores.chosen_logp is not None
+        assert scores.rejected_logp is not None
         beta = self.loss.beta if hasattr(self.loss, "beta") else 1.0
         margin = scores.chosen - scores.rejected
         metrics = {

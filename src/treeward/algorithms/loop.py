@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 

@@ -1,6 +1,6 @@
 """`treeward sft | reward | dpo [RECIPE] [--key value ...]` and `treeward resume RUN`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import transformers
@@ -52,9 +52,15 @@ def configured(verb: str, words: Words) -> AnyRun:
         if command != verb:
             raise ValueError(f"recipe {words.places[0]!r} is for `treeward {command}`, not {verb}")
         values.setdefault("name", words.places[0].rsplit("/", 1)[-1].removesuffix(".yaml"))
+    return settings.build(RUNS[verb], overridden(words, values))
+
+
+def overridden(words: Words, base: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The overrides of a command line, laid on `base` one after another."""
+    values = dict(base or {})
     for key, text in words.options:
         values = settings.merge(values, settings.override(key, text))
-    return settings.build(RUNS[verb], values)
+    return values
 
 
 def resume(words: Words) -> int:
@@ -95,17 +101,23 @@ def show(finished: Finished) -> int:
 
 
 def interval(facts: dict[str, Any]) -> str:
-    """A value with its 95 % interval."""
-    return f"{facts['value']:.4g} [{facts['low']:.4g}, {facts['high']:.4g}]"
+    """A value with its 95 % interval; a dash for a bound that n = 1 cannot give."""
+    low, high = ("–" if facts[bound] is None else f"{facts[bound]:.4g}" for bound in ("low", "high"))
+    return f"{facts['value']:.4g} [{low}, {high}]"
+
+
+def field_lines(cls: type[Any]) -> list[str]:
+    """One line a field: its option, meaning and default."""
+    return [
+        f"  --{key.replace('_', '-'):<34} {meaning} [{default}]" for key, default, meaning in settings.describe(cls)
+    ]
 
 
 def help_text(verb: str) -> str:
     """Every field of the command with its default and meaning."""
     if verb == "resume":
         return "treeward resume RUN: go on from the last checkpoint, bit for bit at equal threads and versions."
-    rows = settings.describe(RUNS[verb])
-    lines = [f"  --{key.replace('_', '-'):<34} {meaning} [{default}]" for key, default, meaning in rows]
     names = ", ".join(settings.recipes())
-    return "\n".join([f"{RUNS[verb].__doc__}", "", f"recipes: {names}", "", *lines,
+    return "\n".join([f"{RUNS[verb].__doc__}", "", f"recipes: {names}", "", *field_lines(RUNS[verb]),
                       "  --print-config                       show the resolved run and stop",
                       "  --dry-run                            data, checks and an estimate, then stop"])  # fmt: skip

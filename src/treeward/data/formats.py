@@ -19,7 +19,7 @@ TURN = "\n\nAssistant:"
 Reader = Callable[[Row], list[Tree]]
 
 
-class Dropped(Exception):  # noqa: N818 - not an error: a counted outcome
+class Dropped(Exception):
     """This row holds no usable tree; the argument is the reason under which it is counted."""
 
 
@@ -152,7 +152,9 @@ def pair_labelled(trees: Sequence[Tree], seed: int) -> list[Tree]:
     """
     labels = {tree.responses[0].score for tree in trees}
     if not labels <= {0.0, 1.0}:
-        raise ValueError(f"column 'label' holds {sorted(map(str, labels))[:4]}; pairs need 1 (positive) and 0 (negative)")
+        raise ValueError(
+            f"column 'label' holds {sorted(map(str, labels))[:4]}; pairs need 1 (positive) and 0 (negative)"
+        )
     sides = [shuffled(((t.group, t) for t in trees if t.responses[0].score == s), seed) for s in (1.0, 0.0)]
     return [
         Tree("", [Response(a.responses[0].text), Response(b.responses[0].text)], group=f"{a.group} / {b.group}")
@@ -189,7 +191,7 @@ def _split_transcript(dialogue: str, column: str) -> tuple[str, str]:
     return before + turn, answer
 
 
-def _last_turn(spoken: Sequence[Message], prompt: Any) -> tuple[list[Message], str]:
+def _last_turn(spoken: Sequence[Message], prompt: Any) -> tuple[list[dict[str, str]], str]:
     """Prompt messages and the text of the last assistant turn."""
     if not spoken or spoken[-1]["role"] != "assistant":
         raise Dropped("no assistant turn at the end")

@@ -77,7 +77,9 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, purpose: Purpose) -> Prepa
     Raises:
         ValueError: the source, a column or a value is wrong, or nothing is left to train on.
     """
-    found = [_renamed(row, config.columns) for row in sources.rows(config.source, config.split, config.limit, config.seed)]
+    found = [
+        _renamed(row, config.columns) for row in sources.rows(config.source, config.split, config.limit, config.seed)
+    ]
     name = config.format if config.format != "auto" else formats.detect(found[0], found[0], purpose)
     account = Account(rows=len(found))
     texts = _trees(found, formats.reader(name, purpose, config.turns), config, account)

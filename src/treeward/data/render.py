@@ -2,7 +2,8 @@
 
 A string prompt is tokenised as it stands; messages go through the chat template with its generation prompt. A response
 is its text alone, then the end token (the template's, else EOS) unless it is unfinished or cut. BOS stands at most
-once, in first place; a prompt without tokens becomes BOS, else EOS. Prompts are cut on the left, responses on the right.
+once, in first place; a prompt without tokens becomes BOS, else EOS. Prompts are cut on the left, responses on the
+right.
 """
 
 from collections import Counter

@@ -26,10 +26,8 @@ def rows(source: str, split: str | None = None, limit: int | None = None, seed: 
     Raises:
         ValueError: the source does not exist, cannot be read, has no such split or has no rows.
     """
-    if source in world.SOURCES:
-        found = world.SOURCES[source](seed)
-    else:
-        found = _flatten(_read(source), source, split)
+    known = world.SOURCES.get(source)
+    found = known(seed) if known else _flatten(_read(source), source, split)
     if not found:
         raise ValueError(f"data.source {source!r} has no rows")
     return found[:limit] if limit is not None else found
@@ -84,10 +82,7 @@ def _quietly(*arguments: Any, **named: Any) -> Any:
 
 
 def _flatten(found: Any, source: str, split: str | None) -> list[Row]:
-    if isinstance(found, datasets.Dataset):
-        parts = {"train": found}
-    else:
-        parts = dict(found)
+    parts = {"train": found} if isinstance(found, datasets.Dataset) else dict(found)
     if split is not None:
         if split not in parts:
             raise ValueError(f"data.split {split!r} is not in {source!r}; it has {', '.join(sorted(parts))}")

@@ -24,7 +24,20 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 QUALITY = ("quiet", "loud", "new", "old", "french", "british", "small", "long", "short", "strange", "recent", "famous")
 KIND = ("film", "drama", "comedy", "thriller", "western", "musical", "sequel", "remake")
 MAKER = ("director", "writer", "team", "studio", "veteran", "beginner", "couple", "student")
-ASPECT = ("plot", "acting", "music", "script", "ending", "pacing", "cast", "dialogue", "camera", "humour", "story", "set")
+ASPECT = (
+    "plot",
+    "acting",
+    "music",
+    "script",
+    "ending",
+    "pacing",
+    "cast",
+    "dialogue",
+    "camera",
+    "humour",
+    "story",
+    "set",
+)
 VERB = ("is", "was", "feels", "seems")
 NEGATION: Mapping[str, float] = {"not": -0.6, "never": -0.8}
 INTENSIFIER: Mapping[str, float] = {"very": 1.4, "truly": 1.3, "quite": 1.0, "rather": 0.8, "slightly": 0.5}

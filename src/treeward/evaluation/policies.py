@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from treeward.data.render import decode
@@ -17,11 +16,10 @@ from treeward.evaluation.tables import Table, wins
 from treeward.maths.divergences import exact_kl
 from treeward.maths.logprobs import entropies, sum_by_branch
 from treeward.models.anchor import Anchor
-from treeward.models.policy import Policy, in_order
+from treeward.models.policy import Policy, branch_sums, in_order
 from treeward.models.sampler import DecodeSampler
 from treeward.rewards.scorers import Scorer
 from treeward.trees.forest import Forest, pack
-from treeward.trees.forward import TreeLM
 from treeward.trees.tokens import TokenTree
 from treeward.trees.verify import verified
 
@@ -42,15 +40,15 @@ class SamplePlan:
 def likelihood(policy: Policy, trees: Sequence[TokenTree]) -> Table:
     """`nll`: mean over the scored tokens of each branch, in nats."""
     lengths = np.array([len(branch) for tree in trees for branch in tree.branches], dtype=np.float64)
-    nll = -_logps(policy.tree, trees, policy.token_budget).numpy() / lengths
+    nll = -branch_sums(policy.tree, trees, policy.token_budget).numpy() / lengths
     return Table([tree.group for tree in trees for _ in tree.branches], {"nll": nll})
 
 
 def implicit(policy: Policy, anchor: Anchor, trees: Sequence[TokenTree]) -> Table:
     """Pairs under the implicit reward: `accuracy` (ties half), and the two log-ratios apart, in nats."""
-    now = _logps(policy.tree, trees, policy.token_budget)
+    now = branch_sums(policy.tree, trees, policy.token_budget)
     with anchor.model() as tree:
-        start = _logps(tree, trees, policy.token_budget)
+        start = branch_sums(tree, trees, policy.token_budget)
     chosen, rejected = (now - start).view(-1, 2).double().numpy().T
     columns = {"accuracy": wins(chosen, rejected), "chosen": chosen, "rejected": rejected}
     return Table([tree.group for tree in trees], columns)
@@ -81,16 +79,6 @@ def fresh(
         for i, (tree, branch) in enumerate(branches)
     ]  # fmt: skip
     return Table([tree.group for tree, _ in branches], columns), rows
-
-
-def _logps(tree: TreeLM, trees: Sequence[TokenTree], budget: int) -> Float[Tensor, "N"]:
-    verified(tree, trees)
-
-    def sums(forest: Forest) -> Tensor:
-        return sum_by_branch(tree(forest), forest.scored_branch.to(tree.device), forest.branches)
-
-    with torch.no_grad():
-        return in_order(trees, pack(trees, budget, tree.positions), sums)
 
 
 def _distances(policy: Policy, anchor: Anchor, trees: Sequence[TokenTree]) -> list[np.ndarray]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from treeward.evaluation.tables import Metric, Comparison, Table, wins
+from treeward.evaluation.tables import Comparison, Metric, Table, wins
 from treeward.maths import statistics
 from treeward.maths.reward import pair_nll
 from treeward.models.reward_model import RewardModel

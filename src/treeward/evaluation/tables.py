@@ -120,7 +120,9 @@ def compare(name: str, before: Table, after: Table) -> Comparison:
     a, b = before.columns[name], after.columns[name]
     if known.test == "accuracy":
         if bool((a == 0.5).all()):
-            return Comparison(known, Interval(0.5, 0.5, 0.5, len(a)), after.interval(name), statistics.sign_test(b), True)
+            return Comparison(
+                known, Interval(0.5, 0.5, 0.5, len(a)), after.interval(name), statistics.sign_test(b), True
+            )
         return Comparison(known, before.interval(name), after.interval(name), statistics.mcnemar(a, b))
     difference = statistics.paired_bootstrap(a, b, after.groups)
     return Comparison(known, before.interval(name), after.interval(name), difference)
@@ -149,4 +151,4 @@ class Measurement:
 def wins(chosen: Sequence[float] | Floats, rejected: Sequence[float] | Floats) -> Floats:
     """1 where chosen is higher, 0 where it is lower, 0.5 where they are equal."""
     a, b = np.asarray(chosen, dtype=np.float64), np.asarray(rejected, dtype=np.float64)
-    return (a > b) + 0.5 * (a == b)
+    return np.where(a == b, 0.5, (a > b).astype(np.float64))

@@ -66,7 +66,7 @@ def _closing_checks(
 ) -> list[Check]:  # fmt: skip
     task = begun.task
     found = [
-        *closing.moved(moved, config.lr > 0),
+        *closing.movement_checks(moved, config.lr > 0),
         closing.updates(*updates),
         closing.reload_check(task.model, run.path, identities.probe(begun.data.held_out)),
     ]
@@ -81,7 +81,9 @@ def _closing_checks(
 def _others(task: Task, before: Measurement, after: Measurement) -> list[Comparison]:
     """Every known metric that was measured, but the main one."""
     names = dict.fromkeys(name for table in after.tables.values() for name in table.columns if name in METRICS)
-    return [compare(n, before.table_of(n), after.table_of(n)) for n in names if n != task.metric and _both(n, before, after)]
+    return [
+        compare(n, before.table_of(n), after.table_of(n)) for n in names if n != task.metric and _both(n, before, after)
+    ]
 
 
 def _both(name: str, before: Measurement, after: Measurement) -> bool:

@@ -39,7 +39,7 @@ def follow(items: Iterable[Item], total: int, what: str, start: int = 0) -> Iter
             console.print(f"{what}: {done}/{total}, {rate:.2g}/s, {(total - done) / rate:.0f} s left", highlight=False)
 
 
-class Interrupted(Exception):  # noqa: N818 - the user's wish, not an error
+class Interrupted(Exception):
     """Ctrl-C was pressed; the state was saved after a whole step. The argument says how to resume."""
 
 

@@ -28,10 +28,16 @@ from treeward.trees.tokens import TokenTree
 class Task(Protocol):
     """What `jobs.train` needs of a command."""
 
-    model: Policy | RewardModel
-    anchor: Anchor | None
-    purpose: Purpose
-    metric: str
+    @property
+    def model(self) -> Policy | RewardModel: ...
+    @property
+    def anchor(self) -> Anchor | None: ...
+    @property
+    def purpose(self) -> Purpose: ...
+    @property
+    def metric(self) -> str:
+        """By which the best step is chosen and the verdict given."""
+        ...
 
     def objective(self, trees: Sequence[TokenTree]) -> Objective:
         """The training objective, ready for these trees, at the start."""

@@ -17,7 +17,7 @@ import yaml
 from treeward.algorithms.loop import NonFinite, Step, accumulate
 from treeward.algorithms.state import TrainState, load_trainable, save_trainable
 from treeward.data.prepare import Prepared, prepare
-from treeward.evaluation.tables import Measurement, metric
+from treeward.evaluation.tables import metric
 from treeward.jobs.environment import environment
 from treeward.jobs.finish import Prologue, conclude
 from treeward.jobs.options import AnyRun, verb_of
@@ -56,7 +56,8 @@ def train(config: AnyRun, resume: RunDirectory | None = None) -> Finished:
     path = resume.path if resume else free_path(config.name or verb_of(config), config.out)
     begun = prologue(config)
     before = begun.task.measure(begun.data.held_out)
-    begun.task.metric = _named_metric(begun.task, before)
+    metric(begun.task.metric)
+    before.table_of(begun.task.metric)
     run = resume or RunDirectory.create(path)
     if resume is None:
         run.write("config.yaml", yaml.safe_dump({"command": verb_of(config), **dump(config)}, sort_keys=False))
@@ -71,9 +72,7 @@ def train(config: AnyRun, resume: RunDirectory | None = None) -> Finished:
         broken = Check("F28", "finite losses and gradients", False, ("F28",), "during", detail=str(problem))
         log.error("stopped: %s", problem)
     planned = config.total(len(begun.data.train))
-    receipt, code = conclude(
-        config, begun, run, before, start, (taken, planned), broken, time.monotonic() - clock
-    )
+    receipt, code = conclude(config, begun, run, before, start, (taken, planned), broken, time.monotonic() - clock)
     return Finished(run.path, receipt, code)
 
 
@@ -137,13 +136,6 @@ def _model_checks(config: AnyRun, task: Task, data: Prepared) -> tuple[list[Chec
     ], missing
 
 
-def _named_metric(task: Task, before: Measurement) -> str:
-    """The metric by which the best is chosen, known and measured here."""
-    metric(task.metric)
-    before.table_of(task.metric)
-    return task.metric
-
-
 def _loop(config: AnyRun, task: Task, data: Prepared, run: RunDirectory) -> int:
     """Take the steps; log, measure, keep the best, save. Returns the number of updates taken."""
     total = config.total(len(data.train))
@@ -197,4 +189,3 @@ def _save(step: Step, run: RunDirectory) -> None:
         for file in old.iterdir():
             file.unlink()
         old.rmdir()
-

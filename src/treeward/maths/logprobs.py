@@ -27,7 +27,7 @@ ROWS = 64
 class _TokenLogps(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
-        normaliser = torch.cat([part.float().logsumexp(1) for part in logits.split(ROWS)])
+        normaliser = torch.cat([logits[i : i + ROWS].float().logsumexp(1) for i in range(0, len(logits), ROWS)])
         ctx.save_for_backward(logits, targets, normaliser)
         return logits.gather(1, targets[:, None]).squeeze(1).float() - normaliser
 
@@ -49,9 +49,7 @@ def entropies(logits: Float[Tensor, "S V"]) -> Float[Tensor, "S"]:
     return -(logps.exp() * logps).sum(1)
 
 
-def sum_by_branch(
-    values: Float[Tensor, "S"], scored_branch: Int[Tensor, "S"], branches: int
-) -> Float[Tensor, "N"]:
+def sum_by_branch(values: Float[Tensor, "S"], scored_branch: Int[Tensor, "S"], branches: int) -> Float[Tensor, "N"]:
     """Sum per-token values over the response they belong to; a branch without a token gets 0."""
     return values.new_zeros(branches).index_add(0, scored_branch, values)
 

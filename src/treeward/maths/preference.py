@@ -7,7 +7,7 @@ Letters: P pairs, x = log(policy / anchor) of a whole response (chosen x_w, reje
 The last line, `AnyPreferenceLoss`, is the registry that recipes, the command line and the tests read.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -36,11 +36,6 @@ class PairScores:
         """Scores at policy = anchor, one token a response: where every loss must have its known first value."""
         zero, one = torch.zeros(pairs), torch.ones(pairs, dtype=torch.long)
         return cls(zero, zero.clone(), one, one.clone(), zero.clone(), zero.clone())
-
-    def __getitem__(self, index: Tensor | slice) -> "PairScores":
-        """The scores of some pairs only."""
-        kept = {f.name: getattr(self, f.name) for f in fields(self)}
-        return PairScores(**{name: None if value is None else value[index] for name, value in kept.items()})
 
 
 class PreferenceLoss(Protocol):

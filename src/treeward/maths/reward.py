@@ -25,7 +25,9 @@ class BradleyTerry:
 
     def __post_init__(self) -> None:
         if not 0 <= self.margin <= 1:
-            raise ValueError(f"loss.margin is {self.margin}; it lies in [0, 1], and 0.5 is already large: scale it down")
+            raise ValueError(
+                f"loss.margin is {self.margin}; it lies in [0, 1], and 0.5 is already large: scale it down"
+            )
         if self.centre < 0:
             raise ValueError(f"loss.centre is {self.centre}; it must not be negative (0.01 is usual)")
 

@@ -64,5 +64,5 @@ class Anchor:
 def split_by_tree(forest: Forest, logps: Float[Tensor, "S"]) -> dict[TokenTree, Float[Tensor, "N"]]:
     """Sums over each branch, by tree, on the CPU."""
     sums = sum_by_branch(logps.cpu(), forest.scored_branch, forest.branches)
-    parts = sums.split([len(tree.branches) for tree in forest.sources])
+    parts = torch.split(sums, [len(tree.branches) for tree in forest.sources])
     return dict(zip(forest.sources, parts, strict=True))

@@ -1,6 +1,6 @@
 """A policy: a causal language model, its tokenizer, and the forward pass over forests."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,25 @@ def tokenised(trees: Sequence[Tree | TokenTree], tokenizer: Tokenizer) -> list[T
     return [token_tree(tree, tokenizer) if isinstance(tree, Tree) else tree for tree in trees]
 
 
+def token_logps(policy: Policy, trees: Sequence[Tree | TokenTree]) -> list[list[Float[Tensor, "L"]]]:
+    """log pi of every scored token, by tree and branch, in nats; L differs from branch to branch. No gradient is kept.
+
+    The layout is verified against plain calls first.
+
+    Raises:
+        ValueError: a path is longer than the model's positions.
+    """
+    planted = tokenised(trees, policy.tokenizer)
+    verified(policy.tree, planted)
+    found: dict[int, list[Tensor]] = {}
+    with torch.no_grad():
+        for forest in pack(planted, policy.token_budget, policy.tree.positions):
+            parts = policy.tree(forest).cpu().split([len(b) for tree in forest.sources for b in tree.branches])
+            for tree in forest.sources:
+                found[id(tree)], parts = list(parts[: len(tree.branches)]), parts[len(tree.branches) :]
+    return [found[id(tree)] for tree in planted]
+
+
 def branch_logps(policy: Policy, trees: Sequence[Tree | TokenTree]) -> Float[Tensor, "N"]:
     """log pi(response | prompt) of every branch, in order: sums over response tokens, end token included, in nats.
 
@@ -78,12 +97,23 @@ def branch_logps(policy: Policy, trees: Sequence[Tree | TokenTree]) -> Float[Ten
         ValueError: a path is longer than the model's positions.
     """
     planted = tokenised(trees, policy.tokenizer)
-    verified(policy.tree, planted)
+    return branch_sums(policy.tree, planted, policy.token_budget)
+
+
+def branch_sums(tree: TreeLM, trees: Sequence[TokenTree], budget: int) -> Float[Tensor, "N"]:
+    """`branch_logps` of a bare module; verified for these trees, without gradient."""
+    verified(tree, trees)
+
+    def sums(forest: Forest) -> Tensor:
+        return sum_by_branch(tree(forest), forest.scored_branch.to(tree.device), forest.branches)
+
     with torch.no_grad():
-        return in_order(planted, pack(planted, policy.token_budget, policy.tree.positions), lambda f: _sums(policy, f))
+        return in_order(trees, pack(trees, budget, tree.positions), sums)
 
 
-def in_order(trees: Sequence[TokenTree], forests: Sequence[Forest], values: Any) -> Float[Tensor, "N"]:
+def in_order(
+    trees: Sequence[TokenTree], forests: Sequence[Forest], values: Callable[[Forest], Tensor]
+) -> Float[Tensor, "N"]:
     """Per-branch `values(forest)` of packed trees, put back in the order of `trees`, on the CPU."""
     found: dict[int, list[Tensor]] = {}
     for forest in forests:
@@ -93,7 +123,3 @@ def in_order(trees: Sequence[TokenTree], forests: Sequence[Forest], values: Any)
             found.setdefault(id(tree), []).append(computed[at : at + len(tree.branches)])
             at += len(tree.branches)
     return torch.cat([found[id(tree)].pop(0) for tree in trees]) if trees else torch.zeros(0)
-
-
-def _sums(policy: Policy, forest: Forest) -> Float[Tensor, "N"]:
-    return sum_by_branch(policy.tree(forest), forest.scored_branch.to(policy.tree.device), forest.branches)

@@ -42,7 +42,9 @@ class RewardModel:
         """
         model = cls.from_config(ModelConfig(path=path, **options), seed)
         if not model.head.weight.any():
-            raise ValueError(f"model.path {path!r} has no trained head ({HEAD}.weight); train one with `treeward reward`")
+            raise ValueError(
+                f"model.path {path!r} has no trained head ({HEAD}.weight); train one with `treeward reward`"
+            )
         return model
 
     @classmethod
@@ -80,6 +82,11 @@ class RewardModel:
         self.tokenizer.save_pretrained(directory / "model")
 
 
+def branch_scores(model: RewardModel, trees: Sequence[Tree | TokenTree]) -> Float[Tensor, "N"]:
+    """The raw score of every branch, in order: `model.score(trees)`."""
+    return model.score(trees)
+
+
 class _Loader:
     """`AutoModelForSequenceClassification` whose head starts at zero where the weights have none.
 
@@ -96,7 +103,7 @@ class _Loader:
         other = [key for key in info["missing_keys"] if not key.startswith(HEAD)]
         if other:
             raise ValueError(f"its weights lack {other[0]} and {len(other) - 1} more")
-        return _zero_head(module) if info["missing_keys"] else module  # type: ignore[no-any-return]
+        return _zero_head(module) if info["missing_keys"] else module
 
 
 def _zero_head(module: Any) -> nn.Module:

@@ -12,7 +12,7 @@ def fingerprint(module: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, parameter in sorted(module.named_parameters()):
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-        digest.update(memoryview(parameter.detach().cpu().contiguous().view(torch.uint8).numpy()))
+        digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

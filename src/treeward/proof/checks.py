@@ -44,7 +44,7 @@ def below(
     return Check(check_id, name, passed, tuple(guards), stage, value, limit, detail)
 
 
-class ChecksFailed(Exception):  # noqa: N818 - the public name says what happened
+class ChecksFailed(Exception):
     """Checks failed before the first step. `checks` holds those that failed; nothing was trained or written."""
 
     def __init__(self, checks: Sequence[Check]) -> None:

@@ -40,15 +40,16 @@ class Movement:
         return cls(change / max(norm, 1e-12), by_module, [name for name, (c, _) in norms.items() if c == 0])
 
 
-def moved(found: Movement, expected: bool) -> list[Check]:
+def movement_checks(moved: Movement, expected: bool) -> list[Check]:
     """F37 and F44: weights moved at all, and every trainable tensor did; skipped where no movement was asked for."""
-    unmoved = [name for name in found.parameters_unmoved if not name.endswith("bias")]
-    still = found.relative_update < 1e-8
+    unmoved = [name for name in moved.parameters_unmoved if not name.endswith("bias")]
+    still = moved.relative_update < 1e-8
+    found = not still if expected else None
+    guards = ("F37", "F47", "F51")
     return [
-        Check("F37", "relative movement of the weights", not still if expected else None, ("F37", "F47", "F51"), "after",
-              found.relative_update, 1e-8),
+        Check("F37", "relative movement of the weights", found, guards, "after", moved.relative_update, 1e-8),
         below("F44", "trainable tensors that did not move", len(unmoved), 0, ["F44"], "after", ", ".join(unmoved[:4])),
-    ]  # fmt: skip
+    ]
 
 
 def updates(taken: int, planned: int) -> Check:
@@ -81,11 +82,11 @@ def _deviation(model: Policy | RewardModel, saved: torch.nn.Module, tree: TokenT
     own = model.tree.plain(tree, 0)
     logits = saved(input_ids=ids).logits
     if isinstance(model, RewardModel):
-        return (logits[:, 0] - own).abs().max().item()
+        return float((logits[:, 0] - own).abs().max())
     start = len(tree.prompt)
     theirs = logits[0, start - 1 : -1].float()
     logps = theirs.gather(1, ids[0, start:, None]).squeeze(1) - theirs.logsumexp(1)
-    return (logps - own).abs().max().item()
+    return float((logps - own).abs().max())
 
 
 def _module_of(name: str) -> str:

@@ -70,7 +70,9 @@ def _dropped(data: Prepared) -> Check:
 
 def _groups(data: Prepared) -> Check:
     groups = len({tree.group for tree in data.held_out})
-    detail = f"{groups} groups; raise data.test or data.limit, or accept with --skip-check F48" if groups < GROUPS else ""
+    detail = (
+        f"{groups} groups; raise data.test or data.limit, or accept with --skip-check F48" if groups < GROUPS else ""
+    )
     return Check("F48", "held-out groups", groups >= GROUPS, ("F48", "F50"), "before", groups, GROUPS, detail)
 
 
@@ -89,7 +91,7 @@ def _pairs(data: Prepared, trees: Sequence[TokenTree]) -> list[Check]:
         below("F11", "share of pairs made identical by truncation", by_budget, 0.01, ["F11"],
               detail="raise data.max_response" if by_budget > 0.01 else ""),
         below("F11", "share of pairs identical in the data", in_data, 0.05, ["F11"]),
-        below("F13", "difference of the shares of cut chosen and rejected responses", abs(cut[0] - cut[1]), 0.05, ["F13"]),
+        below("F13", "cut chosen against cut rejected, difference of shares", abs(cut[0] - cut[1]), 0.05, ["F13"]),
         below("F04", "pairs present in both orders", both_ways, 0, ["F04"]),
         below("F05", "share of pairs whose ratings contradict their order", wrong, 0.01, ["F05"]),
     ]  # fmt: skip

@@ -60,7 +60,9 @@ def passes(model: TreeModule, trees: Sequence[TokenTree]) -> list[Check]:
     repeat = (together - again).abs().max().item()
     rest = max((together - other).abs().max().item() for other in (alone, padded))
     return [
-        below("I04", "padding and neighbours change nothing, largest deviation", rest, 1e-4, ["F03", "F14", "F26", "F36"]),
+        below(
+            "I04", "padding and neighbours change nothing, largest deviation", rest, 1e-4, ["F03", "F14", "F26", "F36"]
+        ),
         below("I07", "two passes are identical, largest deviation", repeat, 0.0 if together.is_cpu else 1e-6, ["F21"]),
     ]
 
@@ -127,7 +129,7 @@ def reached(
         gradients = torch.autograd.grad(loss, list(own.values()), allow_unused=True)
     missing = [
         name for name, gradient in zip(own, gradients, strict=True)
-        if not name.endswith("bias") and (gradient is None or not bool(gradient.any()) or not bool(gradient.isfinite().all()))
+        if not name.endswith("bias") and (gradient is None or not 0 < gradient.norm().item() < float("inf"))
     ]  # fmt: skip
     detail = f"{len(own)} tensors"
     if missing:

@@ -33,7 +33,9 @@ def decide(main: Comparison, checks: Sequence[Check], rule: Comparison | None = 
     if failed:
         return Verdict("broken", str(failed[0]))
     d, name = main.difference, main.metric.name
-    change = f"{name} {main.before.value:.4g} -> {main.after.value:.4g}, change {d.value:+.3g} [{d.low:+.3g}, {d.high:+.3g}]"
+    change = (
+        f"{name} {main.before.value:.4g} -> {main.after.value:.4g}, change {d.value:+.3g} [{d.low:+.3g}, {d.high:+.3g}]"
+    )
     change += f", n={main.after.n}"
     if name == "accuracy" and main.after.high < 0.5:
         return Verdict("broken", f"{change}: wholly below one half, so the labels or their order are misread (F05)")

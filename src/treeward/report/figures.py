@@ -7,12 +7,12 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 INK, ACCENT, SOFT = "#1f2a2e", "#1b7f5c", "#9fb3ad"
-STYLE = {
+STYLE: Any = {
     "font.family": "sans-serif", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
     "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "svg.fonttype": "none",
     "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none",
@@ -40,7 +40,9 @@ def curves(metrics: Rows, main: str) -> str:
         return svg(figure)
 
 
-def frontier(points: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]]], path: Sequence[tuple[float, float]]) -> str:
+def frontier(
+    points: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]]], path: Sequence[tuple[float, float]]
+) -> str:
     """Score against KL: one (name, kl, score) a model, each with value, low and high; `path` is the way there."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(4.8, 3.0), layout="constrained")

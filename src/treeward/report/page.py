@@ -62,14 +62,18 @@ def number(value: float | None) -> str:
 def _rows(receipt: dict[str, Any]) -> list[dict[str, Any]]:
     main = {key: receipt[key] for key in ("higher_is_better", "before", "after", "difference")}
     every = {receipt["metric"]: main, **receipt["metrics"]}
-    return [{"label": LABELS.get(name, name), "main": name == receipt["metric"], **facts} for name, facts in every.items()]
+    return [
+        {"label": LABELS.get(name, name), "main": name == receipt["metric"], **facts} for name, facts in every.items()
+    ]
 
 
 def _frontier(receipt: dict[str, Any], metrics: list[dict[str, Any]]) -> str:
     every = {receipt["metric"]: receipt, **receipt["metrics"]}
     if "kl" not in every or "score" not in every:
         return ""
-    points = [(name, every["kl"][side], every["score"][side]) for name, side in (("start", "before"), ("trained", "after"))]
+    points = [
+        (name, every["kl"][side], every["score"][side]) for name, side in (("start", "before"), ("trained", "after"))
+    ]
     path = [
         (row["validation/kl"], row["validation/score"]) for row in metrics if row.get("validation/score") is not None
     ]

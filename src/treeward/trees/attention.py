@@ -62,7 +62,8 @@ def _attend(
     """SDPA; a mask that carries `slices` is read slice by slice, any other is passed on as it stands."""
     parts = getattr(attention_mask, "slices", None)
     if attention_mask is None or parts is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **named)
+        plain: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **named)
+        return plain
     out = []
     for start, end in parts:
         q, k, v = (x[:, :, start:end] for x in (query, key, value))
@@ -73,7 +74,7 @@ def _attend(
 
 def use_slices(module: nn.Module) -> None:
     """Let a model that attends by SDPA read forests slice by slice; its numbers do not change."""
-    if getattr(module.config, "_attn_implementation", None) == "sdpa":  # type: ignore[union-attr]
+    if getattr(module.config, "_attn_implementation", None) == "sdpa":
         module.set_attn_implementation(NAME)  # type: ignore[operator]
 
 

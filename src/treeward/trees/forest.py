@@ -9,7 +9,7 @@ Letters: T packed tokens, S scored tokens, N branches.
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Int
@@ -47,8 +47,8 @@ class Forest:
 
     def to(self, device: torch.device | str) -> "Forest":
         """The same forest on another device."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Forest(**{name: v.to(device) if isinstance(v, Tensor) else v for name, v in moved.items()})
+        moved = {f.name: value.to(device) for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
+        return replace(self, **moved)  # type: ignore[arg-type]
 
 
 def plant(trees: Sequence[TokenTree]) -> Forest:
@@ -76,8 +76,17 @@ def plant(trees: Sequence[TokenTree]) -> Forest:
             positions += range(len(tree.prompt), len(tree.prompt) + len(branch))
             ends.append(len(ids) - 1)
         tree_of += [number] * len(tree)
-    columns = (ids, positions, tree_of, branch_of, predict_from, targets, scored, ends)
-    return Forest(*(torch.tensor(column, dtype=torch.long) for column in columns), sources=tuple(trees))
+    return Forest(
+        input_ids=torch.tensor(ids),
+        position_ids=torch.tensor(positions),
+        tree=torch.tensor(tree_of),
+        branch=torch.tensor(branch_of),
+        predict_from=torch.tensor(predict_from, dtype=torch.long),
+        targets=torch.tensor(targets, dtype=torch.long),
+        scored_branch=torch.tensor(scored, dtype=torch.long),
+        ends=torch.tensor(ends, dtype=torch.long),
+        sources=tuple(trees),
+    )
 
 
 def pack(trees: Iterable[TokenTree], token_budget: int, positions: int | None = None) -> list[Forest]:
@@ -117,6 +126,6 @@ def _check_positions(trees: Sequence[TokenTree], positions: int) -> None:
         if tree.longest_path > positions:
             longest = max(range(len(tree.branches)), key=lambda b: len(tree.branches[b]), default=0)
             raise ValueError(
-                f"tree {number} ({tree.group[:60]!r}), branch {longest}: its path of {tree.longest_path} tokens is longer "
-                f"than the model's {positions} positions; lower data.max_prompt or data.max_response"
+                f"tree {number} ({tree.group[:60]!r}), branch {longest}: its path of {tree.longest_path} tokens is "
+                f"longer than the model's {positions} positions; lower data.max_prompt or data.max_response"
             )

@@ -74,9 +74,7 @@ def verified(model: TreeModule, trees: Sequence[TokenTree]) -> None:
         verify(model, trees)
 
 
-def compare(
-    model: TreeModule, trees: Sequence[TokenTree], backend: Backend, fallback: str | None
-) -> Verification:
+def compare(model: TreeModule, trees: Sequence[TokenTree], backend: Backend, fallback: str | None) -> Verification:
     """Values and gradients of one forest of `trees` under `backend` against plain calls, row by row."""
     before = model.backend, model.precision
     model.backend, model.precision = backend, "fp32"

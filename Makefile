@@ -1,0 +1,33 @@
+# Each target creates .venv from constraints.txt if it is not there.
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+ONLY :=
+
+.PHONY: quickstart test lint fast bench clean
+
+$(STAMP): constraints.txt pyproject.toml
+	test -x $(PYTHON) || python3 -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet -c constraints.txt torch==2.13.0
+	$(PYTHON) -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $(STAMP)
+
+quickstart: $(STAMP)
+	$(PYTHON) -m treeward quickstart
+
+lint: $(STAMP)
+	$(VENV)/bin/ruff check src tests bench
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+fast: $(STAMP)
+	$(PYTHON) -m pytest -m 'not slow'
+
+test: lint
+	$(PYTHON) -m pytest
+
+bench: $(STAMP)
+	$(PYTHON) bench/run.py $(if $(ONLY),--only $(ONLY))
+
+clean:
+	rm -rf $(VENV) .venv-bench .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,20 @@
+"""`treeward sample --model.path DIR [--prompt TEXT] [--samples 4]`: JSONL on stdout."""
+
+import json
+from collections.abc import Sequence
+
+from treeward.cli.parse import parse
+from treeward.cli.training import field_lines, overridden
+from treeward.jobs import settings
+from treeward.jobs.sample import SampleRun, sample
+
+
+def run(verb: str, arguments: Sequence[str]) -> int:
+    """Print one JSON line a sample."""
+    words = parse(arguments, ("help",))
+    if "help" in words.flags:
+        print("\n".join([str(SampleRun.__doc__), "", *field_lines(SampleRun)]))
+        return 0
+    for row in sample(settings.build(SampleRun, overridden(words))):
+        print(json.dumps(row, ensure_ascii=False))
+    return 0

@@ -1,0 +1,96 @@
+"""Measure a trained model on held-out data: a policy against a start, or a reward model against one half."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from treeward.data.prepare import DataConfig, prepare
+from treeward.evaluation import policies, rewards
+from treeward.evaluation.tables import METRICS, Table
+from treeward.jobs.options import EvaluationConfig
+from treeward.models.anchor import Anchor
+from treeward.models.loading import ModelConfig
+from treeward.models.policy import Policy
+from treeward.models.reward_model import RewardModel
+from treeward.rewards import scorers
+from treeward.runs.directory import RunDirectory, finite, free_path
+from treeward.trees.tokens import TokenTree
+
+REWARD = "SequenceClassification"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateRun:
+    """treeward evaluate: a policy's samples and likelihood, or a reward model's pair accuracy."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The model to measure; a reward model is known by its architecture."""
+    start: str | None = None
+    """The policy from which KL is measured; without one KL is left out."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """The data; its test part is used, or all of it with data.test 0."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """How samples are drawn and judged."""
+    part: Literal["train", "validation", "test"] = "test"
+    """The part of the data to measure on."""
+    seed: int = 0
+    """Seeds sampling."""
+    out: str | None = None
+    """A directory for evaluation.jsonl, samples.jsonl and intervals.json; it must not exist."""
+
+
+def evaluate(config: EvaluateRun) -> dict[str, dict[str, Any]]:
+    """Intervals of every known metric, by name: value, low, high, n.
+
+    Raises:
+        ValueError: the model, the data or the place to write cannot be used.
+    """
+    path = free_path("evaluate", config.out) if config.out else None
+    tables, samples = _reward(config) if _is_reward(config.model) else _policy(config)
+    found = {
+        name: finite(vars(table.interval(name)))
+        for table in tables.values() for name in table.columns if name in METRICS
+    }  # fmt: skip
+    if path is not None:
+        run = RunDirectory.create(path)
+        run.write_lines("evaluation.jsonl", ({"kind": k, **row} for k, table in tables.items() for row in table.rows()))
+        run.write_lines("samples.jsonl", samples)
+        run.write_json("intervals.json", found)
+    return found
+
+
+def _reward(config: EvaluateRun) -> tuple[Mapping[str, Table], list[dict[str, object]]]:
+    model = RewardModel.from_config(config.model, config.seed)
+    data = prepare(config.data, model.tokenizer, "pairs")
+    return {"pairs": rewards.pairs(model, _chosen_part(data.parts[config.part], config))}, []
+
+
+def _policy(config: EvaluateRun) -> tuple[Mapping[str, Table], list[dict[str, object]]]:
+    policy = Policy.from_config(config.model, config.seed)
+    start = Policy.load(config.start, device=config.model.device) if config.start else policy
+    data = prepare(config.data, policy.tokenizer, "sft")
+    trees = _chosen_part(data.parts[config.part], config)
+    texts = policies.likelihood(policy, trees)
+    by_group = {tree.group: TokenTree(tree.prompt, (), tree.group) for tree in trees}
+    prompts = list(by_group.values())[: config.evaluation.prompts]
+    scorer = scorers.find(config.evaluation.scorer) if config.evaluation.scorer else None
+    table, shown = policies.fresh(policy, Anchor.of(start), prompts, config.evaluation.plan(config.seed), scorer)
+    if not config.start:
+        table = Table(table.groups, {name: column for name, column in table.columns.items() if name != "kl"})
+    return {"texts": texts, "samples": table}, shown
+
+
+def _chosen_part(trees: list[TokenTree], config: EvaluateRun) -> list[TokenTree]:
+    if not trees:
+        raise ValueError(
+            f"the part {config.part!r} of data.source {config.data.source!r} is empty; name another --part"
+        )
+    return trees
+
+
+def _is_reward(config: ModelConfig) -> bool:
+    file = Path(config.path) / "config.json"
+    names = json.loads(file.read_text(encoding="utf-8")).get("architectures") or [] if file.exists() else []
+    return any(name.endswith(REWARD) for name in names)

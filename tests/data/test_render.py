@@ -1,0 +1,165 @@
+"""Text to ids with the embedded world's tokenizer and with small ones made here."""
+
+from typing import Any
+
+import pytest
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from treeward.data import world
+from treeward.data.render import Account, adds_bos, decode, end_id, prompt_ids, template_faults, token_tree
+from treeward.trees.text import Response, Tree
+
+WORLD = world.tokenizer()
+BOS, EOS = 1, 2
+
+CHAT = "{% for m in messages %}<turn> {{ m['role'] }} {{ m['content'] }} <end> {% endfor %}{% if add_generation_prompt %}<turn> assistant {% endif %}"  # noqa: E501
+WORDS = ["<unk>", "<s>", "</s>", "<turn>", "<end>", "user", "assistant", "system", "treeward", "is", "it", "so", "why"]
+
+
+def words(text: str) -> list[int]:
+    """The world's ids of these words."""
+    return [world.vocabulary().index(word) for word in text.split()]
+
+
+def made(template: str | None = None, **special: str) -> Any:
+    """A word-level tokenizer that adds nothing by itself."""
+    core = Tokenizer(models.WordLevel({word: n for n, word in enumerate(WORDS)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    extra = [word for word in ("<turn>", "<end>") if template]
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=core, unk_token="<unk>", additional_special_tokens=extra, **special
+    )
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def ids(*names: str) -> list[int]:
+    return [WORDS.index(name) for name in names]
+
+
+def test_a_tree_written_out() -> None:
+    tree = token_tree(Tree("the plot is", [" good .", Response(" very bad", finished=False)]), WORLD)
+    assert list(tree.prompt) == [BOS, *words("the plot is")]
+    assert [list(branch) for branch in tree.branches] == [[*words("good ."), EOS], words("very bad")]
+    assert tree.group == "the plot is"
+
+
+def test_bos_stands_once_even_where_the_text_brings_it() -> None:
+    assert prompt_ids("<bos> the plot", WORLD) == [BOS, *words("the plot")]
+    assert token_tree(Tree("the plot", [" is good"]), WORLD).branches[0].count(BOS) == 0
+
+
+def test_an_empty_prompt_is_bos_else_eos_else_refused() -> None:
+    assert prompt_ids("", WORLD) == [BOS]
+    assert prompt_ids("", made(bos_token="<s>", eos_token="</s>")) == ids("<s>")
+    assert prompt_ids("", made(eos_token="</s>")) == ids("</s>")
+    with pytest.raises(ValueError, match="neither BOS nor EOS"):
+        prompt_ids("", made())
+
+
+def test_a_tokenizer_without_eos_cannot_end_a_response() -> None:
+    with pytest.raises(ValueError, match="no EOS to end a response"):
+        token_tree(Tree("why", ["so"]), made(bos_token="<s>"))
+
+
+def test_bos_is_added_only_where_the_tokenizer_does_so_itself() -> None:
+    assert adds_bos(WORLD)
+    quiet = made(bos_token="<s>", eos_token="</s>")
+    assert not adds_bos(quiet)
+    assert prompt_ids("why", quiet) == ids("why")
+
+
+def test_a_cut_response_has_no_end_and_a_fitting_one_keeps_it() -> None:
+    tree = Tree("the plot is", [" very good .", " bad ."])
+    account = Account()
+    cut = token_tree(tree, WORLD, max_response=3, account=account)
+    assert [list(branch) for branch in cut.branches] == [words("very good ."), [*words("bad ."), EOS]]
+    assert account.cut == {"response 0": 1}
+    assert [list(b) for b in token_tree(tree, WORLD, max_response=4).branches] == [
+        [*words("very good ."), EOS],
+        [*words("bad ."), EOS],
+    ]
+
+
+def test_an_unfinished_response_at_the_limit_is_not_cut() -> None:
+    account = Account()
+    tree = token_tree(Tree("a", [Response("is good .", finished=False)]), WORLD, max_response=3, account=account)
+    assert list(tree.branches[0]) == words("is good .")
+    assert account.cut == {}
+    assert (account.responses, account.ended) == (0, 0)
+
+
+def test_prompts_are_cut_on_the_left_and_keep_bos() -> None:
+    account = Account()
+    tree = token_tree(Tree("the plot is very good", [" ."]), WORLD, max_prompt=3, account=account)
+    assert list(tree.prompt) == [BOS, *words("very good")]
+    assert account.cut == {"prompt": 1}
+    assert list(token_tree(Tree("the plot is", [" ."]), WORLD, max_prompt=1).prompt) == words("is")
+    assert list(token_tree(Tree("the plot is", [" ."]), WORLD, max_prompt=4).prompt) == [BOS, *words("the plot is")]
+
+
+def test_a_prompt_without_bos_is_cut_to_its_tail() -> None:
+    plain = made(eos_token="</s>")
+    assert list(token_tree(Tree("why is it so", ["so"]), plain, max_prompt=2).prompt) == ids("it", "so")
+
+
+@pytest.mark.parametrize(("scores", "gap"), [((3.5, 1.25), 2.25), ((1.0, None), 1.0), ((None, None), 1.0)])
+def test_the_gap_is_the_rating_difference_where_both_are_rated(scores: tuple[Any, Any], gap: float) -> None:
+    sides = [Response(text, score=score) for text, score in zip((" good", " bad"), scores, strict=True)]
+    assert token_tree(Tree("the plot is", sides), WORLD).gap == gap
+
+
+def test_the_account_counts_ends() -> None:
+    account = Account()
+    token_tree(Tree("the plot is", [" good .", " bad", Response(" odd", finished=False)]), WORLD, account=account)
+    assert (account.responses, account.ended) == (2, 2)
+
+
+def test_an_account_reads_well() -> None:
+    account = Account(rows=9, used=7)
+    account.dropped.update({"empty response": 2})
+    account.cut.update({"prompt": 3, "response 1": 1})
+    assert str(account) == "9 rows, 7 used; dropped: 2 empty response; cut: 3 prompt, 1 response 1"
+
+
+def test_messages_need_a_template() -> None:
+    with pytest.raises(ValueError, match="no chat template"):
+        token_tree(Tree([{"role": "user", "content": "why"}], ["so"]), WORLD)
+
+
+def test_a_chat_ends_in_the_templates_token_and_plain_text_in_eos() -> None:
+    chat = made(CHAT, eos_token="</s>")
+    assert end_id(chat, chat=True) == WORDS.index("<end>")
+    assert end_id(chat, chat=False) == WORDS.index("</s>")
+    spoken = token_tree(Tree([{"role": "user", "content": "why"}], ["it is so"]), chat)
+    assert list(spoken.prompt) == ids("<turn>", "user", "why", "<end>", "<turn>", "assistant")
+    assert list(spoken.branches[0]) == ids("it", "is", "so", "<end>")
+    assert list(token_tree(Tree("why", ["so"]), chat).branches[0]) == ids("so", "</s>")
+
+
+def test_a_template_without_an_end_falls_back_to_eos() -> None:
+    chat = made(CHAT.replace("<end>", ""), eos_token="</s>")
+    assert end_id(chat, chat=True) == WORDS.index("</s>")
+
+
+def test_a_sound_template_has_no_faults() -> None:
+    assert template_faults(made(CHAT, eos_token="</s>")) == (None, None)
+    assert template_faults(made(eos_token="</s>")) == (None, None)
+
+
+def test_a_template_whose_prompt_is_no_prefix_is_an_error() -> None:
+    broken = CHAT.replace("<turn> assistant {% endif %}", "<turn> system {% endif %}")
+    error, _ = template_faults(made(broken, eos_token="</s>"))
+    assert "generation prompt" in (error or "")
+
+
+def test_a_template_that_rewrites_the_answer_is_a_remark() -> None:
+    rewriting = CHAT.replace("{{ m['content'] }}", "{{ m['content'] + (' so' if m['role'] == 'assistant' else '') }}")
+    error, remark = template_faults(made(rewriting, eos_token="</s>"))
+    assert error is None
+    assert "instead of" in (remark or "")
+
+
+def test_decoding_leaves_special_tokens_out() -> None:
+    assert decode([BOS, *words("very good ."), EOS], WORLD) == "very good ."

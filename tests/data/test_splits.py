@@ -1,0 +1,77 @@
+"""Parts by group: stable, disjoint, of the right size."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from treeward.data.splits import NAMES, PARTS, named, part_of, shuffled, unit
+
+GROUPS = st.lists(st.text(max_size=12), min_size=1, max_size=30)
+
+
+@given(GROUPS, st.randoms(use_true_random=False), st.integers(0, 5))
+def test_a_part_depends_on_the_group_and_the_seed_alone(groups: list[str], chance: object, seed: int) -> None:
+    before = {group: part_of(group, seed, 0.2, 0.3) for group in groups}
+    chance.shuffle(groups)  # type: ignore[attr-defined]
+    assert {group: part_of(group, seed, 0.2, 0.3) for group in groups} == before
+
+
+@given(GROUPS, st.integers(0, 5))
+def test_units_lie_in_the_unit_interval(groups: list[str], seed: int) -> None:
+    assert all(0 <= unit(group, seed) < 1 for group in groups)
+
+
+def test_the_unit_is_the_head_of_a_sha256_sum() -> None:
+    """`printf '0:the film' | sha256sum | cut -c1-16`, over 2^64: another hash would move every prompt of every run."""
+    assert unit("the film", 0) == 0x1B9F2466DFE9450E / 2**64
+    assert unit("the film", 1) == 0xBACF73D93A9FE581 / 2**64
+
+
+def test_shares_are_kept_up_to_chance() -> None:
+    parts = [part_of(f"group {n}", 7, 0.1, 0.25) for n in range(4000)]
+    for part, share in zip(PARTS, (0.65, 0.1, 0.25), strict=True):
+        assert parts.count(part) / 4000 == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / 4000))
+
+
+def test_another_seed_moves_groups() -> None:
+    groups = [f"group {n}" for n in range(200)]
+    sides = [[part_of(group, seed, 0.0, 0.5) for group in groups] for seed in (0, 1)]
+    moved = sum(a != b for a, b in zip(*sides, strict=True))
+    assert 60 < moved < 140
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_larger_validation_share_takes_from_training_only(seed: int) -> None:
+    for n in range(300):
+        small, large = (part_of(f"g{n}", seed, share, 0.2) for share in (0.1, 0.4))
+        assert small == large or (small, large) == ("train", "validation")
+
+
+def test_shares_of_zero_leave_all_for_training() -> None:
+    assert {part_of(f"g{n}", 0, 0.0, 0.0) for n in range(500)} == {"train"}
+
+
+@pytest.mark.parametrize(("name", "part"), NAMES.items())
+def test_named_splits_are_read_in_any_case(name: str, part: str) -> None:
+    assert named(name) == named(name.upper()) == part
+    assert part in PARTS
+
+
+@pytest.mark.parametrize("value", ["unsupervised", 3, None, ""])
+def test_an_unknown_split_name_is_refused(value: object) -> None:
+    with pytest.raises(ValueError, match=f"column 'split' holds {value!r}"):
+        named(value)
+
+
+@given(st.lists(st.tuples(st.text(max_size=5), st.integers()), max_size=20, unique_by=lambda pair: pair[0]))
+def test_shuffling_depends_on_names_not_on_order(items: list[tuple[str, int]]) -> None:
+    assert shuffled(items, 1) == shuffled(items[::-1], 1)
+    assert sorted(shuffled(items, 1)) == sorted(item for _, item in items)
+
+
+def test_shuffling_is_a_shuffle() -> None:
+    items = [(f"{n:03}", n) for n in range(100)]
+    assert shuffled(items, 0) != list(range(100))
+    assert shuffled(items, 0) != shuffled(items, 1)

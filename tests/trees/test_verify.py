@@ -1,0 +1,183 @@
+"""The rule that chooses a backend, the probe that tests it, and a planted fault that it must find."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from treeward.trees import forward
+from treeward.trees.attention import NAME, rule
+from treeward.trees.forest import Forest, plant
+from treeward.trees.forward import TreeLM, TreeScorer
+from treeward.trees.tokens import TokenTree
+from treeward.trees.verify import compare, verified, verify
+
+PACKED = ["gpt2", "llama", "qwen3", "phi3", "neox"]
+Build = Callable[..., Any]
+
+
+def causal_only(forest: Forest) -> torch.Tensor:
+    """A planted fault: every token sees all tokens before it, other branches and other trees included."""
+    size = len(forest.input_ids)
+    return torch.ones(size, size, dtype=torch.bool).tril()[None, None]
+
+
+def siblings_seen(forest: Forest) -> torch.Tensor:
+    """A smaller one: trees are kept apart, but a branch sees the branches before it."""
+    return causal_only(forest) & (forest.tree[:, None] == forest.tree[None, :])
+
+
+@pytest.mark.parametrize("family", PACKED)
+def test_families_with_full_attention_use_the_tree(family: str, tiny: Build, grow: Build) -> None:
+    model = TreeLM(tiny(family))
+    result = verify(model, grow(5, branches=3, longest=30))
+    assert (result.backend, result.fallback, model.backend) == ("tree", None, "tree")
+    assert result.value_deviation < 1e-5
+    assert result.gradient_deviation < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("family", "reason"),
+    [("mistral", "sliding window of 8"), ("gemma3", "sliding window of 8"), ("mamba", "linear_attention layers")],
+)
+def test_windows_and_recurrence_use_rows_and_say_so(
+    family: str, reason: str, *, tiny: Build, grow: Build, plain_logps: Build, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, trees = TreeLM(tiny(family)), grow(4, branches=3, longest=30)
+    with caplog.at_level(logging.INFO, logger="treeward"):
+        result = verify(model, trees)
+    assert (result.backend, model.backend) == ("rows", "rows")
+    assert reason in (result.fallback or "")
+    assert any(reason in record.getMessage() for record in caplog.records)
+    with torch.no_grad():
+        expected = torch.cat([plain_logps(tiny(family), tree) for tree in trees]).float()
+        torch.testing.assert_close(model(plant(trees)), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma3"])
+def test_a_window_longer_than_every_path_may_use_the_tree(family: str, tiny: Build, grow: Build) -> None:
+    trees = grow(4, branches=3, longest=4)
+    assert max(tree.longest_path for tree in trees) <= 8
+    model = TreeLM(tiny(family))
+    assert verify(model, trees).backend == "tree"
+    longer = [TokenTree((5,) * 8, ((6,), (7,)))]
+    verified(model, longer)
+    assert model.backend == "rows"
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma3"])
+def test_the_rule_is_needed_forcing_the_tree_on_a_window_is_refused(family: str, tiny: Build, grow: Build) -> None:
+    model = TreeLM(tiny(family), backend="tree")
+    with pytest.raises(ValueError, match="layout 'tree' deviates from plain calls"):
+        verify(model, grow(4, branches=3, longest=30))
+    assert model.backend is None
+
+
+def test_forcing_the_tree_on_a_recurrent_model_is_refused(tiny: Build, grow: Build) -> None:
+    with pytest.raises(ValueError, match="layout 'tree'"):
+        verify(TreeLM(tiny("mamba"), backend="tree"), grow(3))
+
+
+def test_rows_that_are_asked_for_are_used(tiny: Build, grow: Build) -> None:
+    model = TreeLM(tiny("llama"), backend="rows")
+    result = verify(model, grow(3))
+    assert (result.backend, result.fallback) == ("rows", "asked for")
+
+
+@pytest.mark.parametrize("fault", [causal_only, siblings_seen])
+@pytest.mark.parametrize("family", PACKED)
+def test_a_wrong_mask_is_found_and_rows_are_used_instead(
+    fault: Any, family: str, tiny: Build, grow: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forward, "mask", fault)
+    model = TreeLM(tiny(family))
+    result = verify(model, grow(5))
+    assert model.backend == "rows"
+    assert "tree layout is off by" in (result.fallback or "")
+
+
+def test_a_wrong_mask_under_a_tree_that_was_asked_for_is_an_error(
+    tiny: Build, grow: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forward, "mask", siblings_seen)
+    with pytest.raises(ValueError, match="layout 'tree' deviates"):
+        verify(TreeLM(tiny("llama"), backend="tree"), grow(5))
+
+
+def test_a_wrong_position_is_found(tiny: Build, grow: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Positions that run on over the branches, as a plain causal row would have them."""
+    whole = Forest.to
+
+    def running(forest: Forest, device: Any) -> Forest:
+        moved = whole(forest, device)
+        moved.position_ids.copy_(torch.arange(len(moved.input_ids)))
+        return moved
+
+    monkeypatch.setattr(Forest, "to", running)
+    model = TreeLM(tiny("llama"))
+    assert "off by" in (verify(model, grow(5)).fallback or "")
+
+
+def test_a_scorer_with_a_wrong_mask_falls_back(tiny: Build, grow: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = TreeScorer(tiny("qwen3", scorer=True))
+    assert verify(model, grow(5)).backend == "tree"
+    monkeypatch.setattr(forward, "mask", siblings_seen)
+    assert verify(model, grow(5)).backend == "rows"
+
+
+def test_a_wrong_gradient_alone_is_found(tiny: Build, grow: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = TreeLM.forward
+    monkeypatch.setattr(TreeLM, "forward", lambda self, forest: whole(self, forest).detach() + 0 * whole(self, forest))
+    result = compare(TreeLM(tiny("llama")), grow(3), "tree", None)
+    assert result.value_deviation < 1e-5
+    assert result.gradient_deviation == pytest.approx(1.0)
+    assert not result.passed
+
+
+def test_weights_that_are_not_numbers_do_not_pass(tiny: Build, grow: Build) -> None:
+    model = TreeLM(tiny("llama"))
+    with torch.no_grad():
+        model.module.model.norm.weight[0] = float("nan")
+    with pytest.raises(ValueError, match="deviates from plain calls by nan"):
+        verify(model, grow(3))
+
+
+def test_longer_paths_are_verified_anew_and_shorter_ones_are_not(
+    tiny: Build, grow: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = TreeLM(tiny("llama"))
+    trees = sorted(grow(6, longest=30), key=lambda tree: tree.longest_path)
+    verified(model, trees[:3])
+    assert model.verified_path == trees[2].longest_path
+    calls: list[int] = []
+    monkeypatch.setattr("treeward.trees.verify.verify", lambda model, trees: calls.append(len(trees)))
+    verified(model, trees[:2])
+    assert calls == []
+    verified(model, trees)
+    assert calls == [6]
+
+
+def test_verification_leaves_no_trace_in_gradients_or_precision(tiny: Build, grow: Build) -> None:
+    model = TreeLM(tiny("llama"), "bf16")
+    verify(model, grow(3))
+    assert model.precision == "bf16"
+    assert all(p.grad is None for p in model.parameters())
+    assert not model.training
+
+
+@pytest.mark.parametrize("attention", ["eager", "flex_attention"])
+def test_attention_that_reads_no_mask_of_ours_means_rows(attention: str, tiny: Build) -> None:
+    backend, reason = rule(tiny("llama", attention=attention), 10)
+    assert backend == "rows"
+    assert attention in reason
+
+
+def test_sdpa_becomes_our_attention_and_gives_the_same_plain_numbers(tiny: Build) -> None:
+    module = tiny("llama")
+    ids = torch.arange(3, 40)[None]
+    before = module(input_ids=ids).logits
+    TreeLM(module)
+    assert module.config._attn_implementation == NAME
+    assert torch.equal(module(input_ids=ids).logits, before)
