@@ -6,6 +6,7 @@ side is timed. Both see the same batches in the same order.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from child import Task, ask
 from records import PeerMode, Record, Setting, Speed, Unequal, record
@@ -31,7 +32,8 @@ def bench(setting: Setting) -> list[Record]:
     ask(setting.ours, "dpo_ours.py", task(setting, "prepare"))
     check(setting)
     print(f"\ndpo: GPT-2 124M, {setting.pairs} pairs of harmless-base, batch {BATCH}, no gradient checkpointing")
-    print(f"{'':6}{'side':36}{'pairs/s':>9}{'seconds':>9}{'peak GB':>9}{'speed ratio':>13}{'memory ratio':>14}")
+    columns = f"{'pairs/s':>9}{'seconds':>9}{'others':>8}{'peak GB':>9}{'speed ratio':>13}{'memory ratio':>14}"
+    print(f"{'':6}{'side':36}{columns}")
     found = []
     for precision in setting.precisions:
         found += compare(setting, precision)
@@ -82,30 +84,31 @@ def compare(setting: Setting, precision: str) -> list[Record]:
     comparison, for ours counts its anchor always; a line of the table counts TRL's reference too.
     """
     answer = ask(setting.ours, "dpo_ours.py", task(setting, "time", precision))
-    others = answer.others
-    ours = Speed(setting.pairs, answer.seconds, answer.peak_gb)
+    ours = Speed(setting.pairs, answer.seconds, answer.peak_gb, answer.others)
     show(precision, "treeward, anchor counted", ours)
     found = []
+    noise = ours.others
     modes: tuple[PeerMode, ...] = ("default", "precomputed")
     for mode in modes:
         answer = ask(setting.peer, "dpo_trl.py", task(setting, mode, precision))
-        others = max(others, answer.others)
-        theirs = Speed(setting.pairs, answer.seconds, answer.peak_gb)
+        theirs = Speed(setting.pairs, answer.seconds, answer.peak_gb, answer.others)
         found.append(record("dpo", precision, peer="trl", peer_mode=mode, ours=ours, theirs=theirs))
         show("", "trl default" if mode == "default" else "trl precomputed, train() alone", theirs, ours)
         if mode == "precomputed":
-            whole = Speed(setting.pairs, answer.before + answer.seconds, answer.peak_gb)
+            whole = replace(theirs, seconds=answer.before + answer.seconds)
             show("", "trl precomputed, reference counted", whole, ours)
+        noise = max(noise, theirs.others)
     verdict(found[0])
-    if others > QUIET:
-        print(f"{'':6}NOT QUIET: other processes held up to {others:.2f} processors meanwhile; run it again alone")
+    if noise > QUIET:
+        print(f"{'':6}NOT QUIET: other processes held up to {noise:.2f} processors meanwhile; run it again alone")
     return found
 
 
 def show(precision: str, side: str, speed: Speed, ours: Speed | None = None) -> None:
     """One line of the table, with our ratios to a peer where `ours` is given."""
     ratios = f"{ours.per_s / speed.per_s:>13.2f}{ours.gb / speed.gb:>14.2f}" if ours else ""
-    print(f"{precision:6}{side:36}{speed.per_s:>9.3f}{speed.seconds:>9.1f}{speed.gb:>9.2f}{ratios}", flush=True)
+    figures = f"{speed.per_s:>9.3f}{speed.seconds:>9.1f}{speed.others:>8.2f}{speed.gb:>9.2f}"
+    print(f"{precision:6}{side:36}{figures}{ratios}", flush=True)
 
 
 def verdict(found: Record) -> None:

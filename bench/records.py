@@ -28,11 +28,13 @@ class Setting:
 
 @dataclass(frozen=True)
 class Speed:
-    """One measurement: how many of what the bench counts, in how long, at which peak memory."""
+    """One measurement: how many of what the bench counts, in how long, at which peak memory, and how many
+    processors others held meanwhile."""
 
     count: int
     seconds: float
     gb: float
+    others: float
 
     @property
     def per_s(self) -> float:

@@ -116,14 +116,6 @@ def test_the_registry_holds_every_loss_of_the_module() -> None:
     assert written - {preference.PreferenceLoss} == set(LOSSES)
 
 
-def test_scores_can_be_indexed_and_keep_absent_fields_absent() -> None:
-    pairs = scores([1.0, 2.0, 3.0], [0.0, 0.0, 0.0])
-    kept = pairs[1:]
-    assert kept.chosen.tolist() == [2.0, 3.0]
-    assert kept.chosen_length.tolist() == [1, 1]
-    assert kept.chosen_logp is None
-
-
 def test_shapes_are_checked_while_tests_run() -> None:
     with pytest.raises(Exception, match="rejected"):
         PairScores(torch.zeros(2), torch.zeros(3), torch.ones(2, dtype=torch.long), torch.ones(2, dtype=torch.long))

@@ -1,6 +1,7 @@
 """The promise of the fast path: a packed forest gives the numbers and gradients of one plain row a response.
 
-The plain side is written here, on a second copy of the model with eager attention, so that nothing is shared.
+The plain side is written here, on a second copy of the model with eager attention, so that nothing is shared. Products
+run in float64: in float32 one plain row by SDPA is off by 1e-5 itself, and the layout would hide behind that.
 """
 
 from collections.abc import Callable
@@ -58,7 +59,7 @@ def check(ours: Any, plain: Any, plain_values: Callable[[TokenTree], torch.Tenso
 def test_log_probs_and_gradients_are_those_of_plain_rows(
     family: str, trees: list[TokenTree], budget: int, tiny: Build, plain_logps: Build
 ) -> None:
-    ours, plain = TreeLM(tiny(family)), tiny(family, attention="eager")
+    ours, plain = TreeLM(tiny(family).double()), tiny(family, attention="eager").double()
     ours.backend = "tree"
     check(ours, plain, lambda tree: plain_logps(plain, tree), pack(trees, budget, ours.positions))
 
@@ -69,7 +70,7 @@ def test_log_probs_and_gradients_are_those_of_plain_rows(
 def test_the_rows_backend_gives_plain_numbers_as_well(
     family: str, trees: list[TokenTree], tiny: Build, plain_logps: Build
 ) -> None:
-    ours, plain = TreeLM(tiny(family)), tiny(family, attention="eager")
+    ours, plain = TreeLM(tiny(family).double()), tiny(family, attention="eager").double()
     ours.backend = "rows"
     check(ours, plain, lambda tree: plain_logps(plain, tree), [plant(trees)])
 
@@ -81,7 +82,8 @@ def test_the_rows_backend_gives_plain_numbers_as_well(
 def test_scores_and_gradients_are_those_of_plain_rows(
     family: str, backend: Any, trees: list[TokenTree], budget: int, tiny: Build
 ) -> None:
-    ours, plain = TreeScorer(tiny(family, scorer=True)), tiny(family, scorer=True, attention="eager")
+    ours, plain = TreeScorer(tiny(family, scorer=True)), tiny(family, scorer=True, attention="eager").double()
+    ours.backbone.double()
     ours.backend = backend
 
     def values(tree: TokenTree) -> torch.Tensor:
@@ -98,7 +100,7 @@ def test_scores_and_gradients_are_those_of_plain_rows(
 
 @pytest.mark.parametrize("family", PACKED)
 def test_a_trees_numbers_do_not_depend_on_its_neighbours(family: str, tiny: Build, grow: Build) -> None:
-    model = TreeLM(tiny(family))
+    model = TreeLM(tiny(family).double())
     model.backend = "tree"
     tree, *others = grow(6, branches=3, longest=20)
     with torch.no_grad():
@@ -112,7 +114,7 @@ def test_a_trees_numbers_do_not_depend_on_its_neighbours(family: str, tiny: Buil
 
 @pytest.mark.parametrize("family", PACKED)
 def test_a_branch_does_not_depend_on_its_siblings(family: str, tiny: Build, grow: Build) -> None:
-    model = TreeLM(tiny(family))
+    model = TreeLM(tiny(family).double())
     model.backend = "tree"
     (tree,) = grow(1, branches=4, longest=20)
     with torch.no_grad():
@@ -123,7 +125,7 @@ def test_a_branch_does_not_depend_on_its_siblings(family: str, tiny: Build, grow
 
 
 def test_a_tree_larger_than_a_slice_is_attended_to_whole(tiny: Build, plain_logps: Build, grow: Build) -> None:
-    model, plain = TreeLM(tiny("llama")), tiny("llama", attention="eager")
+    model, plain = TreeLM(tiny("llama").double()), tiny("llama", attention="eager").double()
     model.backend = "tree"
     big = TokenTree(tuple(range(3, 63)) * 2, tuple((n,) * 40 for n in range(3, 8)))
     with torch.no_grad():

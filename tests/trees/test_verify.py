@@ -34,8 +34,8 @@ def test_families_with_full_attention_use_the_tree(family: str, tiny: Build, gro
     model = TreeLM(tiny(family))
     result = verify(model, grow(5, branches=3, longest=30))
     assert (result.backend, result.fallback, model.backend) == ("tree", None, "tree")
-    assert result.value_deviation < 1e-5
-    assert result.gradient_deviation < 1e-5
+    assert result.value_deviation < 5e-5
+    assert result.gradient_deviation < 5e-5
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_windows_and_recurrence_use_rows_and_say_so(
     assert any(reason in record.getMessage() for record in caplog.records)
     with torch.no_grad():
         expected = torch.cat([plain_logps(tiny(family), tree) for tree in trees]).float()
-        torch.testing.assert_close(model(plant(trees)), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(model(plant(trees)), expected, rtol=0, atol=5e-5)
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma3"])
@@ -131,7 +131,7 @@ def test_a_wrong_gradient_alone_is_found(tiny: Build, grow: Build, monkeypatch: 
     whole = TreeLM.forward
     monkeypatch.setattr(TreeLM, "forward", lambda self, forest: whole(self, forest).detach() + 0 * whole(self, forest))
     result = compare(TreeLM(tiny("llama")), grow(3), "tree", None)
-    assert result.value_deviation < 1e-5
+    assert result.value_deviation < 5e-5
     assert result.gradient_deviation == pytest.approx(1.0)
     assert not result.passed
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -72,6 +72,7 @@ class Terms:
     metrics: Mapping[str, Float[Tensor, "units"]]
 
 
+@runtime_checkable
 class Objective(Protocol):
     """A loss over forests."""
 

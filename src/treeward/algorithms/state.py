@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,6 +18,7 @@ from transformers import get_scheduler
 from treeward.models.weights import trainable
 
 
+@runtime_checkable
 class Rates(Protocol):
     """The part of a loop's configuration that the optimiser needs."""
 

@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 
 from treeward.data import world
+from treeward.data.hub import reachable
 
 Row = dict[str, Any]
 
@@ -44,6 +45,8 @@ def _read(source: str) -> Any:
             return _read_file(path)
         if source.startswith((".", "/", "~")) or source.count("/") != 1 or path.suffix in READERS:
             raise ValueError(f"data.source {source!r} does not exist")
+        if not reachable():
+            datasets.config.HF_HUB_OFFLINE = True
         return _quietly(source)
     except ValueError:
         raise

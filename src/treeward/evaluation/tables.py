@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from treeward.maths import statistics
 from treeward.maths.statistics import Difference, Floats, Interval
@@ -148,7 +149,7 @@ class Measurement:
         raise ValueError(f"metric {name!r} is not measured here; measured are {', '.join(have)}")
 
 
-def wins(chosen: Sequence[float] | Floats, rejected: Sequence[float] | Floats) -> Floats:
+def wins(chosen: ArrayLike, rejected: ArrayLike) -> Floats:
     """1 where chosen is higher, 0 where it is lower, 0.5 where they are equal."""
     a, b = np.asarray(chosen, dtype=np.float64), np.asarray(rejected, dtype=np.float64)
     return np.where(a == b, 0.5, (a > b).astype(np.float64))

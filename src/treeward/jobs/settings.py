@@ -69,12 +69,23 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any], path: str = "") -> d
     return merged
 
 
+class Raw(str):
+    """The text of an override, not yet read: where a field holds text it is that text, else a YAML value."""
+
+    def read(self, hint: Any) -> Any:
+        """The value for a field of this type."""
+        options = set(get_args(hint)) if get_origin(hint) in (Union, types.UnionType) else {hint}
+        if str in options and options <= {str, type(None)}:
+            return None if type(None) in options and self == "null" else str(self)
+        try:
+            return yaml.safe_load(self)
+        except yaml.YAMLError:
+            return str(self)
+
+
 def override(key: str, text: str) -> dict[str, Any]:
-    """The mapping that `--a.b text` stands for; the text is a YAML value."""
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = text
+    """The mapping that `--a.b text` stands for."""
+    value: Any = Raw(text)
     for part in reversed(key.split(".")):
         value = {part.replace("-", "_"): value}
     return value  # type: ignore[no-any-return]
@@ -139,9 +150,11 @@ def kind_of(cls: type[Any]) -> str:
 
 def _value(hint: Any, value: Any, path: str) -> Any:
     classes = _classes(hint)
+    if isinstance(value, Raw):
+        value = value.read(hint)
     if not classes:
         try:
-            return pydantic.TypeAdapter(hint).validate_python(value)
+            return pydantic.TypeAdapter(hint).validate_python(_read_below(value))
         except pydantic.ValidationError as problem:
             raise ValueError(f"{path} is {value!r}: {problem.errors()[0]['msg'].lower()}") from None
     if value is None and type(None) in get_args(hint):
@@ -155,6 +168,13 @@ def _value(hint: Any, value: Any, path: str) -> Any:
     if kind not in kinds:
         raise ValueError(f"{path}.kind is {kind!r}{_nearest(kind, list(kinds))}; it may be {', '.join(kinds)}")
     return build(kinds[kind], {key: item for key, item in value.items() if key != "kind"}, f"{path}.")
+
+
+def _read_below(value: Any) -> Any:
+    """A mapping's own values read, for fields that hold plain mappings."""
+    if isinstance(value, Mapping):
+        return {key: item.read(object) if isinstance(item, Raw) else item for key, item in value.items()}
+    return value
 
 
 def _classes(hint: Any) -> list[type[Any]]:

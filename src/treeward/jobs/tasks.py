@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -23,8 +23,10 @@ from treeward.proof import identities
 from treeward.proof.checks import Check
 from treeward.rewards import scorers
 from treeward.trees.tokens import TokenTree
+from treeward.trees.verify import awakened
 
 
+@runtime_checkable
 class Task(Protocol):
     """What `jobs.train` needs of a command."""
 
@@ -122,7 +124,7 @@ class RewardTask:
         return rewards.against_longer_wins(measured.tables["pairs"])
 
     def _margins(self, trees: Sequence[TokenTree]) -> Tensor:
-        with identities.exact(self.model.tree), identities.awakened(self.model.tree):
+        with identities.exact(self.model.tree), awakened(self.model.tree):
             scores = self.model.score(trees).view(-1, 2)
         return scores[:, 0] - scores[:, 1]
 

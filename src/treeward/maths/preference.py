@@ -8,7 +8,7 @@ The last line, `AnyPreferenceLoss`, is the registry that recipes, the command li
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -38,6 +38,7 @@ class PairScores:
         return cls(zero, zero.clone(), one, one.clone(), zero.clone(), zero.clone())
 
 
+@runtime_checkable
 class PreferenceLoss(Protocol):
     """What every member of `AnyPreferenceLoss` offers."""
 

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer
 
 from treeward.data import world
+from treeward.data.hub import reachable
 from treeward.data.render import Tokenizer
 from treeward.models.device import AskedDevice, AskedPrecision, choose_device, choose_precision, keep_freed_memory
 from treeward.models.weights import set_dropout
@@ -139,9 +140,15 @@ def _ask(path: str, what: str, source: Any, **named: Any) -> Any:
         raise ValueError(f"{path!r} holds no tokenizer; name one with --model.tokenizer")
     if local.is_dir() and what != "tokenizer" and not (local / "config.json").exists():
         raise ValueError(f"model.path {path!r} holds no config.json, so it is not a model directory")
+    if not local.is_dir() and not reachable():
+        named["local_files_only"] = True
     try:
         return source.from_pretrained(path, **named)
     except (OSError, ValueError, KeyError, json.JSONDecodeError) as problem:
+        if named.get("local_files_only"):
+            raise ValueError(
+                f"the {what} of {path!r} is not on this machine and the hub cannot be reached; give a local directory "
+                "or 'world'"
+            ) from None
         reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
-        mend = "" if local.is_dir() else "; without a network give a local directory or 'world'"
-        raise ValueError(f"the {what} of {path!r} cannot be loaded ({reason[:160]}){mend}") from None
+        raise ValueError(f"the {what} of {path!r} cannot be loaded ({reason[:160]})") from None

@@ -7,7 +7,7 @@ cumulative distribution. Sampled ids are kept; text is made only where someone r
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -18,6 +18,7 @@ from treeward.trees.forward import TreeLM
 from treeward.trees.tokens import TokenTree
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """Prompts in, trees with K branches out, in order."""
 

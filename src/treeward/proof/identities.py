@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from treeward.algorithms.loop import Objective
 from treeward.models.anchor import Anchor
@@ -16,7 +16,7 @@ from treeward.proof.checks import Check, below
 from treeward.trees.forest import plant
 from treeward.trees.forward import TreeLM, TreeModule
 from treeward.trees.tokens import TokenTree
-from treeward.trees.verify import GRADIENT_LIMIT, VALUE_LIMIT, Verification
+from treeward.trees.verify import GRADIENT_LIMIT, VALUE_LIMIT, Verification, awakened
 
 ROWS, TOKENS = 4, 128
 
@@ -49,7 +49,7 @@ def layout(found: Verification) -> Check:
 
 def passes(model: TreeModule, trees: Sequence[TokenTree]) -> list[Check]:
     """I04 and I07: padding, neighbours and repetition change no number."""
-    with exact(model), torch.no_grad():
+    with exact(model), awakened(model), torch.no_grad():
         together = model(plant(trees))
         again = model(plant(trees))
         alone = torch.cat([model(plant([tree])) for tree in trees])
@@ -138,22 +138,6 @@ def reached(
         detail += "; the optimiser holds other tensors"
     name = "trainable tensors without gradient or outside the optimiser"
     return below("I11", name, len(missing) + len(wrong), 0, ["F15", "F44", "F47"], detail=detail), missing
-
-
-@contextmanager
-def awakened(model: nn.Module) -> Iterator[None]:
-    """Random values in trainable tensors that are all zero (a zero head, LoRA's B), and the zeros back after."""
-    draw = torch.Generator().manual_seed(0)
-    asleep = [p for name, p in trainable(model) if not bool(p.any()) and not name.endswith("bias")]
-    with torch.no_grad():
-        for parameter in asleep:
-            parameter.copy_(0.02 * torch.randn(parameter.shape, generator=draw))
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for parameter in asleep:
-                parameter.zero_()
 
 
 def swapped(margins: Callable[[Sequence[TokenTree]], Tensor], trees: Sequence[TokenTree]) -> Check:

@@ -5,7 +5,7 @@ are; any other gets the text, rendered by its own tokenizer.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -18,6 +18,7 @@ from treeward.trees.text import Response, Tree
 from treeward.trees.tokens import TokenTree
 
 
+@runtime_checkable
 class Scorer(Protocol):
     """One raw score a branch, in order; higher is better."""
 

@@ -4,11 +4,12 @@ The comparison runs without autocast: it tests the layout, not rounding.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from treeward.trees.attention import Backend, rule
 from treeward.trees.forest import plant
@@ -79,11 +80,12 @@ def compare(model: TreeModule, trees: Sequence[TokenTree], backend: Backend, fal
     before = model.backend, model.precision
     model.backend, model.precision = backend, "fp32"
     try:
-        packed = model(plant(trees))
-        plain = torch.cat([model.plain(tree, b) for tree in trees for b in range(len(tree.branches))])
-        weights = torch.randn(len(plain), generator=torch.Generator().manual_seed(0)).to(plain)
-        deviation = (packed - plain).abs().max().item()
-        gradient = _relative_distance(model, (packed * weights).sum(), (plain * weights).sum())
+        with awakened(model):
+            packed = model(plant(trees))
+            plain = torch.cat([model.plain(tree, b) for tree in trees for b in range(len(tree.branches))])
+            weights = torch.randn(len(plain), generator=torch.Generator().manual_seed(0)).to(plain)
+            deviation = (packed - plain).abs().max().item()
+            gradient = _relative_distance(model, (packed * weights).sum(), (plain * weights).sum())
     except (RuntimeError, TypeError, IndexError, AttributeError) as problem:
         if backend == "rows":
             raise
@@ -92,6 +94,27 @@ def compare(model: TreeModule, trees: Sequence[TokenTree], backend: Backend, fal
     finally:
         model.backend, model.precision = before
     return Verification(backend, deviation, gradient, fallback)
+
+
+@contextmanager
+def awakened(model: nn.Module) -> Iterator[None]:
+    """Random values in trainable tensors that are all zero (a zero head, LoRA's B), and the zeros back after.
+
+    A zero head would give every layout the same scores, and hide every gradient below it.
+    """
+    draw = torch.Generator().manual_seed(0)
+    asleep = [
+        p for name, p in model.named_parameters() if p.requires_grad and not bool(p.any()) and not name.endswith("bias")
+    ]
+    with torch.no_grad():
+        for parameter in asleep:
+            parameter.copy_(0.02 * torch.randn(parameter.shape, generator=draw))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter in asleep:
+                parameter.zero_()
 
 
 def _probe(trees: Sequence[TokenTree], count: int = 3) -> list[TokenTree]:

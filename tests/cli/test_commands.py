@@ -1,0 +1,111 @@
+"""The command line as a user meets it: help without torch, printed configurations, short real runs."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from treeward.cli.main import VERBS, run
+
+SHORT = ["--data.limit", "400", "--steps", "6", "--evaluation.prompts", "3", "--evaluation.samples", "2"]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("code", [
+    "import treeward",
+    "import treeward.report.page",
+    "import treeward.maths.statistics",
+    "from treeward.cli.main import run; run(['--help'])",
+])  # fmt: skip
+def test_imports_no_torch(code: str) -> None:
+    script = f"{code}; import sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, check=False).returncode == 0
+
+
+def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(verb in said for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([verb, "--help"]) == 0
+    assert len(capsys.readouterr().out) > 20
+
+
+def test_help_shows_meaning_and_default(capsys: pytest.CaptureFixture[str]) -> None:
+    run(["dpo", "--help"])
+    said = capsys.readouterr().out
+    assert "--loss.kind" in said
+    assert "sigmoid | hinge | ipo" in said
+    line = next(line for line in said.splitlines() if line.strip().startswith("--loss.beta"))
+    assert "implicit reward" in line
+    assert line.endswith("[0.1]")
+
+
+def test_print_config_is_reloadable(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = ["dpo", "world-dpo", "--loss.kind", "ipo", "--loss.beta", "0.3", "--data.limit=7", "--print-config"]
+    assert run(words) == 0
+    printed = capsys.readouterr().out
+    found = yaml.safe_load(printed)
+    assert found["loss"] == {"kind": "ipo", "beta": 0.3}
+    assert found["data"]["limit"] == 7
+    (tmp_path / "again.yaml").write_text(printed)
+    assert run(["dpo", "again.yaml", "--print-config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out) == found
+
+
+def test_recipe_of_another_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["sft", "world-dpo"]) == 2
+    assert "treeward dpo" in capsys.readouterr().err
+
+
+def test_dry_run_checks_and_writes_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert run(["reward", "world-reward", "--data.limit", "400", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "I05 passed" in said
+    assert "estimate: about" in said
+    assert not list(tmp_path.glob("runs/*"))
+
+
+def test_runs_take_the_next_free_name_and_hold_their_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for _ in range(2):
+        run(["reward", "world-reward", *SHORT, "--require", "any"])
+    first, second = tmp_path / "runs" / "world-reward", tmp_path / "runs" / "world-reward-2"
+    for name in ("config.yaml", "environment.json", "metrics.jsonl", "evaluation.jsonl", "receipt.json", "report.html"):
+        assert (first / name).stat().st_size > 0
+        assert (second / name).stat().st_size > 0
+    receipt = json.loads((first / "receipt.json").read_text())
+    assert receipt["before"] == {"value": 0.5, "low": 0.5, "high": 0.5, "n": receipt["after"]["n"], "constant": True}
+    assert {"I02", "I04", "I05", "I06", "I07", "I08", "I11", "I12", "F10", "F42"} <= {c["id"] for c in receipt["checks"]}
+    assert receipt["verdict"] in capsys.readouterr().out
+
+
+def test_not_learned_is_exit_3_unless_asked_for_less(tmp_path: Path) -> None:
+    words = ["reward", "world-reward", *SHORT, "--steps", "2", "--lr", "7e-5", "--skip-check", "[F42]"]
+    assert run([*words, "--out", str(tmp_path / "a")]) == 3
+    assert json.loads((tmp_path / "a" / "receipt.json").read_text())["verdict"] == "no detectable change"
+    assert run([*words, "--require", "any", "--out", str(tmp_path / "b")]) == 0
+
+
+def test_sample_prints_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["sample", "--prompt", "this new film by a team : the plot is", "--samples", "2"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [set(row) for row in rows] == [{"prompt", "response", "ended", "tokens"}] * 2
+
+
+def test_evaluate_of_a_reward_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    run(["reward", "world-reward", *SHORT, "--require", "any", "--out", str(tmp_path / "rm")])
+    receipt = json.loads((tmp_path / "rm" / "receipt.json").read_text())
+    capsys.readouterr()
+    assert run(["evaluate", "--model.path", str(tmp_path / "rm" / "model"), "--data.limit", "400"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("accuracy"))
+    assert f"{receipt['after']['value']:.4g} [" in line

@@ -1,0 +1,163 @@
+"""Weights as facts, dropout, and what is refused when a model is loaded."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from treeward.models.device import choose_device, choose_precision
+from treeward.models.loading import ModelConfig
+from treeward.models.policy import Policy
+from treeward.models.weights import fingerprint, movement, set_dropout, snapshot, trainable
+
+Build = Callable[..., Any]
+
+
+def test_a_fingerprint_is_of_the_values(tiny: Build) -> None:
+    assert fingerprint(tiny("llama")) == fingerprint(tiny("llama"))
+    assert fingerprint(tiny("llama")) != fingerprint(tiny("llama", seed=1))
+
+
+@pytest.mark.parametrize("step", [1e-7, 1.0])
+def test_one_weight_changes_the_fingerprint(step: float, tiny: Build) -> None:
+    module = tiny("gpt2")
+    before = fingerprint(module)
+    weight = module.transformer.h[1].mlp.c_fc.bias
+    with torch.no_grad():
+        weight[3] += step
+    assert fingerprint(module) != before
+
+
+def test_a_fingerprint_tells_dtypes_and_shapes_apart() -> None:
+    wide, narrow = torch.nn.Linear(2, 3, bias=False), torch.nn.Linear(3, 2, bias=False)
+    for layer in (wide, narrow):
+        torch.nn.init.zeros_(layer.weight)
+    assert len({fingerprint(wide), fingerprint(narrow), fingerprint(wide.bfloat16())}) == 3
+
+
+def test_movement_is_the_norm_of_the_change() -> None:
+    layer = torch.nn.Linear(2, 1)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[3.0, 4.0]]))
+        layer.bias.fill_(2.0)
+    start = snapshot(layer)
+    assert movement(layer, start) == {"weight": (0.0, 5.0), "bias": (0.0, 2.0)}
+    with torch.no_grad():
+        layer.weight.add_(torch.tensor([[0.6, -0.8]]))
+    moved = movement(layer, start)
+    assert moved["weight"] == pytest.approx((1.0, 5.0))
+    assert moved["bias"] == (0.0, 2.0)
+
+
+def test_frozen_and_tied_weights_are_counted_as_they_train(tiny: Build) -> None:
+    module = tiny("gpt2")
+    names = [name for name, _ in trainable(module)]
+    assert "transformer.wte.weight" in names
+    assert "lm_head.weight" not in names
+    module.transformer.wpe.weight.requires_grad_(False)
+    assert len(list(trainable(module))) == len(names) - 1
+
+
+def forward_twice(module: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    ids = torch.arange(3, 40)[None]
+    return module(input_ids=ids).logits, module(input_ids=ids).logits
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_set_dropout_silences_gpt2(attention: str, tiny: Build) -> None:
+    module = tiny("gpt2", attention=attention)
+    at_rest = module(input_ids=torch.arange(3, 40)[None]).logits
+    module.train()
+    first, second = forward_twice(module)
+    assert not torch.equal(first, second)
+    set_dropout(module, 0.0)
+    first, second = forward_twice(module)
+    assert torch.equal(first, second)
+    assert torch.equal(first, at_rest)
+
+
+def test_set_dropout_awakens_llamas_attention(tiny: Build) -> None:
+    module = tiny("llama").train()
+    first, second = forward_twice(module)
+    assert torch.equal(first, second)
+    set_dropout(module, 0.3)
+    first, second = forward_twice(module)
+    assert not torch.equal(first, second)
+
+
+def test_a_loaded_policy_has_no_dropout_unless_asked_for(policy: Build, tmp_path: Path) -> None:
+    policy("gpt2").save(tmp_path)
+    path = str(tmp_path / "model")
+    quiet = Policy.load(path, device="cpu").tree.module.train()
+    assert torch.equal(*forward_twice(quiet))
+    loud = Policy.load(path, device="cpu", dropout=0.2).tree.module.train()
+    assert not torch.equal(*forward_twice(loud))
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1.0])
+def test_a_dropout_outside_its_range_is_refused(dropout: float) -> None:
+    with pytest.raises(ValueError, match=rf"model\.dropout is {dropout}"):
+        ModelConfig(dropout=dropout)
+
+
+def test_the_world_has_no_pretrained_weights() -> None:
+    with pytest.raises(ValueError, match=r"model\.init is 'pretrained'"):
+        ModelConfig(init="pretrained")
+
+
+@pytest.mark.parametrize("path", ["./nowhere", "/nowhere/at/all", "a/b/c"])
+def test_a_directory_that_does_not_exist_is_refused(path: str) -> None:
+    with pytest.raises(ValueError, match=f"'{path}' is not a directory"):
+        Policy.load(path, device="cpu")
+
+
+def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no tokenizer"):
+        Policy.load(str(tmp_path), device="cpu")
+    with pytest.raises(ValueError, match=r"holds no weights|holds no config\.json"):
+        Policy.load(str(tmp_path), device="cpu", tokenizer="world")
+
+
+def test_a_configuration_alone_needs_random_weights(policy: Build, tmp_path: Path) -> None:
+    policy().save(tmp_path)
+    for weights in (tmp_path / "model").glob("*.safetensors"):
+        weights.unlink()
+    path = str(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"holds no weights; use --model\.init random"):
+        Policy.load(path, device="cpu")
+    first, same, other = (Policy.load(path, init="random", seed=seed, device="cpu") for seed in (0, 0, 1))
+    assert fingerprint(first.tree) == fingerprint(same.tree) != fingerprint(other.tree)
+
+
+def test_a_hub_id_without_a_network_is_one_line() -> None:
+    with pytest.raises(ValueError, match=r"'nobody/nothing' .*give a local directory or 'world'") as caught:
+        Policy.load("nobody/nothing", device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_are_loaded_in_fp32_whatever_they_were_saved_in(policy: Build, tmp_path: Path) -> None:
+    ours = policy()
+    ours.tree.bfloat16()
+    ours.save(tmp_path)
+    again = Policy.load(str(tmp_path / "model"), device="cpu")
+    assert {p.dtype for p in again.tree.parameters()} == {torch.float32}
+
+
+def test_the_backend_asked_for_reaches_the_model() -> None:
+    assert Policy.load("world", device="cpu", backend="rows").tree.asked == "rows"
+    assert Policy.load("world", device="cpu").tree.asked is None
+
+
+def test_small_models_run_fp32_under_auto() -> None:
+    assert choose_precision("auto", torch.device("cpu"), 9_999_999) == "fp32"
+    assert choose_precision("bf16", torch.device("cpu"), 10) == "bf16"
+    with pytest.raises(ValueError, match="MPS runs fp32"):
+        choose_precision("bf16", torch.device("mps"), 10)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_a_device_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"model\.device is 'cuda', which this machine does not have"):
+        choose_device("cuda")
