@@ -81,11 +81,7 @@ def compare(model: TreeModule, trees: Sequence[TokenTree], backend: Backend, fal
     model.backend, model.precision = backend, "fp32"
     try:
         with awakened(model):
-            packed = model(plant(trees))
-            plain = torch.cat([model.plain(tree, b) for tree in trees for b in range(len(tree.branches))])
-            weights = torch.randn(len(plain), generator=torch.Generator().manual_seed(0)).to(plain)
-            deviation = (packed - plain).abs().max().item()
-            gradient = _relative_distance(model, (packed * weights).sum(), (plain * weights).sum())
+            deviation, gradient = _deviations(model, trees)
     except (RuntimeError, TypeError, IndexError, AttributeError) as problem:
         if backend == "rows":
             raise
@@ -123,17 +119,37 @@ def _probe(trees: Sequence[TokenTree], count: int = 3) -> list[TokenTree]:
     return [longest, *others[: count - 1]]
 
 
-def _relative_distance(model: TreeModule, packed: Tensor, plain: Tensor) -> float:
+def _deviations(model: TreeModule, trees: Sequence[TokenTree]) -> tuple[float, float]:
+    """Largest deviation of a value, relative deviation of the gradient of their sum under fixed random weights.
+
+    One graph lives at a time: the packed one, then each plain row's.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
+    packed = model(plant(trees))
+    weights = torch.randn(len(packed), generator=torch.Generator().manual_seed(0)).to(packed)
+    difference = _gradients((packed * weights).sum(), parameters)
+    packed = packed.detach()
+    norm = [torch.zeros_like(gradient) for gradient in difference]
+    deviation, at = 0.0, 0
+    for tree in trees:
+        for branch in range(len(tree.branches)):
+            plain = model.plain(tree, branch)
+            rows = slice(at, at + len(plain))
+            at = rows.stop
+            deviation = max(deviation, (packed[rows] - plain).abs().max().item())
+            for left, total, gradient in zip(
+                difference, norm, _gradients((plain * weights[rows]).sum(), parameters), strict=True
+            ):
+                left -= gradient
+                total += gradient
+    assert at == len(packed), "both layouts score the same tokens"
+    off, size = (sum(g.square().sum().item() for g in gradients) for gradients in (difference, norm))
+    return deviation, float((off / max(size, 1e-30)) ** 0.5)
+
+
+def _gradients(value: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients of a value, zeros where it does not depend on a parameter; none without parameters."""
     if not parameters:
-        return 0.0
-    a = torch.autograd.grad(packed, parameters, allow_unused=True)
-    b = torch.autograd.grad(plain, parameters, allow_unused=True)
-    distance = norm = 0.0
-    for x, y in zip(a, b, strict=True):
-        if (x is None) != (y is None):
-            return float("inf")
-        if x is not None and y is not None:
-            distance += (x - y).square().sum().item()
-            norm += y.square().sum().item()
-    return float((distance / max(norm, 1e-30)) ** 0.5)
+        return []
+    found = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
+    return list(found)

@@ -1,0 +1,90 @@
+"""Faults planted in data: each is refused before the first step by the check that names it."""
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from treeward.proof.checks import ChecksFailed, require
+from treeward.proof.data_checks import data_checks
+from treeward.trees.tokens import TokenTree
+
+
+def failed(prepared: Any, tokenizer: Any, rows: int = 91) -> set[str]:
+    return {check.id for check in data_checks(prepared, tokenizer, rows, "pairs") if check.passed is False}
+
+
+def test_twin_is_silent(prepared: Any, policy: Any) -> None:
+    assert failed(prepared, policy.tokenizer) == set()
+
+
+def test_f02_no_end_token(prepared: Any, policy: Any) -> None:
+    prepared.account.ended = prepared.account.responses // 2
+    assert failed(prepared, policy.tokenizer) == {"F02"}
+
+
+def test_f04_training_prompts_in_evaluation(prepared: Any, policy: Any) -> None:
+    prepared.parts["test"] = [*prepared.parts["test"], *prepared.train[:5]]
+    assert failed(prepared, policy.tokenizer) == {"F04"}
+
+
+def test_f04_a_pair_in_both_orders(prepared: Any, policy: Any) -> None:
+    first = prepared.train[0]
+    prepared.parts["train"] = [*prepared.train, replace(first, branches=first.branches[::-1])]
+    assert failed(prepared, policy.tokenizer) == {"F04"}
+
+
+def test_f05_ratings_that_contradict_the_order(prepared: Any, policy: Any) -> None:
+    prepared.parts["train"] = [replace(tree, gap=-1.0) for tree in prepared.train]
+    assert failed(prepared, policy.tokenizer) == {"F05"}
+
+
+def test_f09_ids_beyond_the_embedding(prepared: Any, policy: Any) -> None:
+    assert failed(prepared, policy.tokenizer, rows=80) == {"F09"}
+
+
+def test_f10_rows_dropped_without_a_word(prepared: Any, policy: Any) -> None:
+    prepared.account.dropped = Counter({"too long": prepared.account.rows // 2})
+    assert failed(prepared, policy.tokenizer) == {"F10"}
+
+
+def test_f11_pairs_that_differ_only_after_the_cut(policy: Any) -> None:
+    from treeward.data.prepare import DataConfig, prepare
+
+    cut = prepare(DataConfig(limit=400, max_response=1), policy.tokenizer, "pairs")
+    assert cut.account.dropped["identical after truncation"] > 0
+    assert "F11" in failed(cut, policy.tokenizer)
+
+
+def test_f13_only_one_side_is_cut(prepared: Any, policy: Any) -> None:
+    prepared.account.cut["response 1"] = prepared.account.rows // 2
+    assert failed(prepared, policy.tokenizer) == {"F13"}
+
+
+def test_f16_two_bos(prepared: Any, policy: Any) -> None:
+    bos = policy.tokenizer.bos_token_id
+    prepared.parts["train"] = [replace(tree, prompt=(bos, *tree.prompt)) for tree in prepared.train]
+    assert failed(prepared, policy.tokenizer) == {"I16"}
+
+
+def test_f48_too_few_groups(prepared: Any, policy: Any) -> None:
+    prepared.parts["test"] = prepared.parts["test"][:2]
+    assert failed(prepared, policy.tokenizer) == {"F48"}
+
+
+def test_f12_a_row_without_a_scored_token_cannot_be_built() -> None:
+    with pytest.raises(ValueError, match="branch 0"):
+        TokenTree((1,), ((),))
+
+
+def test_all_failures_are_reported_together_and_accepted_by_id(prepared: Any, policy: Any) -> None:
+    prepared.parts["test"] = prepared.train[:2]
+    checks = data_checks(prepared, policy.tokenizer, 91, "pairs")
+    with pytest.raises(ChecksFailed) as found:
+        require(checks)
+    assert {check.id for check in found.value.checks} == {"F04", "F48"}
+    accepted = require(checks, ["F04", "F48"])
+    assert {check.id for check in accepted if check.passed is None} == {"F04", "F48"}
+    with pytest.raises(ValueError, match="F99"):
+        require(checks, ["F04", "F48", "F99"])

@@ -1,0 +1,134 @@
+"""Faults planted in whole runs: the receipt says broken, or that nothing was learned."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from treeward.cli.main import run
+from treeward.data import world
+
+SHORT = ["--data.limit", "600", "--evaluation.prompts", "3", "--evaluation.samples", "1",
+         "--evaluation.max_new_tokens", "8"]  # fmt: skip
+
+
+def receipt_of(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((path / "receipt.json").read_text())
+    return found
+
+
+def failed(receipt: dict[str, Any]) -> set[str]:
+    return {check["id"] for check in receipt["checks"] if check["passed"] is False}
+
+
+def test_f28_infinite_loss_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from treeward.algorithms import loop
+
+    honest = loop.accumulate
+
+    def poisoned(*arguments: Any) -> dict[str, float]:
+        return {**honest(*arguments), "loss": float("nan")}
+
+    monkeypatch.setattr(loop, "accumulate", poisoned)
+    assert run(["sft", "world-sft", *SHORT, "--steps", "3", "--out", str(tmp_path / "run")]) == 4
+    receipt = receipt_of(tmp_path / "run")
+    assert receipt["verdict"] == "broken"
+    assert "F28" in failed(receipt)
+
+
+def test_f37_rate_zero_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from treeward.algorithms.state import TrainState
+
+    def idle(self: TrainState) -> None:
+        self.index += 1
+
+    monkeypatch.setattr(TrainState, "advance", idle)
+    assert run(["sft", "world-sft", *SHORT, "--steps", "2", "--out", str(tmp_path / "run")]) == 4
+    assert {"F37", "F44"} <= failed(receipt_of(tmp_path / "run"))
+
+
+def test_f53_saved_weights_that_are_not_the_trained_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from treeward.models import adapters
+
+    honest = adapters.save
+
+    def stale(adapter: Any, module: Any, directory: Path, name: str = "model") -> None:
+        with torch.no_grad():
+            kept = module.model.norm.weight.clone()
+            module.model.norm.weight.mul_(1.5)
+            honest(adapter, module, directory, name)
+            module.model.norm.weight.copy_(kept)
+
+    monkeypatch.setattr(adapters, "save", stale)
+    assert run(["sft", "world-sft", *SHORT, "--steps", "2", "--out", str(tmp_path / "run")]) == 4
+    assert failed(receipt_of(tmp_path / "run")) == {"I12"}
+
+
+def test_f23_anchor_that_moved_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from treeward.algorithms.state import TrainState
+    from treeward.jobs import tasks
+
+    task: list[Any] = []
+    honest_init = tasks.SFTTask.__init__
+
+    def watched(self: Any, config: Any) -> None:
+        honest_init(self, config)
+        task.append(self)
+
+    honest = TrainState.advance
+
+    def dragging(self: TrainState) -> None:
+        honest(self)
+        with torch.no_grad():
+            next(task[0].anchor.tree.parameters()).add_(0.01)
+
+    monkeypatch.setattr(tasks.SFTTask, "__init__", watched)
+    monkeypatch.setattr(TrainState, "advance", dragging)
+    assert run(["sft", "world-sft", *SHORT, "--steps", "2", "--out", str(tmp_path / "run")]) == 4
+    assert failed(receipt_of(tmp_path / "run")) == {"F23"}
+
+
+def test_shuffled_labels_are_no_detectable_change(tmp_path: Path) -> None:
+    import random
+
+    draw = random.Random(0)
+    rows = world.pairs(0, 900)
+    for row in rows:
+        if draw.random() < 0.5:
+            row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
+        del row["best_accuracy"]
+    (tmp_path / "shuffled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["reward", "world-reward", "--data.source", str(tmp_path / "shuffled.jsonl"), "--epochs", "1"]
+    assert run([*words, "--out", str(tmp_path / "run")]) == 3
+    assert receipt_of(tmp_path / "run")["verdict"] == "no detectable change"
+
+
+def test_f16_longer_wins_is_not_learning(tmp_path: Path) -> None:
+    import random
+
+    draw = random.Random(1)
+    rows = []
+    for number in range(700):
+        prompt = f"{world.opening(draw)} {world.ASPECT[number % 12]}"
+        sides = sorted((" ".join(draw.choices(world.ASPECT, k=n)) for n in draw.sample(range(3, 20), 2)), key=len)
+        rows.append({"prompt": prompt, "chosen": sides[1], "rejected": sides[0]})
+    (tmp_path / "longer.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["reward", "world-reward", "--data.source", str(tmp_path / "longer.jsonl"), "--epochs", "3"]
+    assert run([*words, "--out", str(tmp_path / "run")]) == 3
+    receipt = receipt_of(tmp_path / "run")
+    assert receipt["verdict"] == "no detectable change"
+    assert "F16" in receipt["reason"]
+
+
+def test_f05_labels_swapped_in_training_alone_are_broken(tmp_path: Path) -> None:
+    rows = world.pairs(0, 3000)
+    for number, row in enumerate(rows):
+        row["split"] = "test" if number % 5 == 0 else "train"
+        if row["split"] == "train":
+            row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
+    (tmp_path / "swapped.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["reward", "world-reward", "--data.source", str(tmp_path / "swapped.jsonl"), "--epochs", "4"]
+    assert run([*words, "--skip-check", "[F04]", "--out", str(tmp_path / "run")]) == 4
+    assert "F05" in receipt_of(tmp_path / "run")["reason"]
