@@ -130,21 +130,22 @@ def _deviations(model: TreeModule, trees: Sequence[TokenTree]) -> tuple[float, f
     difference = _gradients((packed * weights).sum(), parameters)
     packed = packed.detach()
     norm = [torch.zeros_like(gradient) for gradient in difference]
-    deviation, at = 0.0, 0
+    deviations: list[Tensor] = []
+    at = 0
     for tree in trees:
         for branch in range(len(tree.branches)):
             plain = model.plain(tree, branch)
             rows = slice(at, at + len(plain))
             at = rows.stop
-            deviation = max(deviation, (packed[rows] - plain).abs().max().item())
+            deviations.append((packed[rows] - plain.detach()).abs().max())
             for left, total, gradient in zip(
                 difference, norm, _gradients((plain * weights[rows]).sum(), parameters), strict=True
             ):
-                left -= gradient
-                total += gradient
+                left.sub_(gradient)
+                total.add_(gradient)
     assert at == len(packed), "both layouts score the same tokens"
     off, size = (sum(g.square().sum().item() for g in gradients) for gradients in (difference, norm))
-    return deviation, float((off / max(size, 1e-30)) ** 0.5)
+    return torch.stack(deviations).max().item(), float((off / max(size, 1e-30)) ** 0.5)
 
 
 def _gradients(value: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
