@@ -17,10 +17,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_CACHE"] = CACHE.name
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+import hypothesis  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
 torch.set_num_threads(1)
+hypothesis.settings.register_profile("treeward", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("treeward")
 
 VOCABULARY = 64
 POSITIONS = 256

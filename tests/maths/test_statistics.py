@@ -155,10 +155,10 @@ def test_mcnemar_of_equal_results_is_certain_of_nothing() -> None:
 
 
 def test_mcnemar_counts_a_tie_as_half_a_discordant_pair_rounded_down() -> None:
-    before, after = [0.5] * 5 + [1.0] * 2, [1.0] * 5 + [0.0] * 2
+    before, after = [0.5] * 7 + [1.0] * 2, [1.0] * 7 + [0.0] * 2
     found = mcnemar(before, after)
-    assert found.p == pytest.approx(stats.binomtest(2, 4).pvalue)
-    assert found.value == pytest.approx((2.5 - 2) / 7)
+    assert found.p == pytest.approx(stats.binomtest(3, 5).pvalue)
+    assert found.value == pytest.approx((3.5 - 2) / 9)
 
 
 def test_mcnemar_needs_the_same_pairs() -> None:

@@ -27,6 +27,14 @@ def groves(longest: int = 60, branches: int = 8, trees: int = 4) -> st.SearchStr
     return st.lists(token_trees(longest, branches), min_size=1, max_size=trees)
 
 
+RICH = [
+    TokenTree(_ids(9, 1), (_ids(7, 2), _ids(1, 3), _ids(30, 4), _ids(12, 5))),
+    TokenTree(_ids(1, 6), (_ids(5, 7), _ids(5, 8))),
+    TokenTree(_ids(25, 9), (_ids(2, 10),)),
+]
+"""Three trees that share a slice, seven branches in all: whatever leaks between them leaks here."""
+
+
 def tokens_of(trees: list[TokenTree]) -> list[tuple[int, int | None, int]]:
     """(tree, branch or None in the prompt, distance from the root) of each token, in packed order."""
     found: list[tuple[int, int | None, int]] = []

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from growing import groves
-from hypothesis import given, settings
+from growing import RICH, groves
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from treeward.trees.forest import pack, plant
@@ -54,7 +54,8 @@ def check(ours: Any, plain: Any, plain_values: Callable[[TokenTree], torch.Tenso
 
 
 @pytest.mark.parametrize("family", PACKED)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
+@example(trees=RICH, budget=4096)
 @given(trees=groves(longest=60, branches=8, trees=4), budget=st.sampled_from([1, 150, 500, 4096]))
 def test_log_probs_and_gradients_are_those_of_plain_rows(
     family: str, trees: list[TokenTree], budget: int, tiny: Build, plain_logps: Build
@@ -65,7 +66,8 @@ def test_log_probs_and_gradients_are_those_of_plain_rows(
 
 
 @pytest.mark.parametrize("family", ["gpt2", "mistral", "gemma3", "mamba"])
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=4)
+@example(trees=RICH)
 @given(trees=groves(longest=24, branches=4, trees=2))
 def test_the_rows_backend_gives_plain_numbers_as_well(
     family: str, trees: list[TokenTree], tiny: Build, plain_logps: Build
@@ -77,7 +79,8 @@ def test_the_rows_backend_gives_plain_numbers_as_well(
 
 @pytest.mark.parametrize("family", ["qwen3"])
 @pytest.mark.parametrize("backend", ["tree", "rows"])
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
+@example(trees=RICH, budget=4096)
 @given(trees=groves(longest=60, branches=8, trees=3), budget=st.sampled_from([1, 150, 500, 4096]))
 def test_scores_and_gradients_are_those_of_plain_rows(
     family: str, backend: Any, trees: list[TokenTree], budget: int, tiny: Build
