@@ -102,6 +102,21 @@ def test_decoding_with_a_cache_is_decoding_without_one(family: str, samples: int
         assert tree.branches == (tuple(ids[len(row) :]),) * samples
 
 
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3", "phi3", "neox"])
+def test_prompts_of_mixed_lengths_are_decoded_together_as_they_are_alone(
+    family: str, samples: int, tiny: Build
+) -> None:
+    rows = [(5, 9, 30, 17), (7,), (7, 8, 9, 10, 11, 12, 13, 14, 15, 16), (40, 41, 42, 43), (3, 60)]
+    alone, together = TreeLM(tiny(family)), TreeLM(tiny(family))
+    together.backend = "tree"
+    found = [
+        DecodeSampler(m, (END,), 15, temperature=1e-5)(prompts(*rows), samples, seeded()) for m in (alone, together)
+    ]
+    assert found[0] == found[1]
+    assert [tree.prompt for tree in found[1]] == rows
+
+
 def test_samples_keep_the_order_the_group_and_the_number_asked_for(tiny: Build) -> None:
     rows = prompts((3,), (4, 5, 6), (7,), (8, 9), (10, 11, 12), (13,), (14, 15))
     found = DecodeSampler(TreeLM(tiny("llama")), (END,), max_new_tokens=3, batch=4)(rows, 3, seeded())
@@ -170,3 +185,23 @@ def test_the_scripted_sampler_answers_in_turn() -> None:
     found = ScriptedSampler(script)(prompts((2, 3), (1,)), 3, seeded())
     assert [tree.branches for tree in found] == [((8,), (8,), (8,)), ((5,), (6, 7), (5,))]
     assert [tree.group for tree in found] == ["prompt 0", "prompt 1"]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_left_padding_hides_nothing_and_shifts_nothing(family: str, tiny: Any) -> None:
+    """The logits that each padded prompt is continued with are those of the prompt alone, also a step later."""
+    from treeward.models.sampler import _left_padded, _next_places
+
+    module = tiny(family)
+    prompts = [(5, 6, 7, 8, 9), (11, 12), (13, 14, 15)]
+    rows, places = _left_padded(prompts, torch.device("cpu"))
+    with torch.no_grad():
+        out = module(input_ids=rows, use_cache=True, **places)
+        later = module(
+            input_ids=torch.tensor([[3], [3], [3]]), past_key_values=out.past_key_values, **_next_places(places)
+        )
+        for number, prompt in enumerate(prompts):
+            alone = module(input_ids=torch.tensor([prompt])).logits[0, -1]
+            assert torch.allclose(out.logits[number, -1], alone, atol=1e-5)
+            alone = module(input_ids=torch.tensor([(*prompt, 3)])).logits[0, -1]
+            assert torch.allclose(later.logits[number, -1], alone, atol=1e-5)

@@ -168,5 +168,17 @@ def test_f42_config_is_the_default_range() -> None:
     assert DPOConfig().lr == 1e-6
 
 
+def test_f09_weights_that_read_another_vocabulary(policy: Any, prepared: Any) -> None:
+    from treeward.algorithms.sft import SFTConfig, sft
+
+    for _ in sft(policy, prepared.train, SFTConfig(steps=8, lr=3e-3, batch_size=64)):
+        pass
+    assert identities.knows_vocabulary(policy.tree, prepared.train).passed
+    order = torch.randperm(91, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        policy.tree.module.get_input_embeddings().weight.copy_(policy.tree.module.get_input_embeddings().weight[order])
+    assert not identities.knows_vocabulary(policy.tree, prepared.train).passed
+
+
 def failed(checks: Any) -> list[str]:
     return [check.id for check in checks if check.passed is False]

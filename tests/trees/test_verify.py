@@ -12,7 +12,7 @@ from treeward.trees.attention import NAME, rule
 from treeward.trees.forest import Forest, plant
 from treeward.trees.forward import TreeLM, TreeScorer
 from treeward.trees.tokens import TokenTree
-from treeward.trees.verify import compare, verified, verify
+from treeward.trees.verify import Verification, compare, verified, verify
 
 PACKED = ["gpt2", "llama", "qwen3", "phi3", "neox"]
 Build = Callable[..., Any]
@@ -134,6 +134,12 @@ def test_a_wrong_gradient_alone_is_found(tiny: Build, grow: Build, monkeypatch: 
     assert result.value_deviation < 5e-5
     assert result.gradient_deviation == pytest.approx(1.0)
     assert not result.passed
+
+
+@pytest.mark.parametrize(("value", "gradient"), [(float("nan"), 0.0), (0.0, float("nan")), (1e-3, 0.0), (0.0, 1e-3)])
+def test_either_deviation_alone_fails_a_verification(value: float, gradient: float) -> None:
+    assert Verification("tree", 0.0, 0.0, None).passed
+    assert not Verification("tree", value, gradient, None).passed
 
 
 def test_weights_that_are_not_numbers_do_not_pass(tiny: Build, grow: Build) -> None:

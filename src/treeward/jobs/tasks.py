@@ -78,7 +78,7 @@ class SFTTask:
         return TokenNLL(self.model.tree)
 
     def identities(self, trees: Sequence[TokenTree]) -> list[Check]:
-        return identities.anchor_checks(self.model.tree, self.anchor, trees)
+        return _policy_identities(self.config, self.model, self.anchor, trees)
 
     def steps(self, trees: Sequence[TokenTree], resume: Path | None) -> Iterator[Step]:
         return sft(self.model, trees, self.config, resume)
@@ -146,7 +146,7 @@ class DPOTask:
 
     def identities(self, trees: Sequence[TokenTree]) -> list[Check]:
         return [
-            *identities.anchor_checks(self.model.tree, self.anchor, trees),
+            *_policy_identities(self.config, self.model, self.anchor, trees),
             identities.start_value(self.model.tree, self.objective(trees), trees, self.config.loss.at_start()),
         ]
 
@@ -173,6 +173,13 @@ def task_of(config: AnyRun) -> Task:
     if isinstance(config, RewardRun):
         return RewardTask(config)
     return DPOTask(config)
+
+
+def _policy_identities(
+    config: SFTRun | DPORun, policy: Policy, anchor: Anchor, trees: Sequence[TokenTree]
+) -> list[Check]:
+    found = identities.anchor_checks(policy.tree, anchor, trees)
+    return found if config.model.random else [*found, identities.knows_vocabulary(policy.tree, trees)]
 
 
 def _samples(

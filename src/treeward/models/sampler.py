@@ -7,6 +7,7 @@ cumulative distribution. Sampled ids are kept; text is made only where someone r
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -41,32 +42,44 @@ class DecodeSampler:
         return cls(policy.tree, policy.end_ids, max_new_tokens, temperature)
 
     def __call__(self, prompts: Sequence[TokenTree], samples: int, generator: torch.Generator) -> list[TokenTree]:
-        """K = `samples` branches for each prompt; prompts of one length are decoded together, without padding."""
+        """K = `samples` branches for each prompt.
+
+        Prompts of different lengths are padded on the left, out of sight and with positions of their own, for models
+        whose tree layout was verified; for any other, prompts of one length are decoded together.
+        """
         if self.temperature <= 0:
             raise ValueError(f"temperature is {self.temperature}; it must be above 0 (1 samples the policy itself)")
         found: dict[int, TokenTree] = {}
-        for places in _batches(prompts, max(1, self.batch // samples)):
-            rows = torch.tensor([prompts[p].prompt for p in places], device=self.tree.device)
-            responses = self._decode(rows, samples, generator)
+        for places in _batches(prompts, max(1, self.batch // samples), mixed=self.tree.backend == "tree"):
+            responses = self._decode([prompts[place].prompt for place in places], samples, generator)
             for number, place in enumerate(places):
                 branches = responses[number * samples : (number + 1) * samples]
                 found[place] = TokenTree(prompts[place].prompt, tuple(branches), prompts[place].group)
         return [found[place] for place in range(len(prompts))]
 
-    def _decode(self, rows: Int[Tensor, "G W"], samples: int, generator: torch.Generator) -> list[tuple[int, ...]]:
-        ends = torch.tensor(self.end_ids, device=rows.device)
+    @property
+    def _last_only(self) -> dict[str, int]:
+        """Only the last position's logits, for classes that can leave the others out."""
+        return {"logits_to_keep": 1} if "logits_to_keep" in signature(self.tree.module.forward).parameters else {}
+
+    def _decode(
+        self, prompts: Sequence[tuple[int, ...]], samples: int, generator: torch.Generator
+    ) -> list[tuple[int, ...]]:
+        ends = torch.tensor(self.end_ids, device=self.tree.device)
+        rows, places = _left_padded(prompts, self.tree.device)
         with torch.no_grad(), self.tree.products():
-            out: Any = self.tree.module(input_ids=rows, use_cache=True)
-            cache = out.get("past_key_values", out.get("cache_params"))
+            out: Any = self.tree.module(input_ids=rows, use_cache=True, **self._last_only, **places)
             name = "past_key_values" if "past_key_values" in out else "cache_params"
+            cache = out[name]
             if samples > 1:
                 cache.batch_repeat_interleave(samples)
-            logits = out.logits[:, -1].repeat_interleave(samples, 0)
-            chosen = draw(logits, self.temperature, generator)
+                places = {key: value.repeat_interleave(samples, 0) for key, value in places.items()}
+            chosen = draw(out.logits[:, -1].repeat_interleave(samples, 0), self.temperature, generator)
             columns = [chosen]
             done = torch.isin(chosen, ends)
             while len(columns) < self.max_new_tokens and not bool(done.all()):
-                out = self.tree.module(input_ids=chosen[:, None], use_cache=True, **{name: cache})
+                places = _next_places(places)
+                out = self.tree.module(input_ids=chosen[:, None], use_cache=True, **{name: cache}, **places)
                 chosen = draw(out.logits[:, -1], self.temperature, generator)
                 columns.append(chosen)
                 done |= torch.isin(chosen, ends)
@@ -95,10 +108,34 @@ def draw(logits: Float[Tensor, "N V"], temperature: float, generator: torch.Gene
     return torch.searchsorted(cumulative, uniform, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
 
 
-def _batches(prompts: Sequence[TokenTree], size: int) -> Iterator[list[int]]:
+def _left_padded(
+    prompts: Sequence[tuple[int, ...]], device: torch.device
+) -> tuple[Int[Tensor, "G W"], dict[str, Tensor]]:
+    """Prompts as rows, and for unequal lengths the mask and positions that hide the padding; nothing for equal ones."""
+    width = max(map(len, prompts))
+    rows = torch.tensor([(0,) * (width - len(prompt)) + prompt for prompt in prompts], device=device)
+    if min(map(len, prompts)) == width:
+        return rows, {}
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    mask = torch.arange(width, device=device) >= width - lengths[:, None]
+    return rows, {"attention_mask": mask.long(), "position_ids": (mask.long().cumsum(1) - 1).clamp(min=0)}
+
+
+def _next_places(places: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Mask and positions of the next token, where there are any."""
+    if not places:
+        return places
+    mask = places["attention_mask"]
+    return {
+        "attention_mask": torch.cat([mask, torch.ones_like(mask[:, :1])], 1),
+        "position_ids": places["position_ids"][:, -1:] + 1,
+    }
+
+
+def _batches(prompts: Sequence[TokenTree], size: int, mixed: bool) -> Iterator[list[int]]:
     by_length: dict[int, list[int]] = {}
-    for place, tree in enumerate(prompts):
-        by_length.setdefault(len(tree.prompt), []).append(place)
+    for place, tree in sorted(enumerate(prompts), key=lambda item: len(item[1].prompt)):
+        by_length.setdefault(0 if mixed else len(tree.prompt), []).append(place)
     for places in by_length.values():
         for start in range(0, len(places), size):
             yield places[start : start + size]

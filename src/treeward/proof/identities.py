@@ -3,8 +3,10 @@
 They run in fp32 on at most four small trees: they test logic, not rounding.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ from treeward.trees.tokens import TokenTree
 from treeward.trees.verify import GRADIENT_LIMIT, VALUE_LIMIT, Verification, awakened
 
 ROWS, TOKENS = 4, 128
+VOCABULARY_ROWS = 32
 
 
 def probe(trees: Sequence[TokenTree]) -> list[TokenTree]:
@@ -138,6 +141,17 @@ def reached(
         detail += "; the optimiser holds other tensors"
     name = "trainable tensors without gradient or outside the optimiser"
     return below("I11", name, len(missing) + len(wrong), 0, ["F15", "F44", "F47"], detail=detail), missing
+
+
+def knows_vocabulary(model: TreeLM, trees: Sequence[TokenTree]) -> Check:
+    """F09: pretrained weights read these ids better than a uniform guess, so the tokenizer is the model's own."""
+    rows = sorted(trees, key=len)[:VOCABULARY_ROWS]
+    embedding: Any = model.module.get_input_embeddings()  # type: ignore[operator]
+    with torch.no_grad():
+        nll = -torch.cat([model(plant([tree])) for tree in rows]).mean().item()
+    uniform = math.log(embedding.num_embeddings)
+    detail = "" if nll < uniform else "the tokenizer is another model's, or the weights are random"
+    return below("F09", "NLL a token, against a uniform guess", nll, uniform, ["F09"], detail=detail)
 
 
 def swapped(margins: Callable[[Sequence[TokenTree]], Tensor], trees: Sequence[TokenTree]) -> Check:

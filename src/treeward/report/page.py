@@ -12,7 +12,7 @@ import jinja2
 from treeward.report import figures
 
 LABELS = {
-    "nll": "NLL a token", "accuracy": "pair accuracy", "score": "score", "kl": "KL to the start, nats",
+    "accuracy": "pair accuracy", "score": "score", "kl": "KL to the start, nats",
     "entropy": "entropy, nats a token", "length": "length, tokens", "ended": "ends by itself",
 }  # fmt: skip
 SHOWN_SAMPLES = 6
@@ -62,8 +62,9 @@ def number(value: float | None) -> str:
 def _rows(receipt: dict[str, Any]) -> list[dict[str, Any]]:
     main = {key: receipt[key] for key in ("higher_is_better", "before", "after", "difference")}
     every = {receipt["metric"]: main, **receipt["metrics"]}
+    labels = {**LABELS, "nll": "NLL a pair" if receipt["command"] == "reward" else "NLL a token"}
     return [
-        {"label": LABELS.get(name, name), "main": name == receipt["metric"], **facts} for name, facts in every.items()
+        {"label": labels.get(name, name), "main": name == receipt["metric"], **facts} for name, facts in every.items()
     ]
 
 

@@ -1,0 +1,74 @@
+"""The verdict: the strongest word that applies, by the metric's own direction."""
+
+import numpy as np
+import pytest
+
+from treeward.evaluation.tables import Comparison, Table, compare, metric
+from treeward.maths.statistics import Difference, Interval
+from treeward.proof.checks import Check, below
+from treeward.proof.verdict import decide
+
+
+def change(name: str, low: float, high: float, p: float = 0.001) -> Comparison:
+    middle = (low + high) / 2
+    known = Interval(0.6, 0.55, 0.65, 400)
+    return Comparison(metric(name), known, known, Difference(middle, low, high, p, "test", 0.05))
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high", "word"),
+    [
+        ("score", 0.1, 0.3, "improved"),
+        ("score", -0.1, 0.3, "no detectable change"),
+        ("score", -0.3, -0.1, "worse"),
+        ("nll", 0.1, 0.3, "worse"),
+        ("nll", -0.3, -0.1, "improved"),
+    ],
+)
+def test_words_follow_the_interval_and_the_direction(name: str, low: float, high: float, word: str) -> None:
+    assert decide(change(name, low, high), []).word == word
+
+
+def test_a_failed_check_is_broken_whatever_the_metric_did() -> None:
+    failed = below("I12", "reload", 1.0, 0.0, stage="after")
+    assert decide(change("score", 0.1, 0.3), [failed]).word == "broken"
+    skipped = Check("F42", "rate", None)
+    assert decide(change("score", 0.1, 0.3), [skipped]).word == "improved"
+
+
+def test_exit_codes() -> None:
+    improved, same = decide(change("score", 0.1, 0.3), []), decide(change("score", -0.1, 0.3), [])
+    broken = decide(change("score", 0.1, 0.3), [below("I12", "reload", 1.0, 0.0)])
+    assert [v.exit_code("improved") for v in (improved, same, broken)] == [0, 3, 4]
+    assert [v.exit_code("any") for v in (improved, same, broken)] == [0, 0, 4]
+
+
+def test_no_detectable_change_names_what_could_have_been_seen() -> None:
+    assert "0.05" in decide(change("score", -0.1, 0.3), []).reason
+
+
+def test_a_model_against_itself_is_no_detectable_change() -> None:
+    draw = np.random.default_rng(0)
+    table = Table([str(n) for n in range(60)], {"score": draw.normal(size=60)})
+    found = compare("score", table, table)
+    assert (found.difference.value, found.difference.low, found.difference.high) == (0, 0, 0)
+    assert decide(found, []).word == "no detectable change"
+
+
+def test_a_constant_start_is_tested_against_one_half() -> None:
+    groups = [str(n) for n in range(100)]
+    before = Table(groups, {"accuracy": np.full(100, 0.5)})
+    after = Table(groups, {"accuracy": np.array([1.0] * 70 + [0.0] * 30)})
+    found = compare("accuracy", before, after)
+    assert found.constant
+    assert found.before == Interval(0.5, 0.5, 0.5, 100)
+    assert found.difference.p == pytest.approx(7.85e-5, rel=0.01)
+
+
+def test_an_unmeasured_metric_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="accuracy, ended"):
+        metric("acuracy")
+
+
+def test_nan_never_passes_a_check() -> None:
+    assert below("I05", "deviation", float("nan"), 1e-4).passed is False

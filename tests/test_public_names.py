@@ -1,0 +1,74 @@
+"""The public names, and that every configuration field has a reader."""
+
+import ast
+import dataclasses
+import inspect
+from pathlib import Path
+
+import pytest
+
+import treeward as tw
+
+SOURCE = Path(tw.__file__).parent
+
+NAMES = [
+    "Anchor", "ChecksFailed", "DPOConfig", "Forest", "Policy", "Response", "RewardConfig", "RewardModel", "SFTConfig",
+    "TokenTree", "Tree", "branch_logps", "branch_scores", "dpo", "pack", "reward", "sft", "token_logps", "verify",
+]  # fmt: skip
+
+
+def test_names_are_sorted_lazy_and_there() -> None:
+    assert [name for name in tw.__all__ if name not in ("data", "losses")] == NAMES
+    for name in tw.__all__:
+        assert getattr(tw, name) is not None
+
+
+def test_verify_is_the_function_and_data_the_package() -> None:
+    assert inspect.isfunction(tw.verify)
+    assert inspect.ismodule(tw.data)
+    assert tw.losses.Sigmoid(beta=0.1).at_start() == pytest.approx(0.693147, abs=1e-6)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = tw.nonsense  # type: ignore[attr-defined]
+
+
+def test_every_config_field_is_read_somewhere() -> None:
+    """F56: a field that nobody reads is an option without effect."""
+    from treeward.jobs.evaluate import EvaluateRun
+    from treeward.jobs.options import RUNS
+    from treeward.jobs.sample import SampleRun
+    from treeward.jobs.settings import describe
+
+    read = {
+        node.attr
+        for file in SOURCE.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+    }
+    fields = {row[0].rsplit(".", 1)[-1] for cls in (*RUNS.values(), EvaluateRun, SampleRun) for row in describe(cls)}
+    assert fields - {"kind"} <= read
+
+
+def test_every_config_field_has_a_help_string() -> None:
+    from treeward.jobs.options import RUNS
+    from treeward.jobs.settings import describe
+
+    assert [row[0] for cls in RUNS.values() for row in describe(cls) if not row[2]] == []
+
+
+def test_files_and_functions_stay_short() -> None:
+    long_files = [file.name for file in SOURCE.rglob("*.py") if len(file.read_text().splitlines()) > 300]
+    functions = [
+        node.name
+        for file in SOURCE.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno > 60
+    ]
+    assert (long_files, functions) == ([], [])
+
+
+def test_configs_are_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        tw.DPOConfig().lr = 1.0  # type: ignore[misc]
