@@ -111,12 +111,12 @@ def test_the_same_run_is_resumed(policy: Build, grow: Build, checkpoint: Path) -
 
 @pytest.mark.parametrize("fields", [{"batch_size": 3}, {"seed": 1}])
 def test_another_order_is_refused(fields: dict[str, int], policy: Build, grow: Build, checkpoint: Path) -> None:
-    with pytest.raises(ValueError, match="the data, batch_size or seed differ"):
+    with pytest.raises(ValueError, match="is of another run"):
         resumed(policy(), grow(6), checkpoint, **fields)
 
 
 def test_data_of_another_size_is_refused(policy: Build, grow: Build, checkpoint: Path) -> None:
-    with pytest.raises(ValueError, match="the data, batch_size or seed differ"):
+    with pytest.raises(ValueError, match="is of another run"):
         resumed(policy(), grow(9), checkpoint)
 
 
@@ -134,3 +134,19 @@ def test_another_learning_rate_is_refused(policy: Build, grow: Build, checkpoint
 def test_another_model_is_refused(changes: dict[str, int], policy: Build, grow: Build, checkpoint: Path) -> None:
     with pytest.raises(ValueError, match="belongs to another model"):
         resumed(policy(**changes), grow(6), checkpoint)
+
+
+def test_f54_a_sampler_shifted_by_one_is_refused(tmp_path: Path) -> None:
+    import json
+
+    from treeward.algorithms.loop import LoopConfig
+    from treeward.algorithms.state import TrainState
+    from treeward.models.policy import Policy
+
+    state = TrainState(Policy.load("world").tree, LoopConfig(batch_size=4).order(20), 5, LoopConfig(batch_size=4))
+    state.save(tmp_path / "checkpoint")
+    facts = json.loads((tmp_path / "checkpoint" / "state.json").read_text())
+    facts["next_rows"] = facts["next_rows"][1:] + facts["next_rows"][:1]
+    (tmp_path / "checkpoint" / "state.json").write_text(json.dumps(facts))
+    with pytest.raises(ValueError, match="order of the data has changed"):
+        state.load(tmp_path / "checkpoint")

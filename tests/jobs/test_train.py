@@ -96,7 +96,7 @@ def test_the_best_step_is_kept(tmp_path: Path) -> None:
 
 
 def test_quickstart_smoke(tmp_path: Path) -> None:
-    over = {verb: SHORT for verb in ("sft", "reward", "dpo")}
+    over = dict.fromkeys(("sft", "reward", "dpo"), SHORT)
     done = quickstart(str(tmp_path / "qs"), over)
     page = done.page.read_text()
     assert list(done.stages) == ["sft", "reward", "dpo"]

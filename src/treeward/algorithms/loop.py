@@ -5,6 +5,7 @@ objective returns one number per unit (a pair, a token), and the loss is their s
 whole batch, over all forests and ranks: how a batch is cut changes nothing but rounding.
 """
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -112,7 +113,7 @@ def fit(
         raise ValueError("there is nothing to train on: the training part is empty")
     verified(model, trees)
     total = config.total(len(trees))
-    state = TrainState(model, config.order(len(trees)), total, config)
+    state = TrainState(model, config.order(len(trees)), total, config, fingerprint(trees))
     if resume is not None:
         state.load(resume)
     while state.index < total:
@@ -126,6 +127,14 @@ def fit(
         metrics |= {"grad_norm": norm, "lr": state.rate}
         state.advance()
         yield Step(state.index, metrics, state)
+
+
+def fingerprint(trees: Sequence[TokenTree]) -> str:
+    """SHA-256 over the ids of all trees, in order."""
+    digest = hashlib.sha256()
+    for tree in trees:
+        digest.update(repr((tree.prompt, tree.branches)).encode())
+    return digest.hexdigest()
 
 
 def reached(config: LoopConfig, trees: Sequence[TokenTree]) -> list[TokenTree]:

@@ -65,15 +65,21 @@ class DataOrder:
 class TrainState:
     """Model, optimiser, rate, position in the data and random state. `index` counts the steps taken.
 
+    `data` is the fingerprint of what is trained on; a checkpoint of other data or another plan is refused.
+
     `notes` holds plain values of whoever drives the loop (the best step so far); they are saved too.
     """
 
-    def __init__(self, model: nn.Module, order: DataOrder, total: int, config: Rates) -> None:
+    def __init__(self, model: nn.Module, order: DataOrder, total: int, config: Rates, data: str = "") -> None:
         self.model = model
         self.order = order
         self.index = 0
         self.notes: dict[str, Any] = {}
         self._peak = config.lr
+        self._plan = {
+            "data": data, "rows": order.rows, "batch_size": order.batch_size, "seed": order.seed, "steps": total,
+            "lr": config.lr, "schedule": config.schedule, "warmup": config.warmup, "weight_decay": config.weight_decay,
+        }  # fmt: skip
         self.optimizer = AdamW(
             [p for _, p in trainable(model)], lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
@@ -106,7 +112,7 @@ class TrainState:
         save_trainable(self.model, temporary / "weights.safetensors")
         torch.save({"optimizer": self.optimizer.state_dict(), "random": torch.get_rng_state()}, temporary / "state.pt")
         facts = {
-            "index": self.index, "notes": self.notes, "next_rows": self.order.batch(self.index),
+            "index": self.index, "notes": self.notes, "plan": self._plan, "next_rows": self.order.batch(self.index),
             "threads": torch.get_num_threads(), "torch": torch.__version__,
         }  # fmt: skip
         (temporary / "state.json").write_text(json.dumps(facts))
@@ -117,15 +123,21 @@ class TrainState:
         """Continue from what `save` wrote.
 
         Raises:
-            ValueError: the directory is no checkpoint, or one of another model, other data or another seed.
+            ValueError: the directory is no checkpoint, or one of another model, other data or another configuration.
         """
         if not (directory / "state.json").exists():
             raise ValueError(f"{str(directory)!r} is not a checkpoint: it has no state.json")
         facts = json.loads((directory / "state.json").read_text())
+        other = [name for name, value in self._plan.items() if facts["plan"].get(name) != value]
+        if other:
+            raise ValueError(
+                f"{str(directory)!r} is of another run: {other[0]} is {facts['plan'].get(other[0])!r} there and "
+                f"{self._plan[other[0]]!r} here"
+            )
         if facts["next_rows"] != self.order.batch(facts["index"]):
             raise ValueError(
                 f"{str(directory)!r} would go on with rows {facts['next_rows'][:3]}..., this run with "
-                f"{self.order.batch(facts['index'])[:3]}...: the data, batch_size or seed differ"
+                f"{self.order.batch(facts['index'])[:3]}...: the order of the data has changed"
             )
         load_trainable(self.model, directory / "weights.safetensors")
         saved = torch.load(directory / "state.pt", weights_only=True)
@@ -150,6 +162,10 @@ def load_trainable(model: nn.Module, file: Path) -> None:
     if saved.keys() != own.keys():
         odd = sorted(saved.keys() ^ own.keys())
         raise ValueError(f"{str(file)!r} belongs to another model: {odd[0]!r} is on one side only")
+    for name, parameter in own.items():
+        if saved[name].shape != parameter.shape:
+            shapes = f"{tuple(saved[name].shape)} there and {tuple(parameter.shape)} here"
+            raise ValueError(f"{str(file)!r} belongs to another model: {name!r} is {shapes}")
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(saved[name])

@@ -71,6 +71,8 @@ def transcript_turns(row: Row, turns: str = "last") -> list[Tree]:
 def completion(row: Row) -> list[Tree]:
     """`prompt` and `completion`."""
     prompt = row["prompt"]
+    if not prompt:
+        raise Dropped("empty prompt")
     answer = row["completion"]
     if not isinstance(answer, str):
         answer = answer[-1]["content"]
@@ -116,7 +118,7 @@ def reader(name: str, purpose: str, turns: str) -> Reader:
     Raises:
         ValueError: the format or the turns do not serve the purpose.
     """
-    if turns == "all" and (purpose == "pairs" or name not in ("messages", "transcripts")):
+    if turns == "all" and (purpose in ("pairs", "prompts") or name not in ("messages", "transcripts")):
         raise ValueError("data.turns is 'all'; that is for sft on messages or transcripts: use 'last'")
     if purpose == "prompts":
         return lambda row: [Tree(tree.prompt, (), tree.group) for tree in reader(name, "", "last")(row)]
@@ -124,6 +126,10 @@ def reader(name: str, purpose: str, turns: str) -> Reader:
         return lambda row: transcript_turns(row, turns)
     if purpose == "sft" and name == "preference":
         return lambda row: [Tree(tree.prompt, tree.responses[:1], tree.group) for tree in preference(row)]
+    if purpose == "sft" and name == "prompts":
+        raise ValueError(
+            "data.format 'prompts' has nothing to learn from; give prompt and completion, messages or text"
+        )
     if purpose == "pairs" and name in ("messages", "completion", "prompts"):
         raise ValueError(f"data.format {name!r} has no pairs; give chosen and rejected, or text and label")
     if name == "messages":

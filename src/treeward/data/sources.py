@@ -28,6 +28,8 @@ def rows(source: str, split: str | None = None, limit: int | None = None, seed: 
         ValueError: the source does not exist, cannot be read, has no such split or has no rows.
     """
     known = world.SOURCES.get(source)
+    if known and split is not None:
+        raise ValueError(f"data.split {split!r} is not in {source!r}, which has no splits")
     found = known(seed) if known else _flatten(_read(source), source, split)
     if not found:
         raise ValueError(f"data.source {source!r} has no rows")
@@ -43,7 +45,7 @@ def _read(source: str) -> Any:
             return _quietly(source)
         if path.is_file():
             return _read_file(path)
-        if source.startswith((".", "/", "~")) or source.count("/") != 1 or path.suffix in READERS:
+        if source.startswith((".", "/", "~")) or source.count("/") != 1 or set(path.suffixes) & set(READERS):
             raise ValueError(f"data.source {source!r} does not exist")
         if not reachable():
             datasets.config.HF_HUB_OFFLINE = True
@@ -68,8 +70,8 @@ def _read_file(path: Path) -> Any:
         raise ValueError(f"data.source {str(path)!r} is empty")
     try:
         return _quietly(reader, data_files=str(path))
-    except datasets.exceptions.DatasetGenerationError as problem:
-        cause = str(problem.__cause__ or problem).splitlines()[0]
+    except (ValueError, OSError, RuntimeError, LookupError, TypeError, datasets.exceptions.DatasetsError) as problem:
+        cause = (str(problem.__cause__ or problem).splitlines() or [type(problem).__name__])[0]
         raise ValueError(f"data.source {str(path)!r} is not readable as {reader}: {cause[:160]}") from None
 
 

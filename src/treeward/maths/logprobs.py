@@ -27,7 +27,9 @@ ROWS = 64
 class _TokenLogps(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
-        normaliser = torch.cat([logits[i : i + ROWS].float().logsumexp(1) for i in range(0, len(logits), ROWS)])
+        normaliser = logits.new_empty(len(logits), dtype=torch.float32)
+        for start in range(0, len(logits), ROWS):
+            normaliser[start : start + ROWS] = logits[start : start + ROWS].float().logsumexp(1)
         ctx.save_for_backward(logits, targets, normaliser)
         return logits.gather(1, targets[:, None]).squeeze(1).float() - normaliser
 

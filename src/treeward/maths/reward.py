@@ -28,7 +28,7 @@ class BradleyTerry:
             raise ValueError(
                 f"loss.margin is {self.margin}; it lies in [0, 1], and 0.5 is already large: scale it down"
             )
-        if self.centre < 0:
+        if not self.centre >= 0:
             raise ValueError(f"loss.centre is {self.centre}; it must not be negative (0.01 is usual)")
 
     def __call__(

@@ -19,6 +19,7 @@ from treeward.models.weights import fingerprint
 from treeward.trees.forest import Forest, pack
 from treeward.trees.forward import TreeLM
 from treeward.trees.tokens import TokenTree
+from treeward.trees.verify import verified
 
 
 class Anchor:
@@ -55,6 +56,7 @@ class Anchor:
     def branch_logps(self, trees: Sequence[TokenTree], token_budget: int) -> dict[TokenTree, Float[Tensor, "N"]]:
         """log anchor(response | prompt) of each tree's branches; they cannot change, so they are computed once."""
         found: dict[TokenTree, Tensor] = {}
+        verified(self._policy.tree, trees)
         with self.model() as tree:
             for forest in pack(list(dict.fromkeys(trees)), token_budget, tree.positions):
                 found |= split_by_tree(forest, tree(forest))

@@ -17,7 +17,6 @@ from treeward.models.weights import set_dropout
 from treeward.trees.attention import Backend
 from treeward.trees.forward import Precision
 
-
 TINY = 2_000_000
 """Models below this many parameters run on one CPU thread: two are 25 % faster at best, and forty times slower as soon
 as another process holds a core, since each of their many small products waits for the slower thread."""

@@ -3,6 +3,7 @@
 It is an `AutoModelForSequenceClassification` throughout, so what is saved loads elsewhere with plain transformers.
 """
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -77,9 +78,14 @@ class RewardModel:
             return in_order(planted, pack(planted, self.token_budget, self.tree.positions), self.tree)
 
     def save(self, directory: Path) -> None:
-        """Write `directory/model` (adapter merged, tokenizer and template with it) and, with LoRA, `adapter`."""
+        """Write `directory/model` (adapter merged, tokenizer and template with it) and, with LoRA, `adapter`.
+
+        The saved tokenizer pads with the model's own pad id, which never ends a response.
+        """
         adapters.save(self.adapter, self.tree.module, directory)
-        self.tokenizer.save_pretrained(directory / "model")
+        tokenizer = copy.deepcopy(self.tokenizer)
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding_id(self.tokenizer))
+        tokenizer.save_pretrained(directory / "model")
 
 
 def branch_scores(model: RewardModel, trees: Sequence[Tree | TokenTree]) -> Float[Tensor, "N"]:

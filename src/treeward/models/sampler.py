@@ -1,8 +1,8 @@
 """Samples: from a policy by our own decoding loop, or from a script for tests.
 
 Plain sampling at a temperature: top-k, top-p and penalties are left out, since the log-probability of a sample would
-no longer be the policy's. The prompt is prefilled once for its K samples; the next token is drawn by inverting the
-cumulative distribution. Sampled ids are kept; text is made only where someone reads it.
+no longer be the policy's. The prompt is prefilled once for its K samples, where the cache can be repeated; the next
+token is drawn by inverting the cumulative distribution. Sampled ids are kept; text is made only where someone reads it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -49,6 +49,12 @@ class DecodeSampler:
         """
         if self.temperature <= 0:
             raise ValueError(f"temperature is {self.temperature}; it must be above 0 (1 samples the policy itself)")
+        longest = max((len(tree.prompt) for tree in prompts), default=0) + self.max_new_tokens
+        if self.tree.positions is not None and longest > self.tree.positions:
+            raise ValueError(
+                f"max_new_tokens is {self.max_new_tokens}: with the longest prompt that makes {longest} tokens, more "
+                f"than the model's {self.tree.positions} positions; lower it or data.max_prompt"
+            )
         found: dict[int, TokenTree] = {}
         for places in _batches(prompts, max(1, self.batch // samples), mixed=self.tree.backend == "tree"):
             responses = self._decode([prompts[place].prompt for place in places], samples, generator)
@@ -66,15 +72,19 @@ class DecodeSampler:
         self, prompts: Sequence[tuple[int, ...]], samples: int, generator: torch.Generator
     ) -> list[tuple[int, ...]]:
         ends = torch.tensor(self.end_ids, device=self.tree.device)
+        shared = self.tree.backend == "tree"
+        if not shared:
+            prompts = [prompt for prompt in prompts for _ in range(samples)]
         rows, places = _left_padded(prompts, self.tree.device)
         with torch.no_grad(), self.tree.products():
             out: Any = self.tree.module(input_ids=rows, use_cache=True, **self._last_only, **places)
             name = "past_key_values" if "past_key_values" in out else "cache_params"
             cache = out[name]
-            if samples > 1:
-                cache.batch_repeat_interleave(samples)
-                places = {key: value.repeat_interleave(samples, 0) for key, value in places.items()}
-            chosen = draw(out.logits[:, -1].repeat_interleave(samples, 0), self.temperature, generator)
+            repeats = samples if shared else 1
+            if repeats > 1:
+                cache.batch_repeat_interleave(repeats)
+                places = {key: value.repeat_interleave(repeats, 0) for key, value in places.items()}
+            chosen = draw(out.logits[:, -1].repeat_interleave(repeats, 0), self.temperature, generator)
             columns = [chosen]
             done = torch.isin(chosen, ends)
             while len(columns) < self.max_new_tokens and not bool(done.all()):

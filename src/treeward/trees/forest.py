@@ -102,7 +102,7 @@ def pack(trees: Iterable[TokenTree], token_budget: int, positions: int | None = 
         raise ValueError(f"token_budget is {token_budget}; it must be at least 1")
     trees = list(trees)
     if positions is not None:
-        _check_positions(trees, positions)
+        check_positions(trees, positions)
     largest = max(map(len, trees), default=0)
     if largest > token_budget:
         log.info("token budget raised from %d to %d: the largest tree has that many tokens", token_budget, largest)
@@ -121,7 +121,8 @@ def pack(trees: Iterable[TokenTree], token_budget: int, positions: int | None = 
     return [plant([trees[i] for i in sorted(members)]) for members in bins]
 
 
-def _check_positions(trees: Sequence[TokenTree], positions: int) -> None:
+def check_positions(trees: Sequence[TokenTree], positions: int) -> None:
+    """Raise ValueError, naming the path, if one is longer than the model's positions."""
     for number, tree in enumerate(trees):
         if tree.longest_path > positions:
             longest = max(range(len(tree.branches)), key=lambda b: len(tree.branches[b]), default=0)

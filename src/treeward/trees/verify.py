@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from treeward.trees.attention import Backend, rule
-from treeward.trees.forest import plant
+from treeward.trees.forest import check_positions, plant
 from treeward.trees.forward import TreeModule
 from treeward.trees.tokens import TokenTree
 
@@ -45,8 +45,11 @@ def verify(model: TreeModule, trees: Sequence[TokenTree]) -> Verification:
     by name is tested and never replaced.
 
     Raises:
-        ValueError: the layout, or neither layout, gives the numbers of plain calls.
+        ValueError: the layout, or neither layout, gives the numbers of plain calls; or a path is longer than the
+            model's positions.
     """
+    if model.positions is not None:
+        check_positions(trees, model.positions)
     longest = max(tree.longest_path for tree in trees)
     probe = _probe(trees)
     if model.asked is not None:
