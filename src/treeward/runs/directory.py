@@ -1,0 +1,116 @@
+"""A run's directory: claimed once, never overwritten, every file written whole or not at all.
+
+    runs/<name>/
+      config.yaml  environment.json  metrics.jsonl  samples.jsonl  evaluation.jsonl  receipt.json  report.html
+      model/  adapter/  checkpoints/step-000100/  checkpoints/best.safetensors
+"""
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path("runs")
+
+
+def free_path(name: str, out: str | None) -> Path:
+    """Where a new run goes: `out` if given, else runs/<name> or the next free number after it.
+
+    Raises:
+        ValueError: `out` exists, or its place cannot be written to.
+    """
+    if out is not None:
+        path = Path(out)
+        if path.exists():
+            raise ValueError(f"--out {out!r} exists; runs are never overwritten: name another, or `treeward resume {out}`")
+    else:
+        path = next(p for n in range(1, 100_000) if not (p := ROOT / (name if n == 1 else f"{name}-{n}")).exists())
+    parent = next(p for p in path.absolute().parents if p.exists())
+    try:
+        tempfile.TemporaryDirectory(dir=parent).cleanup()
+    except OSError as problem:
+        raise ValueError(
+            f"--out {str(path)!r} cannot be written ({problem.strerror} in {str(parent)!r}); name another place"
+        ) from None
+    return path
+
+
+class RunDirectory:
+    """One run on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, path: Path) -> "RunDirectory":
+        """Make the directory; it must not exist."""
+        path.mkdir(parents=True)
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: str) -> "RunDirectory":
+        """An existing run.
+
+        Raises:
+            ValueError: there is no run at that place.
+        """
+        if not (Path(path) / "config.yaml").exists():
+            raise ValueError(f"{path!r} is not a run directory: it has no config.yaml")
+        return cls(Path(path))
+
+    def write(self, name: str, text: str) -> None:
+        """Write a whole file: to a temporary name first, then renamed."""
+        temporary = self.path / f".{name}.{os.getpid()}"
+        temporary.write_text(text, encoding="utf-8")
+        temporary.rename(self.path / name)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file; NaN and infinities become null."""
+        self.write(name, json.dumps(finite(value), indent=1, ensure_ascii=False) + "\n")
+
+    def write_lines(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write a JSONL file."""
+        self.write(name, "".join(json.dumps(finite(row), ensure_ascii=False) + "\n" for row in rows))
+
+    def append(self, name: str, row: Mapping[str, Any]) -> None:
+        """Add one line to a JSONL file, handed to the system before this returns."""
+        with (self.path / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(finite(row), ensure_ascii=False) + "\n")
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        """The rows of a JSONL file, a half-written last line left out; none if there is no file."""
+        path = self.path / name
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        return [json.loads(line) for line in text.split("\n")[:-1]]
+
+    def read_json(self, name: str) -> Any:
+        """A JSON file's value; None if there is no file."""
+        path = self.path / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def checkpoint(self, step: int) -> Path:
+        """Where the state after `step` steps goes."""
+        return self.path / "checkpoints" / f"step-{step:06d}"
+
+    @property
+    def best(self) -> Path:
+        """Where the best weights so far are kept."""
+        return self.path / "checkpoints" / "best.safetensors"
+
+    def checkpoints(self) -> list[Path]:
+        """The complete checkpoints, oldest first."""
+        return sorted(p for p in (self.path / "checkpoints").glob("step-*") if (p / "state.json").exists())
+
+
+def finite(value: Any) -> Any:
+    """The same value with NaN and infinities as None, and mappings and sequences as plain ones."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value

@@ -1,0 +1,54 @@
+"""The run directory: claimed once, whole files, JSON without NaN."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from treeward.runs.directory import RunDirectory, finite, free_path
+
+
+def test_next_free_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert free_path("a", None) == Path("runs/a")
+    Path("runs/a").mkdir(parents=True)
+    Path("runs/a-2").mkdir()
+    assert free_path("a", None) == Path("runs/a-3")
+
+
+def test_a_named_directory_that_exists_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="never overwritten"):
+        free_path("a", str(tmp_path))
+
+
+def test_nan_and_infinity_become_null(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path / "run")
+    run.write_json("x.json", {"a": math.nan, "b": [math.inf, 1.5], "c": (1, 2)})
+    assert json.loads((run.path / "x.json").read_text()) == {"a": None, "b": [None, 1.5], "c": [1, 2]}
+    assert finite({"n": 3, "s": "text"}) == {"n": 3, "s": "text"}
+
+
+def test_a_half_written_last_line_is_left_out(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path / "run")
+    run.append("m.jsonl", {"step": 1})
+    with (run.path / "m.jsonl").open("a") as file:
+        file.write('{"step": 2, "lo')
+    assert run.lines("m.jsonl") == [{"step": 1}]
+    assert run.lines("absent.jsonl") == []
+
+
+def test_incomplete_checkpoints_do_not_count(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path / "run")
+    for step in (100, 20):
+        run.checkpoint(step).mkdir(parents=True)
+        (run.checkpoint(step) / "state.json").write_text("{}")
+    run.checkpoint(300).mkdir()
+    assert [path.name for path in run.checkpoints()] == ["step-000020", "step-000100"]
+
+
+def test_writing_leaves_no_temporary_file(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path / "run")
+    run.write("a.txt", "one")
+    run.write("a.txt", "two")
+    assert [(path.name, path.read_text()) for path in run.path.iterdir()] == [("a.txt", "two")]
