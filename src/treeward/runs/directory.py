@@ -1,8 +1,8 @@
 """A run's directory: claimed once, never overwritten, every file written whole or not at all.
 
-    runs/<name>/
-      config.yaml  environment.json  metrics.jsonl  samples.jsonl  evaluation.jsonl  receipt.json  report.html
-      model/  adapter/  checkpoints/step-000100/  checkpoints/best.safetensors
+runs/<name>/
+  config.yaml  environment.json  metrics.jsonl  samples.jsonl  evaluation.jsonl  receipt.json  report.html
+  model/  adapter/  checkpoints/step-000100/  checkpoints/best.safetensors
 """
 
 import json
@@ -22,12 +22,9 @@ def free_path(name: str, out: str | None) -> Path:
     Raises:
         ValueError: `out` exists, or its place cannot be written to.
     """
-    if out is not None:
-        path = Path(out)
-        if path.exists():
-            raise ValueError(f"--out {out!r} exists; runs are never overwritten: name another, or `treeward resume {out}`")
-    else:
-        path = next(p for n in range(1, 100_000) if not (p := ROOT / (name if n == 1 else f"{name}-{n}")).exists())
+    path = Path(out) if out is not None else _next_free(name)
+    if path.exists():
+        raise ValueError(f"--out {out!r} exists; runs are never overwritten: name another, or `treeward resume {out}`")
     parent = next(p for p in path.absolute().parents if p.exists())
     try:
         tempfile.TemporaryDirectory(dir=parent).cleanup()
@@ -35,6 +32,14 @@ def free_path(name: str, out: str | None) -> Path:
         raise ValueError(
             f"--out {str(path)!r} cannot be written ({problem.strerror} in {str(parent)!r}); name another place"
         ) from None
+    return path
+
+
+def _next_free(name: str) -> Path:
+    path, number = ROOT / name, 1
+    while path.exists():
+        number += 1
+        path = ROOT / f"{name}-{number}"
     return path
 
 
