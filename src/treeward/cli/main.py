@@ -11,6 +11,9 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
 
+from treeward.jobs.progress import Interrupted
+from treeward.proof.checks import ChecksFailed
+
 VERBS = {
     "quickstart": "the whole path on the embedded world: sft, reward model, DPO, one page",
     "doctor": "what this machine and a model can do: versions, device, precision, tokenizer, layout",
@@ -48,15 +51,13 @@ def run(arguments: Sequence[str]) -> int:
         return int(module.run(verb, rest))
     except (ValueError, PermissionError) as problem:
         return _complain(" ".join(str(problem).split()))
+    except ChecksFailed as problem:
+        return _checks_failed(problem)
+    except Interrupted as problem:
+        print(problem, file=sys.stderr)
+        return 130
     except KeyboardInterrupt:
         return 130
-    except Exception as problem:
-        if type(problem).__name__ == "Interrupted":
-            print(problem, file=sys.stderr)
-            return 130
-        if type(problem).__name__ == "ChecksFailed":
-            return _checks_failed(problem)
-        raise
 
 
 def _complain(text: str) -> int:
@@ -64,8 +65,8 @@ def _complain(text: str) -> int:
     return 2
 
 
-def _checks_failed(problem: Exception) -> int:
-    for check in problem.checks:  # type: ignore[attr-defined]
+def _checks_failed(problem: ChecksFailed) -> int:
+    for check in problem.checks:
         print(f"treeward: {check}", file=sys.stderr)
     print("treeward: nothing was trained; --skip-check '[ID]' accepts a risk where one exists", file=sys.stderr)
     return 2
