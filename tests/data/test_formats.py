@@ -131,7 +131,10 @@ def test_messages_train_on_the_last_assistant_turn() -> None:
 
 
 def test_messages_train_on_each_assistant_turn_when_asked_for_all() -> None:
-    assert messages({"messages": SPOKEN}, "all") == [Tree(SPOKEN[:1], ["Hello."]), Tree(SPOKEN[:3], ["Because."])]
+    assert messages({"messages": SPOKEN}, "all") == [
+        Tree(SPOKEN[:1], ["Hello."]),
+        Tree(SPOKEN[:3], ["Because."], group="user: hi"),
+    ]
 
 
 def test_an_assistant_that_speaks_first_has_no_prompt_and_is_no_tree() -> None:
@@ -150,8 +153,8 @@ def test_transcript_turns_last_and_all() -> None:
     row = {"chosen": DIALOGUE + " Because."}
     assert transcript_turns(row) == [Tree(DIALOGUE, [" Because."])]
     assert transcript_turns(row, "all") == [
-        Tree("\n\nHuman: Hi\n\nAssistant:", [" Hello."]),
-        Tree(DIALOGUE, [" Because."]),
+        Tree("\n\nHuman: Hi\n\nAssistant:", [" Hello."], group="human: hi"),
+        Tree(DIALOGUE, [" Because."], group="human: hi"),
     ]
 
 

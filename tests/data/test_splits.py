@@ -75,3 +75,14 @@ def test_shuffling_is_a_shuffle() -> None:
     items = [(f"{n:03}", n) for n in range(100)]
     assert shuffled(items, 0) != list(range(100))
     assert shuffled(items, 0) != shuffled(items, 1)
+
+
+def test_all_turns_of_a_dialogue_are_one_group() -> None:
+    from treeward.data.formats import messages, transcript_turns
+
+    spoken = [{"role": role, "content": f"{role} {n}"} for n in range(3) for role in ("user", "assistant")]
+    assert [tree.group for tree in messages({"messages": spoken}, "all")] == ["user: user 0"] * 3
+    dialogue = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: d"
+    trees = transcript_turns({"chosen": dialogue}, "all")
+    assert [tree.group for tree in trees] == ["human: a"] * 2
+    assert [tree.responses[0].text for tree in trees] == [" b", " d"]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from treeward.data.splits import shuffled
-from treeward.trees.text import Message, Response, Tree
+from treeward.trees.text import Message, Response, Tree, normalised
 
 Row = Mapping[str, Any]
 
@@ -48,12 +48,15 @@ def transcripts(row: Row) -> list[Tree]:
 
 
 def messages(row: Row, turns: str = "last") -> list[Tree]:
-    """`messages`: one tree for the last assistant turn, or one an assistant turn."""
+    """`messages`: one tree for the last assistant turn, or one an assistant turn, all in the group of their opening."""
     spoken = row["messages"]
     places = [n for n, m in enumerate(spoken) if m["role"] == "assistant" and n > 0]
     if not places:
         raise Dropped("no assistant turn")
-    return [Tree(spoken[:n], [_filled(spoken[n]["content"])]) for n in (places if turns == "all" else places[-1:])]
+    if turns == "last":
+        return [Tree(spoken[: places[-1]], [_filled(spoken[places[-1]]["content"])])]
+    group = normalised(tuple(spoken[: places[0]]))
+    return [Tree(spoken[:n], [_filled(spoken[n]["content"])], group) for n in places]
 
 
 def transcript_turns(row: Row, turns: str = "last") -> list[Tree]:
@@ -61,11 +64,11 @@ def transcript_turns(row: Row, turns: str = "last") -> list[Tree]:
     pieces = row["chosen"].split(TURN)
     if len(pieces) < 2:
         raise ValueError(f"column 'chosen' has no {TURN.strip()!r} turn: {row['chosen'][:60]!r}")
-    trees = []
-    for n in range(1, len(pieces)) if turns == "all" else [len(pieces) - 1]:
-        answer = pieces[n].partition("\n\nHuman:")[0]
-        trees.append(Tree(TURN.join(pieces[:n]) + TURN, [_filled(answer)]))
-    return trees
+    if turns == "last":
+        return [Tree(TURN.join(pieces[:-1]) + TURN, [_filled(pieces[-1])])]
+    group = normalised(pieces[0])
+    answers = [piece.partition("\n\nHuman:")[0] for piece in pieces]
+    return [Tree(TURN.join(pieces[:n]) + TURN, [_filled(answers[n])], group) for n in range(1, len(pieces))]
 
 
 def completion(row: Row) -> list[Tree]:
