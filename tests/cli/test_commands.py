@@ -103,6 +103,19 @@ def test_sample_prints_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert [set(row) for row in rows] == [{"prompt", "response", "ended", "tokens"}] * 2
 
 
+def test_evaluate_of_a_policy_against_its_start(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """KL of a policy to itself is zero; without a start there is none."""
+    run(["sft", "world-sft", *SHORT, "--require", "any", "--out", str(tmp_path / "sft")])
+    capsys.readouterr()
+    words = ["evaluate", "--model.path", str(tmp_path / "sft" / "model"), "--data.limit", "400",
+             "--evaluation.prompts", "3", "--evaluation.max_new_tokens", "6"]  # fmt: skip
+    assert run([*words, "--start", str(tmp_path / "sft" / "model"), "--out", str(tmp_path / "found")]) == 0
+    assert "kl         0 [0, 0], n=3" in capsys.readouterr().out
+    assert json.loads((tmp_path / "found" / "intervals.json").read_text())["kl"]["value"] == 0
+    assert run(words) == 0
+    assert not any(line.startswith("kl") for line in capsys.readouterr().out.splitlines())
+
+
 def test_evaluate_of_a_reward_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     run(["reward", "world-reward", *SHORT, "--require", "any", "--out", str(tmp_path / "rm")])
     receipt = json.loads((tmp_path / "rm" / "receipt.json").read_text())

@@ -64,6 +64,7 @@ def fresh(
     sampler = DecodeSampler.of(policy, plan.max_new_tokens, plan.temperature)
     trees = sampler(prompts, plan.samples, torch.Generator().manual_seed(plan.seed))
     verified(policy.tree, trees)
+    anchor.verified(trees)
     ends = set(policy.end_ids)
     branches = [(tree, branch) for tree in trees for branch in tree.branches]
     columns = dict(zip(("kl", "entropy"), _distances(policy, anchor, trees), strict=True))

@@ -45,6 +45,10 @@ class Anchor:
             raise ValueError(f"the anchor is the policy with its adapter off, but {moving[0]!r} trains as well")
         return cls(policy.tree, policy, policy.adapter)
 
+    def verified(self, trees: Sequence[TokenTree]) -> None:
+        """Verify the layout for these trees, unless that has been done for the policy it was taken from."""
+        verified(self._policy.tree, trees)
+
     @contextmanager
     def model(self) -> Iterator[TreeLM]:
         """The anchor's forward pass, without gradients, in the layout that was verified for the policy."""
@@ -56,7 +60,7 @@ class Anchor:
     def branch_logps(self, trees: Sequence[TokenTree], token_budget: int) -> dict[TokenTree, Float[Tensor, "N"]]:
         """log anchor(response | prompt) of each tree's branches; they cannot change, so they are computed once."""
         found: dict[TokenTree, Tensor] = {}
-        verified(self._policy.tree, trees)
+        self.verified(trees)
         with self.model() as tree:
             for forest in pack(list(dict.fromkeys(trees)), token_budget, tree.positions):
                 found |= split_by_tree(forest, tree(forest))
