@@ -13,6 +13,7 @@ from treeward.data import world
 from treeward.data.hub import reachable
 from treeward.data.render import Tokenizer
 from treeward.models.device import AskedDevice, AskedPrecision, choose_device, choose_precision, keep_freed_memory
+from treeward.models.kernels import fuse_gelu
 from treeward.models.weights import set_dropout
 from treeward.trees.attention import Backend
 from treeward.trees.forward import Precision
@@ -105,6 +106,7 @@ def load(config: ModelConfig, auto_class: Any, seed: int, **named: Any) -> Loade
     else:
         module = _ask(config.path, "weights", auto_class, dtype=torch.float32, **named)
     set_dropout(module, config.dropout)
+    fuse_gelu(module)
     check_vocabulary(module, tokenizer, config)
     if config.gradient_checkpointing:
         module.gradient_checkpointing_enable({"use_reentrant": False})

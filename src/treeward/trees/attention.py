@@ -64,9 +64,9 @@ def _attend(
     if attention_mask is None or parts is None:
         plain: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **named)
         return plain
+    sizes = [end - start for start, end in parts]
     out = []
-    for start, end in parts:
-        q, k, v = (x[:, :, start:end] for x in (query, key, value))
+    for (start, end), q, k, v in zip(parts, *(x.split(sizes, 2) for x in (query, key, value)), strict=True):
         seen = attention_mask[:, :, start:end, start:end]
         out.append(sdpa_attention_forward(module, q, k, v, seen, **named)[0])
     return torch.cat(out, 1), None
