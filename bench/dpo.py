@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from child import Task, ask
 from records import PeerMode, Record, Setting, Speed, Unequal, record
+from show import header, quiet, show, verdict
 
 BATCH = 8
 CHECK_STEPS = 3
@@ -18,9 +19,6 @@ COMPARED = ("loss", "logps/chosen", "logps/rejected")
 REQUIRED_RATIO = {"fp32": 5.0, "bf16": 6.0}
 REQUIRED_MEMORY = 0.5
 """What is required against TRL's default mode."""
-
-QUIET = 0.1
-"""Processors that others may hold while a side is timed."""
 
 
 def bench(setting: Setting) -> list[Record]:
@@ -31,9 +29,9 @@ def bench(setting: Setting) -> list[Record]:
     """
     ask(setting.ours, "dpo_ours.py", task(setting, "prepare"))
     check(setting)
-    print(f"\ndpo: GPT-2 124M, {setting.pairs} pairs of harmless-base, batch {BATCH}, no gradient checkpointing")
-    columns = f"{'pairs/s':>9}{'seconds':>9}{'others':>8}{'peak GB':>9}{'speed ratio':>13}{'memory ratio':>14}"
-    print(f"{'':6}{'side':36}{columns}")
+    header(
+        f"dpo: GPT-2 124M, {setting.pairs} pairs of harmless-base, batch {BATCH}, no gradient checkpointing", "pairs"
+    )
     found = []
     for precision in setting.precisions:
         found += compare(setting, precision)
@@ -87,7 +85,7 @@ def compare(setting: Setting, precision: str) -> list[Record]:
     ours = Speed(setting.pairs, answer.seconds, answer.peak_gb, answer.others)
     show(precision, "treeward, anchor counted", ours)
     found = []
-    noise = ours.others
+    speeds = [ours]
     modes: tuple[PeerMode, ...] = ("default", "precomputed")
     for mode in modes:
         answer = ask(setting.peer, "dpo_trl.py", task(setting, mode, precision))
@@ -97,23 +95,7 @@ def compare(setting: Setting, precision: str) -> list[Record]:
         if mode == "precomputed":
             whole = replace(theirs, seconds=answer.before + answer.seconds)
             show("", "trl precomputed, reference counted", whole, ours)
-        noise = max(noise, theirs.others)
-    verdict(found[0])
-    if noise > QUIET:
-        print(f"{'':6}NOT QUIET: other processes held up to {noise:.2f} processors meanwhile; run it again alone")
+        speeds.append(theirs)
+    verdict(found[0], REQUIRED_RATIO[precision], REQUIRED_MEMORY)
+    quiet(*speeds)
     return found
-
-
-def show(precision: str, side: str, speed: Speed, ours: Speed | None = None) -> None:
-    """One line of the table, with our ratios to a peer where `ours` is given."""
-    ratios = f"{ours.per_s / speed.per_s:>13.2f}{ours.gb / speed.gb:>14.2f}" if ours else ""
-    figures = f"{speed.per_s:>9.3f}{speed.seconds:>9.1f}{speed.others:>8.2f}{speed.gb:>9.2f}"
-    print(f"{precision:6}{side:36}{figures}{ratios}", flush=True)
-
-
-def verdict(found: Record) -> None:
-    """Whether the default comparison meets what is required of it."""
-    ratio = REQUIRED_RATIO[found.precision]
-    met = found.ratio >= ratio and found.memory_ratio <= REQUIRED_MEMORY
-    limits = f"at least {ratio:g} times TRL's default, at most {REQUIRED_MEMORY:g} of its memory"
-    print(f"{'':6}required: {limits}: {'met' if met else 'MISSED'}", flush=True)

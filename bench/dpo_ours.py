@@ -8,7 +8,7 @@ import torch
 from child import Answer, Stopwatch, Task, reply
 from pairs import TOKENIZER, Pair, load, read, save
 from treeward.algorithms.dpo import DPOConfig, dpo
-from treeward.algorithms.loop import reached
+from treeward.algorithms.loop import LoopConfig, reached
 from treeward.data.render import Tokenizer, token_tree
 from treeward.models.loading import ModelConfig
 from treeward.models.policy import Policy
@@ -48,7 +48,7 @@ def rendered(pair: Pair, tokenizer: Tokenizer) -> TokenTree:
     return tree
 
 
-def in_file_order(trees: Sequence[TokenTree], config: DPOConfig) -> list[TokenTree]:
+def in_file_order(trees: Sequence[TokenTree], config: LoopConfig) -> list[TokenTree]:
     """The trees placed so that the run, which shuffles by its seed, visits them in the order given."""
     visits = config.order(len(trees)).reached(config.total(len(trees)))
     placed = dict(zip(visits, trees, strict=True))

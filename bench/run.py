@@ -16,11 +16,15 @@ from pathlib import Path
 
 import dpo
 import peer
+import reward
+import score
 from records import Record, Setting, Unequal, write
 
 ROOT = Path(__file__).resolve().parent.parent
 
-BENCHES: dict[str, Callable[[Setting], list[Record]]] = {"dpo": dpo.bench}
+BENCHES: dict[str, Callable[[Setting], list[Record]]] = {
+    "dpo": dpo.bench, "reward": reward.bench, "score": score.bench,
+}  # fmt: skip
 """What each bench measures and prints; a new bench is one file and one entry here."""
 
 

@@ -12,13 +12,16 @@ import treeward as tw
 SOURCE = Path(tw.__file__).parent
 
 NAMES = [
-    "Anchor", "ChecksFailed", "DPOConfig", "Forest", "Policy", "Response", "RewardConfig", "RewardModel", "SFTConfig",
-    "TokenTree", "Tree", "branch_logps", "branch_scores", "dpo", "pack", "reward", "sft", "token_logps", "verify",
+    "Anchor", "ChecksFailed", "DPOConfig", "Ensemble", "Forest", "Policy", "Response", "RewardConfig", "RewardModel",
+    "SFTConfig", "TokenTree", "Tree", "branch_logps", "branch_scores", "dpo", "pack", "reward", "sft", "token_logps",
+    "verify", "warm",
 ]  # fmt: skip
+
+MODULES = ("data", "heads", "losses", "reward_losses")
 
 
 def test_names_are_sorted_lazy_and_there() -> None:
-    assert [name for name in tw.__all__ if name not in ("data", "losses")] == NAMES
+    assert [name for name in tw.__all__ if name not in MODULES] == NAMES
     for name in tw.__all__:
         assert getattr(tw, name) is not None
 

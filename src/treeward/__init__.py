@@ -10,6 +10,7 @@ _NAMES = {
     "Anchor": "treeward.models.anchor",
     "ChecksFailed": "treeward.proof.checks",
     "DPOConfig": "treeward.algorithms.dpo",
+    "Ensemble": "treeward.models.ensemble",
     "Forest": "treeward.trees.forest",
     "Policy": "treeward.models.policy",
     "Response": "treeward.trees.text",
@@ -26,8 +27,14 @@ _NAMES = {
     "sft": "treeward.algorithms.sft",
     "token_logps": "treeward.models.policy",
     "verify": "treeward.trees.verify",
+    "warm": "treeward.models.ensemble",
 }
-_MODULES = {"data": "treeward.data", "losses": "treeward.maths.preference"}
+_MODULES = {
+    "data": "treeward.data",
+    "heads": "treeward.maths.scores",
+    "losses": "treeward.maths.preference",
+    "reward_losses": "treeward.maths.reward",
+}
 
 __all__ = [*_NAMES, *_MODULES]  # noqa: PLE0604
 

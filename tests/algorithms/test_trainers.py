@@ -16,6 +16,7 @@ from treeward.maths.preference import AnyPreferenceLoss, Hinge, Sigmoid
 from treeward.maths.reward import BradleyTerry
 from treeward.models import adapters
 from treeward.models.anchor import Anchor
+from treeward.models.heads import output_layer
 from treeward.models.loading import LoRA, ModelConfig
 from treeward.models.policy import Policy
 from treeward.models.reward_model import RewardModel
@@ -153,7 +154,7 @@ def test_the_first_reward_loss_is_ln_two_and_half_right(grow: Build) -> None:
 
 def test_the_first_reward_loss_under_a_margin_reads_the_rating_gaps() -> None:
     gaps = [0.2, 0.76, 1.0, 3.0]
-    trees = [TokenTree((5, n), ((6,), (7, 8)), gap=gap) for n, gap in enumerate(gaps, 10)]
+    trees = [TokenTree((5, n), ((6,), (7, 8)), ratings=((1.0 + gap,), (1.0,))) for n, gap in enumerate(gaps, 10)]
     (step,) = reward(scorer(), trees, RewardConfig(steps=1, batch_size=4, loss=BradleyTerry(margin=0.5)))
     expected = sum(math.log1p(math.exp(0.5 * min(gap, 1.0))) for gap in gaps) / 4
     assert step.metrics["loss"] == pytest.approx(expected, abs=1e-6)
@@ -172,7 +173,7 @@ def test_the_first_step_turns_the_head_towards_the_chosen_ends(grow: Build) -> N
     config = RewardConfig(steps=1, batch_size=6, lr=1e-2, warmup=0.0, schedule="constant_with_warmup")
     (step,) = reward(model, trees, config)
     assert step.metrics["grad_norm"] == pytest.approx(expected.norm().item(), rel=1e-4)
-    moved = model.head.weight.detach()[0]
+    moved = output_layer(model.tree.module).weight.detach()[0]
     clear = expected.abs() > 1e-4
     assert torch.equal(moved[clear].sign(), -expected[clear].sign())
 

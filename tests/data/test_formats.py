@@ -8,13 +8,13 @@ from treeward.data.formats import (
     Dropped,
     completion,
     messages,
-    pair_labelled,
     preference,
     prompts,
     text,
     transcript_turns,
     transcripts,
 )
+from treeward.data.shapes import pair_labelled
 from treeward.trees.text import Response, Tree
 
 

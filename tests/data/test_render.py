@@ -104,10 +104,12 @@ def test_a_prompt_without_bos_is_cut_to_its_tail() -> None:
     assert list(token_tree(Tree("why is it so", ["so"]), plain, max_prompt=2).prompt) == ids("it", "so")
 
 
-@pytest.mark.parametrize(("scores", "gap"), [((3.5, 1.25), 2.25), ((1.0, None), 1.0), ((None, None), 1.0)])
-def test_the_gap_is_the_rating_difference_where_both_are_rated(scores: tuple[Any, Any], gap: float) -> None:
+@pytest.mark.parametrize(
+    ("scores", "ratings"), [((3.5, 1.25), ((3.5,), (1.25,))), ((1.0, None), ()), ((None, None), ())]
+)
+def test_ratings_are_kept_where_every_branch_has_one(scores: tuple[Any, Any], ratings: object) -> None:
     sides = [Response(text, score=score) for text, score in zip((" good", " bad"), scores, strict=True)]
-    assert token_tree(Tree("the plot is", sides), WORLD).gap == gap
+    assert token_tree(Tree("the plot is", sides), WORLD).ratings == ratings
 
 
 def test_the_account_counts_ends() -> None:

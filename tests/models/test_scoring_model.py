@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig
 
 from treeward.data.render import end_id
+from treeward.models.heads import output_layer
 from treeward.models.loading import LoRA, ModelConfig
 from treeward.models.reward_model import RewardModel, padding_id
 from treeward.trees.forest import plant
@@ -27,7 +28,7 @@ def world(**fields: Any) -> RewardModel:
 def with_head(model: RewardModel) -> RewardModel:
     """The model with a head that has been trained, so to speak."""
     with torch.no_grad():
-        head = model.head.modules_to_save["default"] if hasattr(model.head, "modules_to_save") else model.head
+        head = output_layer(model.tree.module)
         head.weight.copy_(torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(5)))
     return model
 
@@ -168,13 +169,3 @@ def test_the_wrong_tokenizer_is_refused(policy: Build, tmp_path: Path) -> None:
     policy().save(tmp_path)
     with pytest.raises(ValueError, match=r"has ids up to .* has 64 embedding rows; give the model's own tokenizer"):
         world(path=str(tmp_path / "model"), tokenizer="world")
-
-
-def test_an_encoder_is_refused(tmp_path: Path) -> None:
-    from transformers import BertConfig
-
-    BertConfig(
-        vocab_size=200, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
-    ).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="no linear head named 'score'; only decoders"):
-        world(path=str(tmp_path), init="random", tokenizer="world")

@@ -36,7 +36,7 @@ def test_f04_a_pair_in_both_orders(prepared: Any, policy: Any) -> None:
 
 
 def test_f05_ratings_that_contradict_the_order(prepared: Any, policy: Any) -> None:
-    prepared.parts["train"] = [replace(tree, gap=-1.0) for tree in prepared.train]
+    prepared.parts["train"] = [replace(tree, ratings=((1.0,), (2.0,))) for tree in prepared.train]
     assert failed(prepared, policy.tokenizer) == {"F05"}
 
 

@@ -8,7 +8,7 @@ import torch
 
 from treeward.algorithms.dpo import DPOConfig, PairPreference
 from treeward.algorithms.loop import LoopConfig, Terms
-from treeward.algorithms.reward import PairRanking
+from treeward.algorithms.reward import Judgement
 from treeward.algorithms.state import TrainState
 from treeward.maths.preference import PairScores, Sigmoid
 from treeward.maths.reward import BradleyTerry
@@ -28,7 +28,7 @@ def objective(policy: Any, pairs: Any, loss: Any = None) -> PairPreference:
 def test_twins_are_silent(policy: Any, reward_model: Any, pairs: Any) -> None:
     found = [identities.layout(verify(policy.tree, pairs)), identities.layout(verify(reward_model.tree, pairs))]
     loss = objective(policy, pairs)
-    ranking = PairRanking(reward_model.tree, BradleyTerry())
+    ranking = Judgement(reward_model.tree, BradleyTerry())
     held = TrainState(policy.tree, LoopConfig().order(4), 4, LoopConfig()).parameters
     found += identities.passes(policy.tree, pairs) + identities.passes(reward_model.tree, pairs)
     found += identities.anchor_checks(policy.tree, Anchor.of(policy), pairs)
@@ -119,7 +119,7 @@ def test_f27_loss_of_wrong_scale(policy: Any, pairs: Any) -> None:
 
 
 def test_f19_and_f43_rows_that_are_coupled(reward_model: Any, pairs: Any) -> None:
-    class Coupled(PairRanking):
+    class Coupled(Judgement):
         def __call__(self, forest: Forest) -> Terms:
             terms = super().__call__(forest)
             return Terms(terms.values * len(terms.values), terms.metrics)

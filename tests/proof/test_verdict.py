@@ -66,7 +66,7 @@ def test_a_constant_start_is_tested_against_one_half() -> None:
 
 
 def test_an_unmeasured_metric_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="accuracy, ended"):
+    with pytest.raises(ValueError, match="accuracy, brier"):
         metric("acuracy")
 
 

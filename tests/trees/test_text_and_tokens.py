@@ -29,7 +29,7 @@ def test_json_is_one_line_with_letters_as_they_are() -> None:
     assert "Où" in line
     assert json.loads(line) == {
         "prompt": "Où ?\nLà",
-        "responses": [{"text": " là", "finished": True, "score": None}],
+        "responses": [{"text": " là", "finished": True, "score": None, "grades": []}],
         "group": "où ? là",
     }
 

@@ -1,23 +1,40 @@
-"""Reward-model training on pairs: the Bradley-Terry likelihood of the chosen response.
+"""Reward-model training on judged responses: pairs, rankings, ratings.
 
-The formula is `maths.reward.BradleyTerry`. The loss without margin and centring is logged beside it as `nll`: only
-that one compares models.
+The losses are in `maths.reward`. Beside the loss stands `nll`, the likelihood of the pairs without margin, centring or
+regulariser: only that one compares models.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from treeward.algorithms.loop import LoopConfig, Step, Terms, fit
-from treeward.maths.reward import BradleyTerry, pair_nll
+from treeward.maths.branches import Branches
+from treeward.maths.reward import (
+    AllPairs,
+    AnyRewardLoss,
+    BradleyTerry,
+    Graded,
+    HalfTies,
+    Joint,
+    PlackettLuce,
+    RewardLoss,
+    preferred,
+)
+from treeward.maths.scores import AnyHead, Attributes, Scalar
 from treeward.models.policy import tokenised
 from treeward.models.reward_model import RewardModel
 from treeward.trees.forest import Forest
 from treeward.trees.forward import TreeScorer
 from treeward.trees.text import Tree
 from treeward.trees.tokens import TokenTree
+
+Judged = Literal["pairs", "ranked", "graded"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,43 +43,113 @@ class RewardConfig(LoopConfig):
 
     lr: float = 5e-5
     """Peak learning rate: 1e-5 from 1B parameters, 5e-5 at 100M, up to 3e-3 under 20M or from random weights."""
-    loss: BradleyTerry = field(default_factory=BradleyTerry)
-    """The pair loss."""
+    loss: AnyRewardLoss | None = None
+    """The loss; by default bradley-terry for a scalar head, half-ties for one distribution, graded for attributes."""
+
+
+def suited(loss: AnyRewardLoss | None, head: AnyHead) -> AnyRewardLoss:
+    """The loss for this head, the head's own default where none is named.
+
+    Raises:
+        ValueError: the loss cannot teach this head.
+    """
+    if loss is None:
+        return BradleyTerry() if isinstance(head, Scalar) else Graded() if isinstance(head, Attributes) else HalfTies()
+    by_score = isinstance(loss, BradleyTerry | PlackettLuce | AllPairs)
+    if isinstance(head, Scalar) and not by_score:
+        raise ValueError(
+            f"loss.kind {type(loss).__name__} needs a distribution, but head.kind is scalar; use categorical"
+        )
+    if isinstance(head, Attributes) and not (by_score or isinstance(loss, Graded)):
+        raise ValueError(
+            f"loss.kind {type(loss).__name__} compares one distribution a response, but head.kind is attributes; use "
+            "graded or bradley-terry"
+        )
+    return loss
+
+
+def needs(loss: AnyRewardLoss) -> Judged:
+    """What the loss is taught by: pairs, rankings or ratings."""
+    if isinstance(loss, PlackettLuce | AllPairs):
+        return "ranked"
+    return "graded" if isinstance(loss, Graded) else "pairs"
 
 
 @dataclass(frozen=True)
-class PairRanking:
-    """The pair loss over forests of two-branch trees: first branch chosen, second rejected."""
+class Judgement:
+    """A reward loss over forests; a unit is a tree."""
 
     model: TreeScorer
-    loss: BradleyTerry
+    loss: RewardLoss
 
     def count(self, tree: TokenTree) -> int:
-        assert len(tree.branches) == 2, "a pair has two branches"
         return 1
 
     def __call__(self, forest: Forest) -> Terms:
-        scores = self.model(forest)
-        chosen, rejected = scores[0::2], scores[1::2]
-        gap = torch.tensor([tree.gap for tree in forest.sources], device=scores.device)
+        found = branches(forest, self.model(forest), self.model.head)
+        values = self.loss(found)
+        metrics: dict[str, Tensor] = {}
+        if all(len(tree.branches) == 2 for tree in forest.sources):
+            metrics = self._pair_metrics(found)
+        if isinstance(self.loss, Graded | Joint):
+            graded = self.loss if isinstance(self.loss, Graded) else self.loss.graded
+            metrics["cross_entropy"] = found.tree_mean(graded.cross_entropies(found))
+        return Terms(values, metrics)
+
+    def _pair_metrics(self, found: Branches) -> dict[str, Tensor]:
+        chosen, rejected = found.pair(found.scores())
         right = (chosen > rejected).float() + 0.5 * (chosen == rejected).float()
-        metrics = {
-            "nll": pair_nll(chosen, rejected), "rewards/accuracies": right, "rewards/margins": chosen - rejected,
+        return {
+            "nll": -preferred(found), "rewards/accuracies": right, "rewards/margins": chosen - rejected,
             "rewards/chosen": chosen, "rewards/rejected": rejected,
         }  # fmt: skip
-        return Terms(self.loss(chosen, rejected, gap), metrics)
+
+
+def branches(forest: Forest, outputs: Float[Tensor, "N W"], head: AnyHead) -> Branches:
+    """A forest's outputs with the tree and the ratings of each branch."""
+    trees = forest.sources
+    tree = torch.tensor([number for number, each in enumerate(trees) for _ in each.branches])
+    rated = all(each.ratings for each in trees)
+    ratings = torch.tensor([rating for each in trees for rating in each.ratings]) if rated else None
+    return Branches(outputs, head, tree.to(outputs.device), None if ratings is None else ratings.to(outputs.device))
 
 
 def reward(
     model: RewardModel, trees: Sequence[Tree | TokenTree], config: RewardConfig | None = None,
     resume: Path | None = None,
 ) -> Iterator[Step]:  # fmt: skip
-    """Train `model` in place on pairs (chosen first, rejected second); yields a `Step` after each optimiser step.
+    """Train `model` in place; yields a `Step` after each optimiser step.
+
+    In a pair the chosen response stands first; ranked branches stand best first or carry ratings.
 
     Raises:
         NonFinite: a loss or gradient is not finite.
-        ValueError: there are no trees, a path is too long, or `resume` belongs to another run.
+        ValueError: there are no trees, a path is too long, ratings that the loss needs are missing, the loss does not
+            suit the head, or `resume` belongs to another run.
     """
     config = config or RewardConfig()
     planted = tokenised(trees, model.tokenizer)
-    yield from fit(model.tree, planted, PairRanking(model.tree, config.loss), config, model.token_budget, resume)
+    loss = suited(config.loss, model.head)
+    check_judged(loss, model.head, planted)
+    yield from fit(model.tree, planted, Judgement(model.tree, loss), config, model.token_budget, resume)
+
+
+def check_judged(loss: AnyRewardLoss, head: AnyHead, trees: Sequence[TokenTree]) -> None:
+    """Refuse trees that this loss cannot learn from.
+
+    Raises:
+        ValueError: a tree of the wrong shape, or without the ratings needed; the first is named.
+    """
+    for tree in trees:
+        if needs(loss) == "pairs" and len(tree.branches) != 2:
+            raise ValueError(f"{tree.group[:60]!r} has {len(tree.branches)} responses; a pair has two")
+        if isinstance(loss, Graded | Joint):
+            if not tree.ratings:
+                raise ValueError(
+                    f"{tree.group[:60]!r} has no ratings; a graded loss needs them: use --loss.kind half-ties"
+                )
+            attributes = len(head.names) if isinstance(head, Attributes) else 1
+            if attributes > 1 and len(tree.ratings[0]) != attributes:
+                raise ValueError(
+                    f"{tree.group[:60]!r} has {len(tree.ratings[0])} ratings a response; head.names has {attributes}"
+                )

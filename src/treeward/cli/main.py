@@ -22,6 +22,7 @@ VERBS = {
     "dpo": "direct preference optimisation",
     "evaluate": "a policy against its start, or a reward model, on held-out data",
     "sample": "samples from a policy",
+    "score": "the scores of given responses, by a reward model or several",
     "report": "the page of a run directory, written again",
     "resume": "go on with a run that was stopped",
 }

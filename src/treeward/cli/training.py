@@ -8,7 +8,8 @@ import yaml
 
 from treeward.cli.parse import Words, parse
 from treeward.jobs import settings
-from treeward.jobs.options import RUNS, AnyRun
+from treeward.jobs.members import Ensembled, train_members
+from treeward.jobs.options import RUNS, AnyRun, RewardRun
 from treeward.jobs.train import Finished, estimate, prologue, train
 from treeward.runs.directory import RunDirectory, free_path
 
@@ -34,6 +35,8 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     free_path(config.name or verb, config.out)
     if "dry-run" in words.flags:
         return dry_run(config)
+    if isinstance(config, RewardRun) and config.members > 1:
+        return show_members(train_members(config))
     return show(train(config))
 
 
@@ -98,6 +101,17 @@ def show(finished: Finished) -> int:
     print(f"verdict    {receipt['verdict']}: {receipt['reason']}")
     print(f"run        {finished.path}\nreport     {finished.path / 'report.html'}")
     return finished.exit_code
+
+
+def show_members(found: Ensembled) -> int:
+    """Each way of joining the members, with its accuracy and its gain on the first of them."""
+    for name, facts in found.ways.items():
+        own, gain = facts["accuracy"], facts["against_member_1"]
+        print(
+            f"{name:<16} accuracy {interval(own)}, n={own['n']}; against member 1 {interval(gain)}, p={gain['p']:.2g}"
+        )
+    print(f"run        {found.path}\nmodel      {found.path / 'model'} (WARM)")
+    return found.exit_code
 
 
 def interval(facts: dict[str, Any]) -> str:

@@ -4,10 +4,10 @@ A format function takes a row and returns its trees; a row that holds no usable 
 that is counted. A row that cannot be understood raises ValueError: that is an error for the user, not a count.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from treeward.data.splits import shuffled
 from treeward.trees.text import Message, Response, Tree, normalised
 
 Row = Mapping[str, Any]
@@ -15,6 +15,15 @@ Row = Mapping[str, Any]
 TURN = "\n\nAssistant:"
 """Where an assistant's turn begins in an HH transcript (Bai et al. 2022, arXiv:2204.05862)."""
 
+
+HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+"""HelpSteer2's attributes, in its order."""
+
+MARKER = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
+"""Where a speaker's turn begins in HelpSteer2's flattened prompts."""
+
+JUDGED = ("pairs", "ranked", "graded")
+"""The purposes that need judged responses: two sides, ranked branches, ratings."""
 
 Reader = Callable[[Row], list[Tree]]
 
@@ -35,6 +44,7 @@ def preference(row: Row) -> list[Tree]:
         prompt, chosen = _last_turn(row["chosen"], row.get("prompt"))
         other, rejected = _last_turn(row["rejected"], row.get("prompt"))
         _same_prompt(prompt, other)
+        prompt = [turn for spoken in prompt for turn in _unflattened(spoken)]
     ratings = row.get("chosen_rating"), row.get("rejected_rating")
     return [_pair(prompt, chosen, rejected, ratings)]
 
@@ -45,6 +55,19 @@ def transcripts(row: Row) -> list[Tree]:
     other, rejected = _split_transcript(row["rejected"], "rejected")
     _same_prompt(prompt, other)
     return [_pair(prompt, chosen, rejected, (None, None))]
+
+
+def graded(row: Row) -> list[Tree]:
+    """`prompt` with one graded `response`, or graded `responses`; grades in `scores`: a number, attributes by name
+    (in the order of their names), or one such value a response.
+    """
+    return [Tree(row["prompt"], _graded_responses(row))]
+
+
+def helpsteer(row: Row) -> list[Tree]:
+    """Raw HelpSteer2 (Wang et al. 2024, arXiv:2406.08673): `prompt`, `response` and five attributes from 0 to 4."""
+    grades = tuple(float(row[name]) for name in HELPSTEER)
+    return [Tree(spoken_turns(row["prompt"]), [Response(_filled(row["response"]).text, grades=grades)])]
 
 
 def messages(row: Row, turns: str = "last") -> list[Tree]:
@@ -103,6 +126,10 @@ def detect(columns: Iterable[str], sample: Row, purpose: str) -> str:
     have = set(columns)
     if purpose == "prompts" and "prompt" in have:
         return "prompts"
+    if set(HELPSTEER) | {"prompt", "response"} <= have:
+        return "helpsteer"
+    if {"prompt", "scores"} <= have and have & {"response", "responses"}:
+        return "graded"
     if {"chosen", "rejected"} <= have:
         hh = isinstance(sample["chosen"], str) and "prompt" not in have and TURN in sample["chosen"]
         return "transcripts" if hh else "preference"
@@ -121,7 +148,7 @@ def reader(name: str, purpose: str, turns: str) -> Reader:
     Raises:
         ValueError: the format or the turns do not serve the purpose.
     """
-    if turns == "all" and (purpose in ("pairs", "prompts") or name not in ("messages", "transcripts")):
+    if turns == "all" and (purpose in (*JUDGED, "prompts") or name not in ("messages", "transcripts")):
         raise ValueError("data.turns is 'all'; that is for sft on messages or transcripts: use 'last'")
     if purpose == "prompts":
         return lambda row: [Tree(tree.prompt, (), tree.group) for tree in reader(name, "", "last")(row)]
@@ -133,7 +160,7 @@ def reader(name: str, purpose: str, turns: str) -> Reader:
         raise ValueError(
             "data.format 'prompts' has nothing to learn from; give prompt and completion, messages or text"
         )
-    if purpose == "pairs" and name in ("messages", "completion", "prompts"):
+    if purpose in JUDGED and name in ("messages", "completion", "prompts"):
         raise ValueError(f"data.format {name!r} has no pairs; give chosen and rejected, or text and label")
     if name == "messages":
         return lambda row: messages(row, turns)
@@ -150,25 +177,16 @@ FORMATS: dict[str, Reader] = {
     "completion": completion,
     "text": text,
     "prompts": prompts,
+    "graded": graded,
+    "helpsteer": helpsteer,
 }
 
 
-def pair_labelled(trees: Sequence[Tree], seed: int) -> list[Tree]:
-    """Positive texts against negative ones, each text in at most one pair; the order depends on the seed alone.
-
-    Raises:
-        ValueError: a text has no label, or a label is neither 0 nor 1.
-    """
-    labels = {tree.responses[0].score for tree in trees}
-    if not labels <= {0.0, 1.0}:
-        raise ValueError(
-            f"column 'label' holds {sorted(map(str, labels))[:4]}; pairs need 1 (positive) and 0 (negative)"
-        )
-    sides = [shuffled(((t.group, t) for t in trees if t.responses[0].score == s), seed) for s in (1.0, 0.0)]
-    return [
-        Tree("", [Response(a.responses[0].text), Response(b.responses[0].text)], group=f"{a.group} / {b.group}")
-        for a, b in zip(*sides, strict=False)
-    ]
+def spoken_turns(prompt: str) -> list[dict[str, str]]:
+    """A flattened HelpSteer2 prompt as messages: `<extra_id_1>Assistant` and `<extra_id_1>User` lines begin turns."""
+    opening, *rest = MARKER.split(prompt)
+    turns = [("user", opening), *zip((name.lower() for name in rest[0::2]), rest[1::2], strict=True)]
+    return [{"role": role, "content": content} for role, content in turns]
 
 
 def _pair(prompt: Any, chosen: str, rejected: str, ratings: tuple[Any, Any]) -> Tree:
@@ -210,3 +228,19 @@ def _last_turn(spoken: Sequence[Message], prompt: Any) -> tuple[list[dict[str, s
             raise ValueError("'chosen' is an assistant turn alone and there is no 'prompt' column; add one")
         before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
     return before, spoken[-1]["content"]
+
+
+def _unflattened(message: Message) -> list[dict[str, str]]:
+    return spoken_turns(message["content"]) if message["role"] == "user" else [dict(message)]
+
+
+def _graded_responses(row: Row) -> list[Response]:
+    texts = row["responses"] if "responses" in row else [row["response"]]
+    scores = row["scores"] if "responses" in row else [row["scores"]]
+    if len(texts) != len(scores):
+        raise ValueError(f"{len(texts)} responses but {len(scores)} scores")
+    found = []
+    for answer, score in zip(texts, scores, strict=True):
+        grades = tuple(float(score[name]) for name in sorted(score)) if isinstance(score, Mapping) else (float(score),)
+        found.append(Response(_filled(answer).text, grades=grades))
+    return found

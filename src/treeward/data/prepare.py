@@ -6,11 +6,10 @@ from typing import Literal
 
 from treeward.data import formats, sources
 from treeward.data.render import Account, Tokenizer, token_tree
+from treeward.data.shapes import Purpose, pair_labelled, shaped
 from treeward.data.splits import PARTS, Part, named, part_of
 from treeward.trees.text import Tree
 from treeward.trees.tokens import TokenTree
-
-Purpose = Literal["pairs", "sft", "prompts"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +19,7 @@ class DataConfig:
     source: str = "world"
     """A file (jsonl, jsonl.gz, json, parquet, csv), a directory, a hub id, or `world` / `world-texts` (embedded)."""
     format: str = "auto"
-    """preference, transcripts, messages, completion, text, prompts; auto goes by the columns."""
+    """preference, transcripts, graded, helpsteer, messages, completion, text, prompts; auto goes by the columns."""
     split: str | None = None
     """Read only this split of a source that has several."""
     columns: dict[str, str] = field(default_factory=dict)
@@ -72,7 +71,8 @@ class Prepared:
 
 
 def prepare(config: DataConfig, tokenizer: Tokenizer, purpose: Purpose) -> Prepared:
-    """Read `config.source` and render it for "pairs" (two branches), "sft" (one) or "prompts" (none).
+    """Read `config.source` and render it for a purpose: "pairs" (two branches, chosen first), "ranked" (several, best
+    first), "graded" (rated ones), "sft" (one) or "prompts" (none).
 
     Raises:
         ValueError: the source, a column or a value is wrong, or nothing is left to train on.
@@ -83,12 +83,14 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, purpose: Purpose) -> Prepa
     name = config.format if config.format != "auto" else formats.detect(found[0], found[0], purpose)
     account = Account(rows=len(found))
     texts = _trees(found, formats.reader(name, purpose, config.turns), config, account)
-    if name == "text" and purpose == "pairs":
+    if name == "text" and purpose in ("pairs", "ranked"):
         unpaired = {part: len(trees) for part, trees in texts.items()}
-        texts = {part: formats.pair_labelled(trees, config.seed) for part, trees in texts.items()}
+        texts = {part: pair_labelled(trees, config.seed) for part, trees in texts.items()}
         left = sum(unpaired.values()) - 2 * sum(map(len, texts.values()))
         if left:
             account.dropped["text without a partner of the other label"] += left
+    elif purpose in formats.JUDGED:
+        texts = {part: shaped(trees, purpose, account.dropped) for part, trees in texts.items()}
     prepared = Prepared({}, {}, account, name)
     for part in PARTS:
         _render(texts[part], part, prepared, config, tokenizer, purpose)

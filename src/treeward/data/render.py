@@ -54,7 +54,7 @@ def token_tree(
     prompt = prompt_ids(tree.prompt, tokenizer)
     if max_prompt is not None and len(prompt) > max_prompt:
         account.cut["prompt"] += 1
-        opens = len(prompt) > 1 and prompt[0] == tokenizer.bos_token_id and max_prompt > 1
+        opens = len(prompt) > 1 and prompt[0] == opening_id(tokenizer) and max_prompt > 1
         prompt = [prompt[0], *prompt[-(max_prompt - 1) :]] if opens else prompt[-max_prompt:]
     end = end_id(tokenizer, isinstance(tree.prompt, tuple))
     branches = []
@@ -65,18 +65,16 @@ def token_tree(
         if not whole:
             account.cut[f"response {number}"] += 1
         branches.append(tuple(ids))
-    scores = [response.score for response in tree.responses[:2]]
-    rated = len(scores) == 2 and None not in scores
-    gap = float(scores[0] - scores[1]) if rated else 1.0  # type: ignore[operator]
-    return TokenTree(tuple(prompt), tuple(branches), tree.group, gap)
+    ratings = tuple(response.ratings for response in tree.responses)
+    return TokenTree(tuple(prompt), tuple(branches), tree.group, ratings if all(ratings) else ())
 
 
 def prompt_ids(prompt: Prompt, tokenizer: Tokenizer) -> list[int]:
     """The ids that generation starts from; never empty."""
     if isinstance(prompt, str):
         ids = list(tokenizer(prompt, add_special_tokens=False).input_ids) if prompt else []
-        if adds_bos(tokenizer) and ids[:1] != [tokenizer.bos_token_id]:
-            ids = [tokenizer.bos_token_id, *ids]
+        if adds_bos(tokenizer) and ids[:1] != [opening_id(tokenizer)]:
+            ids = [opening_id(tokenizer), *ids]
     else:
         ids = _templated(tokenizer, prompt, add_generation_prompt=True)
     return ids or [start_id(tokenizer)]
@@ -94,27 +92,36 @@ def response_ids(
     return ids, True
 
 
+def opening_id(tokenizer: Tokenizer) -> int | None:
+    """BOS, or an encoder's CLS; None where the tokenizer has neither."""
+    return _first(tokenizer.bos_token_id, tokenizer.cls_token_id)
+
+
+def closing_id(tokenizer: Tokenizer) -> int | None:
+    """EOS, or an encoder's SEP; None where the tokenizer has neither."""
+    return _first(tokenizer.eos_token_id, tokenizer.sep_token_id)
+
+
 def start_id(tokenizer: Tokenizer) -> int:
-    """What stands for an empty prompt: BOS, else EOS."""
-    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
-        if token is not None:
-            return int(token)
-    raise ValueError("the tokenizer has neither BOS nor EOS to open an empty prompt; set tokenizer.bos_token")
+    """What stands for an empty prompt: BOS (an encoder's CLS), else EOS."""
+    found = _first(opening_id(tokenizer), closing_id(tokenizer))
+    if found is None:
+        raise ValueError("the tokenizer has neither BOS nor EOS to open an empty prompt; set tokenizer.bos_token")
+    return found
 
 
 def end_id(tokenizer: Tokenizer, chat: bool) -> int:
-    """What ends a response: in chats the token that the template puts after an assistant's turn, else EOS."""
-    found = _template_end(tokenizer) if chat else None
-    if found is None:
-        found = tokenizer.eos_token_id
+    """What ends a response: in chats the token that the template puts after an assistant's turn, else EOS (SEP)."""
+    found = _first(_template_end(tokenizer) if chat else None, closing_id(tokenizer))
     if found is None:
         raise ValueError("the tokenizer has no EOS to end a response; set tokenizer.eos_token")
-    return int(found)
+    return found
 
 
 def adds_bos(tokenizer: Tokenizer) -> bool:
-    """Whether this tokenizer opens plain text with BOS by itself."""
-    return tokenizer.bos_token_id is not None and tokenizer(PROBE).input_ids[:1] == [tokenizer.bos_token_id]
+    """Whether this tokenizer opens plain text with BOS (or CLS) by itself."""
+    opening = opening_id(tokenizer)
+    return opening is not None and tokenizer(PROBE).input_ids[:1] == [opening]
 
 
 def decode(ids: tuple[int, ...] | list[int], tokenizer: Tokenizer) -> str:
@@ -161,3 +168,7 @@ def _templated(tokenizer: Tokenizer, spoken: Any, add_generation_prompt: bool) -
         raise ValueError("the prompt is messages, but the tokenizer has no chat template; give plain text prompts")
     text = tokenizer.apply_chat_template(list(spoken), tokenize=False, add_generation_prompt=add_generation_prompt)
     return list(tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def _first(*ids: int | None) -> int | None:
+    return next((int(token) for token in ids if token is not None), None)

@@ -21,13 +21,14 @@ READERS: Mapping[str, str] = {".jsonl": "json", ".json": "json", ".parquet": "pa
 def rows(source: str, split: str | None = None, limit: int | None = None, seed: int = 0) -> list[Row]:
     """The rows of `source`, each with a `split` key where the source has splits.
 
-    `source` is "world" or "world-texts" (the embedded world), a path (jsonl, jsonl.gz, json, parquet, csv, a directory
-    that `datasets` saved or that holds such files), or a hub id, which alone reaches the network.
+    `source` is "world", "world-texts" or "world-graded" (the embedded world; "world:20000" for that many rows), a path
+    (jsonl, jsonl.gz, json, parquet, csv, a directory that `datasets` saved or that holds such files), or a hub id,
+    which alone reaches the network.
 
     Raises:
         ValueError: the source does not exist, cannot be read, has no such split or has no rows.
     """
-    known = world.SOURCES.get(source)
+    known = world.source(source)
     if known and split is not None:
         raise ValueError(f"data.split {split!r} is not in {source!r}, which has no splits")
     found = known(seed) if known else _flatten(_read(source), source, split)

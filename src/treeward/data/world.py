@@ -200,5 +200,44 @@ def pairs(seed: int, count: int = 4000) -> list[dict[str, Any]]:
     return found
 
 
-SOURCES: Mapping[str, Callable[[int], list[dict[str, Any]]]] = {"world": pairs, "world-texts": texts}
-"""What `data.source` may call the world: its pairs, or its texts."""
+def graded(seed: int, count: int = 4000) -> list[dict[str, Any]]:
+    """Two responses a prompt with `scores`: the gold score with a rater's noise of known size, `rating_noise`."""
+    draw = random.Random(f"graded {seed}")
+    found: list[dict[str, Any]] = []
+    while len(found) < count:
+        prompt = opening(draw)
+        sides = [continuation(draw, prompt) for _ in range(2)]
+        sides = [corrupted(draw, side) if draw.random() < 0.2 else side for side in sides]
+        if sides[0] != sides[1]:
+            scores = [gold(prompt, side) + draw.gauss(0, rating_noise(side)) for side in sides]
+            scores = [min(RATINGS[1], max(RATINGS[0], score)) for score in scores]
+            found.append({"prompt": prompt, "responses": sides, "scores": scores})
+    return found
+
+
+def rating_noise(response: str) -> float:
+    """Standard deviation of a rater's noise: an eightieth a word, so long reviews are graded less surely."""
+    return 0.0125 * len(response.split())
+
+
+RATINGS = (-2.5, 2.0)
+"""The scale of `graded`."""
+
+KINDS: Mapping[str, Callable[..., list[dict[str, Any]]]] = {
+    "world": pairs, "world-texts": texts, "world-graded": graded,
+}  # fmt: skip
+"""What `data.source` may call the world: its pairs, its texts, its graded responses."""
+
+
+def source(name: str) -> Callable[[int], list[dict[str, Any]]] | None:
+    """The rows that `data.source` names as the world: `world`, or with a count, `world:20000`; else None.
+
+    Raises:
+        ValueError: the count is not a whole number above 0.
+    """
+    kind, colon, count = name.partition(":")
+    if kind not in KINDS:
+        return None
+    if colon and not (count.isdecimal() and int(count) > 0):
+        raise ValueError(f"data.source {name!r}: after the colon stands a number of rows")
+    return lambda seed: KINDS[kind](seed, *([int(count)] if colon else []))

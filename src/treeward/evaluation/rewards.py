@@ -1,28 +1,176 @@
-"""Reward models on held-out pairs: accuracy, likelihood, and the trivial rule that a model must beat."""
+"""Reward models on held-out responses: accuracy, likelihood, calibration, ratings, and the rules a model must beat."""
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
+from treeward.data.splits import unit
 from treeward.evaluation.tables import Comparison, Metric, Table, wins
-from treeward.maths import statistics
-from treeward.maths.reward import pair_nll
+from treeward.maths import calibration, risk, statistics
+from treeward.maths.branches import Branches
+from treeward.maths.graded import TwoHot, cross_entropy, crps, marginal_entropy, pit, to_score
+from treeward.maths.reward import preferred
+from treeward.maths.scores import Scalar, expectation
 from treeward.models.reward_model import RewardModel
 from treeward.trees.tokens import TokenTree
 
+MATCHED = 0.1
+"""Two lengths are alike if they differ by less than this share of the longer."""
 
-def pairs(model: RewardModel, trees: Sequence[TokenTree]) -> Table:
-    """`accuracy` (ties half), `nll` without margin or centring, both scores, and `longer_wins` of each pair."""
-    chosen, rejected = model.score(trees).view(-1, 2).T
-    columns = {
-        "accuracy": wins(chosen.numpy(), rejected.numpy()),
-        "nll": pair_nll(chosen.double(), rejected.double()).numpy(),
-        "chosen": chosen.double().numpy(),
-        "rejected": rejected.double().numpy(),
-        "longer_wins": wins(*(np.array([len(tree.branches[b]) for tree in trees]) for b in (0, 1))),
+
+@dataclass(frozen=True)
+class Judged:
+    """A model's outputs for every branch of some trees."""
+
+    model: RewardModel
+    trees: Sequence[TokenTree]
+    outputs: Float[Tensor, "N W"]
+
+    @classmethod
+    def of(cls, model: RewardModel, trees: Sequence[TokenTree]) -> "Judged":
+        """Score the trees, once for all tables."""
+        return cls(model, trees, model.outputs(trees))
+
+    def pairs(self) -> Table | None:
+        """All ordered pairs of branches of a tree, better rated first (without ratings: in their order).
+
+        Columns: `accuracy` (ties half), `nll` (half ties), `brier`, both scores, `p` = P(chosen above), `longer_wins`,
+        and both lengths in tokens. None where no tree has such a pair.
+        """
+        better, worse, groups = ordered(self.trees)
+        if not groups:
+            return None
+        scored = paired(self.trees, self.model.head.scores(self.outputs))
+        lengths = np.array([len(branch) for tree in self.trees for branch in tree.branches], dtype=np.float64)
+        both = self.outputs[[row for pair in zip(better, worse, strict=True) for row in pair]]
+        tree = torch.arange(len(groups)).repeat_interleave(2)
+        log_p = preferred(Branches(both.double(), self.model.head, tree)).numpy()
+        columns = {
+            **scored.columns, "nll": -log_p, "brier": np.square(-np.expm1(log_p)), "p": np.exp(log_p),
+            "longer_wins": wins(lengths[better], lengths[worse]),
+            "chosen_length": lengths[better], "rejected_length": lengths[worse],
+        }  # fmt: skip
+        return Table(groups, columns)
+
+    def graded(self, scale: tuple[float, float]) -> Table | None:
+        """Rated branches against their distributions, the mean over attributes where there are several: `mae`, `crps`,
+        `cross_entropy` (two-hot), `sd`, and `rating` and `mean_score` in bins; with one distribution a response also
+        `pit`. None without ratings or distributions.
+        """
+        head = self.model.head
+        if isinstance(head, Scalar) or not all(tree.ratings for tree in self.trees):
+            return None
+        log_probs = head.log_probs(self.outputs.double())
+        grades = torch.tensor([rating for tree in self.trees for rating in tree.ratings]).double()
+        if log_probs.shape[1] == 1:
+            grades = grades.mean(1, keepdim=True)
+        s = to_score(grades, scale, head.bins)
+        mean = expectation(log_probs)
+        columns = {
+            "mae": (mean - s).abs(), "crps": crps(log_probs, s),
+            "cross_entropy": cross_entropy(log_probs, TwoHot()(s, head.bins)),
+            "sd": risk.variance(log_probs).sqrt(), "rating": s, "mean_score": mean,
+        }  # fmt: skip
+        if log_probs.shape[1] == 1:
+            columns["pit"] = pit(log_probs, s, torch.rand(s.shape, generator=torch.Generator().manual_seed(0)).double())
+        groups = [tree.group for tree in self.trees for _ in tree.branches]
+        return Table(groups, {name: column.mean(1).numpy() for name, column in columns.items()})
+
+
+def ordered(trees: Sequence[TokenTree]) -> tuple[list[int], list[int], list[str]]:
+    """Branch numbers of the better and the worse side of every pair that the data tells apart, and their groups.
+
+    Of three and more branches the ratings decide, of two their order.
+    """
+    better: list[int] = []
+    worse: list[int] = []
+    groups: list[str] = []
+    first = 0
+    for tree in trees:
+        count = len(tree.branches)
+        given = tree.grades if tree.ratings and count > 2 else tuple(range(count, 0, -1))
+        for a, b in combinations(range(count), 2):
+            if given[a] != given[b]:
+                high, low = (a, b) if given[a] > given[b] else (b, a)
+                better.append(first + high)
+                worse.append(first + low)
+                groups.append(tree.group)
+        first += count
+    return better, worse, groups
+
+
+def paired(trees: Sequence[TokenTree], scores: Float[Tensor, "N"]) -> Table:
+    """`accuracy` (ties half) and both scores of every pair."""
+    better, worse, groups = ordered(trees)
+    values = scores.double().numpy()
+    columns = {"accuracy": wins(values[better], values[worse]), "chosen": values[better], "rejected": values[worse]}
+    return Table(groups, columns)
+
+
+def calibration_facts(table: Table) -> dict[str, Any]:
+    """ECE over ten equal-mass bins with its interval, the reliability plot, and the temperature that one half of the
+    groups asks for, with the other half's NLL before and after it.
+    """
+    p = table.columns["p"]
+    half = np.array([unit(group, 1) < 0.5 for group in table.groups])
+    facts: dict[str, Any] = {
+        "ece": asdict(calibration.bootstrapped(lambda rows: calibration.ece(p[rows]), table.groups)),
+        "reliability": [asdict(point) for point in calibration.reliability(p)],
     }
-    return Table([tree.group for tree in trees], columns)
+    if half.any() and not half.all() and np.ptp(p) > 0:
+        t = calibration.temperature(p[half])
+        rest = p[~half]
+        facts |= {
+            "temperature": t, "nll_without_temperature": float(-np.log(np.maximum(rest, 1e-300)).mean()),
+            "nll_with_temperature": float(-np.log(np.maximum(calibration.tempered(rest, t), 1e-300)).mean()),
+            "n_temperature": len(rest),
+        }  # fmt: skip
+    return facts
+
+
+def length_facts(table: Table) -> dict[str, Any]:
+    """How far the score is the length: rank correlation of the two differences, and accuracy at like lengths."""
+    chosen, rejected = table.columns["chosen_length"], table.columns["rejected_length"]
+    margin = table.columns["chosen"] - table.columns["rejected"]
+    alike = np.abs(chosen - rejected) < MATCHED * np.maximum(chosen, rejected)
+    right = table.columns["accuracy"][alike]
+    matched = asdict(statistics.wilson(float(right.sum()), len(right))) if len(right) else None
+    return {
+        "margin_against_length_difference": asdict(
+            calibration.rank_correlation(margin, chosen - rejected, table.groups)
+        ),
+        "length_matched_accuracy": matched,
+        "longer_wins": asdict(statistics.wilson(float(table.columns["longer_wins"].sum()), len(chosen))),
+    }
+
+
+def graded_facts(table: Table, bins: int) -> dict[str, Any]:
+    """Rank correlation of score and rating, and whether the spread ranks the error.
+
+    With one distribution a response also the PIT's mean and variance (1/2 and 1/12 if calibrated), and what a model
+    that ignores its input would reach: MAE, CRPS and entropy of the marginal.
+    """
+    c = table.columns
+    found: dict[str, Any] = {
+        "spearman": asdict(calibration.rank_correlation(c["mean_score"], c["rating"], table.groups)),
+        "spread_ranks_error": asdict(calibration.rank_correlation(c["sd"], c["mae"], table.groups)),
+    }
+    if "pit" in c:
+        s = torch.tensor(c["rating"])
+        targets = TwoHot()(s, bins)
+        marginal = targets.mean(0).clamp(min=1e-12).log().expand(len(s), -1)
+        found |= {
+            "pit_mean": float(c["pit"].mean()), "pit_variance": float(c["pit"].var()),
+            "marginal_mae": float((s - s.median()).abs().mean()), "marginal_crps": float(crps(marginal, s).mean()),
+            "marginal_entropy": marginal_entropy(targets),
+        }  # fmt: skip
+    return found
 
 
 def against_longer_wins(table: Table) -> Comparison:

@@ -31,6 +31,10 @@ METRICS = {
     for metric in (
         Metric("nll", False, "bootstrap", "negative log-likelihood, nats a token (policy) or a pair (reward model)"),
         Metric("accuracy", True, "accuracy", "share of pairs whose chosen side scores higher, ties one half"),
+        Metric("brier", False, "bootstrap", "squared error of the stated probability of the chosen side"),
+        Metric("mae", False, "bootstrap", "distance of the mean score from the rating, in bins"),
+        Metric("crps", False, "bootstrap", "continuous ranked probability score against the rating, in bins"),
+        Metric("cross_entropy", False, "bootstrap", "cross-entropy of the rating's two-hot target, nats"),
         Metric("score", True, "bootstrap", "the scorer's raw score of fresh samples"),
         Metric("kl", False, "bootstrap", "KL(policy, start) a response in nats, Rao-Blackwellised"),
         Metric("entropy", True, "bootstrap", "conditional entropy, nats a token"),

@@ -64,7 +64,9 @@ def evaluate(config: EvaluateRun) -> dict[str, dict[str, Any]]:
 def _reward(config: EvaluateRun) -> tuple[Mapping[str, Table], list[dict[str, object]]]:
     model = RewardModel.from_config(config.model, config.seed)
     data = prepare(config.data, model.tokenizer, "pairs")
-    return {"pairs": rewards.pairs(model, _chosen_part(data.parts[config.part], config))}, []
+    table = rewards.Judged.of(model, _chosen_part(data.parts[config.part], config)).pairs()
+    assert table is not None, "pairs hold pairs"
+    return {"pairs": table}, []
 
 
 def _policy(config: EvaluateRun) -> tuple[Mapping[str, Table], list[dict[str, object]]]:

@@ -1,22 +1,26 @@
 """The end of a training run: movement, saving and reloading, the measurement after, the verdict, the receipt."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
+from treeward.algorithms.loop import fingerprint
 from treeward.data.prepare import Prepared
 from treeward.evaluation.rewards import score_spread
 from treeward.evaluation.tables import METRICS, Comparison, Measurement, compare
 from treeward.jobs.options import AnyRun, verb_of
 from treeward.jobs.tasks import Task
+from treeward.models.artifact import annotate
+from treeward.models.reward_model import RewardModel
 from treeward.proof import closing, identities
 from treeward.proof.checks import Check
 from treeward.proof.receipt import receipt
 from treeward.proof.verdict import decide
 from treeward.report.page import write_page
-from treeward.runs.directory import RunDirectory
+from treeward.runs.directory import RunDirectory, finite
 
 
 @dataclass
@@ -48,6 +52,9 @@ def conclude(
     rule = task.rule(after)
     if rule is not None:
         extra["longer_wins"] = rule.facts()["before"]
+    extra |= task.facts(after)
+    if isinstance(task.model, RewardModel):
+        annotate(run.path / "model", finite(_credentials(config, data, after)))
     scorer = config.evaluation.scorer if task.metric == "score" else None
     found = receipt(
         verdict, main, _others(task, before, after), checks, moved, begun.gradient_missing, data.account,
@@ -75,6 +82,19 @@ def _closing_checks(
     if "pairs" in after.tables and task.anchor is None:
         spread = score_spread(after.tables["pairs"])
         found.append(Check("F18", "spread of the scores", spread > 0, ("F18",), "after", spread, 0.0))
+    return found
+
+
+def _credentials(config: AnyRun, data: Prepared, after: Measurement) -> dict[str, Any]:
+    """What a reward model's artifact says of its data, its accuracy, and the scale of its scores on held-out text."""
+    found: dict[str, Any] = {
+        "data": {"source": config.data.source, "fingerprint": fingerprint(data.train), "trees": len(data.train)}
+    }
+    pairs = after.tables.get("pairs")
+    if pairs is not None:
+        scores = np.concatenate([pairs.columns["chosen"], pairs.columns["rejected"]])
+        normalisation = {"mean": float(scores.mean()), "sd": float(scores.std(ddof=1)), "n": len(scores)}
+        found |= {"accuracy": asdict(pairs.interval("accuracy")), "normalisation": normalisation}
     return found
 
 

@@ -4,10 +4,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from treeward.algorithms.dpo import DPOConfig
-from treeward.algorithms.reward import RewardConfig
+from treeward.algorithms.reward import RewardConfig, suited
 from treeward.algorithms.sft import SFTConfig
 from treeward.data.prepare import DataConfig
 from treeward.evaluation.policies import SamplePlan
+from treeward.maths.scores import AnyHead, Scalar
 from treeward.models.loading import ModelConfig
 
 
@@ -77,11 +78,19 @@ class SFTRun(RunOptions, SFTConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class RewardRun(RunOptions, RewardConfig):
-    """treeward reward: a reward model from pairs."""
+    """treeward reward: a reward model from judged responses."""
+
+    head: AnyHead = field(default_factory=Scalar)
+    """What the model says of a response: one number, or a distribution over scores."""
+    members: int = 1
+    """Train an ensemble of this many models from one start, in different data orders, and join them."""
 
     def __post_init__(self) -> None:
         RunOptions.__post_init__(self)
         RewardConfig.__post_init__(self)
+        suited(self.loss, self.head)
+        if self.members < 1:
+            raise ValueError(f"members is {self.members}; it must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

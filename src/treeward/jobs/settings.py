@@ -7,6 +7,7 @@ validated. A field whose type is a union of dataclasses takes its class from `ki
 import dataclasses
 import difflib
 import logging
+import re
 import types
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -144,8 +145,8 @@ def describe(cls: type[Any], path: str = "") -> list[tuple[str, str, str]]:
 
 
 def kind_of(cls: type[Any]) -> str:
-    """The name of a union's member in recipes and on the command line."""
-    return cls.__name__.lower()
+    """The name of a union's member in recipes and on the command line: HLGauss is hl-gauss."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", cls.__name__).lower()
 
 
 def _value(hint: Any, value: Any, path: str) -> Any:

@@ -2,26 +2,27 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
 from treeward.algorithms.dpo import PairPreference, dpo
 from treeward.algorithms.loop import Objective, Step
-from treeward.algorithms.reward import PairRanking, reward
+from treeward.algorithms.reward import Judgement, branches, check_judged, needs, reward, suited
 from treeward.algorithms.sft import TokenNLL, sft
-from treeward.data.prepare import Purpose
+from treeward.data.shapes import Purpose
 from treeward.evaluation import policies, rewards
 from treeward.evaluation.tables import Comparison, Measurement, Table
 from treeward.jobs.options import AnyRun, DPORun, RewardRun, SFTRun
+from treeward.maths.reward import Graded
+from treeward.maths.scores import Scalar
 from treeward.models.anchor import Anchor
 from treeward.models.policy import Policy
 from treeward.models.reward_model import RewardModel
 from treeward.proof import identities
 from treeward.proof.checks import Check
 from treeward.rewards import scorers
+from treeward.trees.forest import plant
 from treeward.trees.tokens import TokenTree
 from treeward.trees.verify import awakened
 
@@ -61,6 +62,10 @@ class Task(Protocol):
         """The trivial rule that the model must beat, if there is one."""
         ...
 
+    def facts(self, measured: Measurement) -> dict[str, Any]:
+        """What the receipt says beside the compared metrics."""
+        ...
+
 
 class SFTTask:
     """Supervised fine-tuning: held-out NLL a token, or the score of fresh samples where a scorer is named."""
@@ -90,27 +95,35 @@ class SFTTask:
     def rule(self, measured: Measurement) -> Comparison | None:
         return None
 
+    def facts(self, measured: Measurement) -> dict[str, Any]:
+        return {}
+
 
 class RewardTask:
-    """A reward model: held-out pair accuracy, against the rule that the longer response wins."""
+    """A reward model: held-out pair accuracy, against the rule that the longer wins; of ratings alone, CRPS."""
 
-    purpose: Purpose = "pairs"
     anchor = None
 
     def __init__(self, config: RewardRun) -> None:
         self.config = config
-        self.model = RewardModel.from_config(config.model, config.seed)
-        self.metric = config.evaluation.metric or "accuracy"
+        self.model = RewardModel.from_config(config.model, config.seed, config.head)
+        self.loss = suited(config.loss, self.model.head)
+        self.purpose: Purpose = needs(self.loss)
+        self.metric = config.evaluation.metric or ("crps" if self.purpose == "graded" else "accuracy")
 
     def objective(self, trees: Sequence[TokenTree]) -> Objective:
-        return PairRanking(self.model.tree, self.config.loss)
+        return Judgement(self.model.tree, self.loss)
 
     def identities(self, trees: Sequence[TokenTree]) -> list[Check]:
+        check_judged(self.loss, self.model.head, trees)
         objective = self.objective(trees)
-        found = [identities.swapped(self._margins, trees)]
-        if not bool(self.model.head.weight.any()):
-            margins = torch.tensor([self.config.loss.margin * min(tree.gap, 1.0) for tree in trees])
-            expected = softplus(margins.double()).mean().item()
+        found = []
+        if all(len(tree.branches) == 2 for tree in trees):
+            found.append(identities.swapped(self._margins, trees))
+        if not self.model.awake:
+            with identities.exact(self.model.tree):
+                zeros = self.model.outputs(trees)
+            expected = self.loss.at_start(branches(plant(trees), zeros, self.model.head))
             found.append(identities.start_value(self.model.tree, objective, trees, expected))
         return found
 
@@ -118,10 +131,23 @@ class RewardTask:
         return reward(self.model, trees, self.config, resume)
 
     def measure(self, trees: Sequence[TokenTree]) -> Measurement:
-        return Measurement({"pairs": rewards.pairs(self.model, trees)})
+        judged = rewards.Judged.of(self.model, trees)
+        graded = self.loss if isinstance(self.loss, Graded) else getattr(self.loss, "graded", None)
+        tables = {"pairs": judged.pairs(), "graded": judged.graded(graded.scale) if graded else None}
+        return Measurement({name: table for name, table in tables.items() if table is not None})
 
     def rule(self, measured: Measurement) -> Comparison | None:
-        return rewards.against_longer_wins(measured.tables["pairs"])
+        return rewards.against_longer_wins(measured.tables["pairs"]) if "pairs" in measured.tables else None
+
+    def facts(self, measured: Measurement) -> dict[str, Any]:
+        tables = measured.tables
+        found: dict[str, Any] = {}
+        if "pairs" in tables:
+            found |= {"calibration": rewards.calibration_facts(tables["pairs"])}
+            found |= {"length": rewards.length_facts(tables["pairs"])}
+        if "graded" in tables and not isinstance(self.model.head, Scalar):
+            found |= {"graded": rewards.graded_facts(tables["graded"], self.model.head.bins)}
+        return found
 
     def _margins(self, trees: Sequence[TokenTree]) -> Tensor:
         with identities.exact(self.model.tree), awakened(self.model.tree):
@@ -159,6 +185,9 @@ class DPOTask:
 
     def rule(self, measured: Measurement) -> Comparison | None:
         return None
+
+    def facts(self, measured: Measurement) -> dict[str, Any]:
+        return {}
 
     def _objective(self, trees: Sequence[TokenTree]) -> PairPreference:
         with identities.exact(self.anchor.tree):

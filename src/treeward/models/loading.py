@@ -49,6 +49,8 @@ class ModelConfig:
     """fp32; bf16 (products in bf16, weights in fp32); auto takes bf16 where it is native, from 10M parameters."""
     device: AskedDevice = "auto"
     """auto takes cuda, then mps, then cpu."""
+    seed: int | None = None
+    """Seeds random weights; by default the run's seed."""
     backend: Literal["auto", "tree", "rows"] = "auto"
     """The layout of the forward pass; auto takes the tree where it equals plain calls."""
     dropout: float = 0.0
@@ -59,12 +61,18 @@ class ModelConfig:
     """With random weights: values that replace those of config.json, such as {num_hidden_layers: 2}."""
     lora: LoRA | None = None
     """Train low-rank adapters instead of all weights."""
+    train: Literal["all", "head"] = "all"
+    """What trains in a reward model: all weights, or the head on a frozen backbone."""
+    any_tokenizer: bool = False
+    """Accept a tokenizer or template other than the one that a reward model was trained with."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout is {self.dropout}; it lies in [0, 1)")
         if self.path == "world" and self.init == "pretrained":
             raise ValueError("model.init is 'pretrained', but the embedded 'world' model has no weights; use random")
+        if self.train == "head" and self.lora is not None:
+            raise ValueError("model.train is 'head', but model.lora trains the backbone too; leave one of them away")
         if self.config and not self.random:
             raise ValueError(f"model.config {self.config} shapes a model with random weights; add --model.init random")
 
@@ -101,7 +109,7 @@ def load(config: ModelConfig, auto_class: Any, seed: int, **named: Any) -> Loade
                 raise ValueError(f"model.config has {name!r}, which {type(plan).__name__} does not know")
             setattr(plan, name, value)
         with torch.random.fork_rng():
-            torch.manual_seed(seed)
+            torch.manual_seed(seed if config.seed is None else config.seed)
             module = auto_class.from_config(plan, dtype=torch.float32)
     else:
         module = _ask(config.path, "weights", auto_class, dtype=torch.float32, **named)

@@ -113,7 +113,7 @@ def branch_sums(tree: TreeLM, trees: Sequence[TokenTree], budget: int) -> Float[
 
 def in_order(
     trees: Sequence[TokenTree], forests: Sequence[Forest], values: Callable[[Forest], Tensor]
-) -> Float[Tensor, "N"]:
+) -> Float[Tensor, "N *d"]:
     """Per-branch `values(forest)` of packed trees, put back in the order of `trees`, on the CPU."""
     found: dict[int, list[Tensor]] = {}
     for forest in forests:

@@ -1,6 +1,7 @@
-"""A reward model: a public backbone with a scalar head, read at the response's last token by its index.
+"""A reward model: a public backbone with a score head, read at the response's last token by its index.
 
-It is an `AutoModelForSequenceClassification` throughout, so what is saved loads elsewhere with plain transformers.
+It is an `AutoModelForSequenceClassification` throughout, so what is saved loads elsewhere with plain transformers;
+`models.artifact` says what its logits mean.
 """
 
 import copy
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
 from treeward.data.render import Tokenizer, end_id
-from treeward.models import adapters
+from treeward.maths.scores import AnyHead, Scalar, freed
+from treeward.models import adapters, artifact
+from treeward.models.heads import output_layer, outside_backbone, zero_head
 from treeward.models.loading import ModelConfig, load
 from treeward.models.policy import TOKEN_BUDGET, in_order, tokenised
 from treeward.trees.forest import pack
@@ -22,8 +25,6 @@ from treeward.trees.forward import TreeScorer
 from treeward.trees.text import Tree
 from treeward.trees.tokens import TokenTree
 from treeward.trees.verify import verified
-
-HEAD = "score"
 
 
 class RewardModel:
@@ -39,35 +40,61 @@ class RewardModel:
         """Load a trained reward model; `options` are the fields of `ModelConfig`.
 
         Raises:
-            ValueError: nothing loadable is there, or it has no score head.
+            ValueError: nothing loadable is there, it has no trained head, or the tokenizer is not the one it was
+                trained with.
         """
         model = cls.from_config(ModelConfig(path=path, **options), seed)
-        if not model.head.weight.any():
-            raise ValueError(
-                f"model.path {path!r} has no trained head ({HEAD}.weight); train one with `treeward reward`"
-            )
+        if not model.awake:
+            raise ValueError(f"model.path {path!r} has no trained head; train one with `treeward reward`")
         return model
 
     @classmethod
-    def from_config(cls, config: ModelConfig, seed: int = 0) -> "RewardModel":
-        """The model that a run's `model` section describes; a head that is not in the weights starts at zero."""
-        loaded = load(config, _Loader, seed, num_labels=1)
-        loaded.module.config.pad_token_id = padding_id(loaded.tokenizer)  # type: ignore[union-attr]
-        adapter = adapters.put_on(loaded.module, config.lora, "SEQ_CLS", (HEAD,)) if config.lora else None
-        return cls(TreeScorer(loaded.module, loaded.precision, loaded.backend), loaded.tokenizer, adapter)
+    def from_config(cls, config: ModelConfig, seed: int = 0, head: AnyHead | None = None) -> "RewardModel":
+        """The model that a run's `model` section describes; a head that is not in the weights starts at zero.
+
+        `head` None is the saved model's own, else a scalar.
+
+        Raises:
+            ValueError: as `load`, or the saved model's head is another one.
+        """
+        saved = None if config.random else artifact.read(config.path)
+        own, thresholds = artifact.head_of(saved) if saved else (None, None)
+        if own is not None and head is not None and head != own:
+            raise ValueError(f"model.path {config.path!r} has the head {own}; it cannot be trained as {head}")
+        head = own or head or Scalar()
+        loaded = load(config, _Loader, seed, num_labels=head.width)
+        if saved and not config.any_tokenizer:
+            artifact.check_tokenizer(saved, loaded.tokenizer, config.path)
+        if saved:
+            artifact.check_head(saved, loaded.module, config.path)
+        module: Any = loaded.module
+        module.config.pad_token_id = padding_id(loaded.tokenizer)
+        if config.train == "head":
+            module.base_model.requires_grad_(False)
+        trained_whole = tuple(sorted({name.partition(".")[0] for name in outside_backbone(module)}))
+        adapter = adapters.put_on(module, config.lora, "SEQ_CLS", trained_whole) if config.lora else None
+        tree = TreeScorer(module, loaded.precision, loaded.backend, head).to(module.device)
+        if thresholds is not None and tree.thresholds is not None:
+            tree.thresholds.data.copy_(freed(thresholds))
+        return cls(tree, loaded.tokenizer, adapter)
 
     @property
-    def head(self) -> Any:
-        """The linear layer that turns the last hidden state into a score."""
-        return self.tree.module.score
+    def head(self) -> AnyHead:
+        """What the outputs mean."""
+        return self.tree.head
+
+    @property
+    def awake(self) -> bool:
+        """Whether the head has weights: it starts at zero."""
+        return bool(output_layer(self.tree.module).weight.any())
 
     @property
     def token_budget(self) -> int:
         """Packed tokens of one forward pass on this device."""
         return TOKEN_BUDGET[self.tree.device.type]
 
-    def score(self, trees: Sequence[Tree | TokenTree]) -> Float[Tensor, "N"]:
-        """The raw score of every branch, in order; no gradient is kept.
+    def outputs(self, trees: Sequence[Tree | TokenTree]) -> Float[Tensor, "N W"]:
+        """What the head reads of every branch, in order; no gradient is kept.
 
         Raises:
             ValueError: a path is longer than the model's positions.
@@ -76,6 +103,29 @@ class RewardModel:
         verified(self.tree, planted)
         with torch.no_grad():
             return in_order(planted, pack(planted, self.token_budget, self.tree.positions), self.tree)
+
+    def score(self, trees: Sequence[Tree | TokenTree]) -> Float[Tensor, "N"]:
+        """The raw score of every branch, in order: the scalar, or the mean of the distribution on 1..B.
+
+        Raises:
+            ValueError: a path is longer than the model's positions.
+        """
+        return self.head.scores(self.outputs(trees))
+
+    def distribution(self, trees: Sequence[Tree | TokenTree]) -> Float[Tensor, "N *A B"]:
+        """Probabilities over 1..B of every branch, in order; with several attributes one row each.
+
+        Raises:
+            ValueError: the head is a scalar, or a path is longer than the model's positions.
+        """
+        if isinstance(self.head, Scalar):
+            raise ValueError("this reward model has a scalar head and no distribution; train one with --head.kind")
+        found = self.head.log_probs(self.outputs(trees)).exp()
+        return found[:, 0] if found.shape[1] == 1 else found
+
+    def copy(self) -> "RewardModel":
+        """The same model with weights of its own."""
+        return RewardModel(copy.deepcopy(self.tree), self.tokenizer, copy.deepcopy(self.adapter))
 
     def save(self, directory: Path) -> None:
         """Write `directory/model` (adapter merged, tokenizer and template with it) and, with LoRA, `adapter`.
@@ -86,6 +136,7 @@ class RewardModel:
         tokenizer = copy.deepcopy(self.tokenizer)
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding_id(self.tokenizer))
         tokenizer.save_pretrained(directory / "model")
+        artifact.write(directory / "model", self.tree.module, self.head, self.tree.thresholds, self.tokenizer)
 
 
 def branch_scores(model: RewardModel, trees: Sequence[Tree | TokenTree]) -> Float[Tensor, "N"]:
@@ -96,29 +147,24 @@ def branch_scores(model: RewardModel, trees: Sequence[Tree | TokenTree]) -> Floa
 class _Loader:
     """`AutoModelForSequenceClassification` whose head starts at zero where the weights have none.
 
-    A zero head makes the first loss exactly ln 2 and the first score of every text equal.
+    A zero head makes the first loss exactly the known one and the first score of every text equal.
     """
 
     @staticmethod
     def from_config(plan: Any, **named: Any) -> nn.Module:
-        return _zero_head(AutoModelForSequenceClassification.from_config(plan, **named))
+        return zero_head(AutoModelForSequenceClassification.from_config(plan, **named))
 
     @staticmethod
     def from_pretrained(path: str, **named: Any) -> nn.Module:
-        module, info = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True, **named)
-        other = [key for key in info["missing_keys"] if not key.startswith(HEAD)]
+        try:
+            module, info = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True, **named)
+        except RuntimeError as problem:
+            raise ValueError(f"its head has another width: {str(problem).splitlines()[0]}") from None
+        outside = set(outside_backbone(module))
+        other = [key for key in info["missing_keys"] if key not in outside]
         if other:
             raise ValueError(f"its weights lack {other[0]} and {len(other) - 1} more")
-        return _zero_head(module) if info["missing_keys"] else module
-
-
-def _zero_head(module: Any) -> nn.Module:
-    if not isinstance(getattr(module, HEAD, None), nn.Linear):
-        raise ValueError(f"{type(module).__name__} has no linear head named {HEAD!r}; only decoders are supported here")
-    nn.init.zeros_(module.score.weight)
-    if module.score.bias is not None:
-        nn.init.zeros_(module.score.bias)
-    return module  # type: ignore[no-any-return]
+        return zero_head(module) if info["missing_keys"] else module
 
 
 def padding_id(tokenizer: Tokenizer) -> int:

@@ -84,7 +84,7 @@ def _deviation(model: Policy | RewardModel, saved: torch.nn.Module, tree: TokenT
     own = model.tree.plain(tree, 0)
     logits = saved(input_ids=ids).logits
     if isinstance(model, RewardModel):
-        return float((logits[:, 0] - own).abs().max())
+        return float((model.tree.outputs_of(logits) - own).abs().max())
     start = len(tree.prompt)
     theirs = logits[0, start - 1 : -1].float()
     logps = theirs.gather(1, ids[0, start:, None]).squeeze(1) - theirs.logsumexp(1)

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from treeward.data.prepare import Prepared, Purpose
+from treeward.data.prepare import Prepared
 from treeward.data.render import Tokenizer, decode, template_faults
+from treeward.data.shapes import Purpose
 from treeward.proof.checks import Check, below
 from treeward.trees.tokens import TokenTree
 
@@ -85,7 +86,7 @@ def _pairs(data: Prepared, trees: Sequence[TokenTree]) -> list[Check]:
     cut = [account.cut[f"response {side}"] / kept for side in (0, 1)]
     swapped = {(tree.prompt, tree.branches) for tree in trees}
     both_ways = sum((tree.prompt, tree.branches[::-1]) in swapped for tree in trees) // 2
-    wrong = sum(tree.gap < 0 for tree in trees) / kept
+    wrong = sum(bool(tree.ratings) and tree.grades[0] < tree.grades[1] for tree in trees) / kept
     return [
         below("F11", "identical pairs left in", same, 0, ["F11"]),
         below("F11", "share of pairs made identical by truncation", by_budget, 0.01, ["F11"],

@@ -156,7 +156,7 @@ def knows_vocabulary(model: TreeLM, trees: Sequence[TokenTree]) -> Check:
 
 def swapped(margins: Callable[[Sequence[TokenTree]], Tensor], trees: Sequence[TokenTree]) -> Check:
     """I08: with the two sides of each pair exchanged every margin changes its sign."""
-    mirror = [TokenTree(t.prompt, t.branches[::-1], t.group, -t.gap) for t in trees]
+    mirror = [TokenTree(t.prompt, t.branches[::-1], t.group, t.ratings[::-1]) for t in trees]
     deviation = (margins(trees) + margins(mirror)).abs().max().item()
     return below("I08", "swapped pairs change the sign of every margin, deviation", deviation, 1e-3,
                  ["F05", "F18", "F27"])  # fmt: skip

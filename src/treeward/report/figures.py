@@ -11,6 +11,8 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from treeward.maths.statistics import wilson
+
 INK, ACCENT, SOFT = "#1f2a2e", "#1b7f5c", "#9fb3ad"
 STYLE: Any = {
     "font.family": "sans-serif", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
@@ -53,6 +55,19 @@ def frontier(
             _cross(axes, kl, score, ACCENT if place else INK, name)
         axes.set(xlabel="KL to the start, nats a response", ylabel="score")
         axes.legend(frameon=False, loc="lower right")
+        return svg(figure)
+
+
+def reliability(points: Sequence[Mapping[str, Any]]) -> str:
+    """Accuracy against stated confidence, one point a bin of equal mass, with Wilson's intervals."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(3.4, 3.0), layout="constrained")
+        axes.plot([0.5, 1], [0.5, 1], color=SOFT, linewidth=1.0, linestyle="--")
+        for point in points:
+            interval = vars(wilson(point["accuracy"] * point["n"], point["n"]))
+            axes.errorbar([point["confidence"]], [point["accuracy"]], yerr=_reach(interval), fmt="o", color=ACCENT,
+                          capsize=2, markersize=4, linewidth=1.0)  # fmt: skip
+        axes.set(xlabel="stated confidence", ylabel="accuracy", xlim=(0.48, 1.02))
         return svg(figure)
 
 

@@ -12,7 +12,9 @@ import jinja2
 from treeward.report import figures
 
 LABELS = {
-    "accuracy": "pair accuracy", "score": "score", "kl": "KL to the start, nats",
+    "accuracy": "pair accuracy", "brier": "Brier score", "mae": "distance of score and rating, bins",
+    "crps": "CRPS against ratings, bins", "cross_entropy": "cross-entropy of ratings, nats",
+    "score": "score", "kl": "KL to the start, nats",
     "entropy": "entropy, nats a token", "length": "length, tokens", "ended": "ends by itself",
 }  # fmt: skip
 SHOWN_SAMPLES = 6
@@ -48,6 +50,7 @@ def stage_facts(run: Path) -> dict[str, Any]:
         "rows": _rows(receipt),
         "curves": figures.curves(metrics, receipt["metric"]) if metrics else "",
         "frontier": _frontier(receipt, metrics),
+        "reliability": figures.reliability(receipt["calibration"]["reliability"]) if "calibration" in receipt else "",
         "samples": _telling(samples),
         "sampled": len(samples),
         "failed": [check for check in receipt["checks"] if check["passed"] is False],

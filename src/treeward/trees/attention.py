@@ -66,7 +66,7 @@ def _attend(
         return plain
     sizes = [end - start for start, end in parts]
     out = []
-    for (start, end), q, k, v in zip(parts, *(x.split(sizes, 2) for x in (query, key, value)), strict=True):
+    for (start, end), q, k, v in zip(parts, *(torch.split(x, sizes, 2) for x in (query, key, value)), strict=True):
         seen = attention_mask[:, :, start:end, start:end]
         out.append(sdpa_attention_forward(module, q, k, v, seen, **named)[0])
     return torch.cat(out, 1), None
@@ -74,7 +74,7 @@ def _attend(
 
 def use_slices(module: nn.Module) -> None:
     """Let a model that attends by SDPA read forests slice by slice; its numbers do not change."""
-    if getattr(module.config, "_attn_implementation", None) == "sdpa":
+    if causal(module.config) and getattr(module.config, "_attn_implementation", None) == "sdpa":
         module.set_attn_implementation(NAME)  # type: ignore[operator]
 
 
@@ -97,7 +97,7 @@ def rule(module: nn.Module, longest_path: int) -> tuple[Backend, str]:
         return "rows", f"the sliding window of {window} is shorter than the longest path of {longest_path}"
     if "sliding_attention" in kinds and window is None:
         return "rows", "sliding layers without a stated window"
-    if getattr(config, "is_encoder_decoder", False) or not _causal(config):
+    if getattr(config, "is_encoder_decoder", False) or not causal(config):
         return "rows", "the model is not a decoder"
     if getattr(config, "_attn_implementation", None) not in ("sdpa", NAME):
         return "rows", f"attention is {getattr(config, '_attn_implementation', None)!r}, not sdpa"
@@ -106,7 +106,8 @@ def rule(module: nn.Module, longest_path: int) -> tuple[Backend, str]:
     return "tree", "full attention with SDPA"
 
 
-def _causal(config: object) -> bool:
+def causal(config: object) -> bool:
+    """Whether a model of this configuration looks back only."""
     return str(getattr(config, "model_type", "")) not in ENCODERS and not getattr(config, "is_bidirectional", False)
 
 

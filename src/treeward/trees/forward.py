@@ -1,10 +1,11 @@
 """The forward pass over forests: the module that is trained.
 
 `TreeLM` wraps a public causal-LM class and returns the log-probability of every scored token; `TreeScorer` wraps a
-public sequence-classification class and returns one score a branch. The public model is called unchanged; what is ours
-is the layout and the mask. `treeward.trees.verify` proves that the layout gives the numbers of plain calls.
+public sequence-classification class and returns its head's outputs by branch. The public model is called unchanged;
+what is ours is the layout and the mask. `trees.verify` proves that the layout gives the numbers of plain calls.
 
-Letters: T packed tokens, S scored tokens, N branches, V vocabulary.
+Letters: T packed tokens, S scored tokens, N branches, V vocabulary, W outputs of a score head (K of
+them from the public model), L padded width.
 """
 
 from abc import abstractmethod
@@ -13,11 +14,12 @@ from inspect import signature
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from treeward.maths.logprobs import token_logps
-from treeward.trees.attention import Backend, mask, use_slices
+from treeward.maths.scores import AnyHead, Ordinal, Scalar, cumulative_logits, freed
+from treeward.trees.attention import Backend, causal, mask, use_slices
 from treeward.trees.forest import Forest
 from treeward.trees.tokens import TokenTree
 
@@ -65,7 +67,7 @@ class TreeModule(nn.Module):
 
     @abstractmethod
     def forward(self, forest: Forest) -> Tensor:
-        """One number a scored token, or one a branch."""
+        """One number a scored token, or W outputs a branch."""
 
     @abstractmethod
     def plain(self, tree: TokenTree, branch: int) -> Tensor:
@@ -100,7 +102,7 @@ class TreeLM(TreeModule):
         return token_logps(logits, ids[len(tree.prompt) :])
 
     def _row_logits(self, forest: Forest) -> Float[Tensor, "S V"]:
-        rows = padded_rows(forest).to(self.device)
+        rows = padded_rows(forest, self.module.config)[0].to(self.device)
         row, position = _scored_places(forest)
         first = min(position)
         arguments: dict[str, Any] = {}
@@ -112,45 +114,81 @@ class TreeLM(TreeModule):
 
 
 class TreeScorer(TreeModule):
-    """forward(forest) -> one raw score a branch, Float[N], read at the branch's last token by index, float32."""
+    """forward(forest) -> the outputs of every branch, Float[N W], float32: what `head` turns into scores.
 
-    def forward(self, forest: Forest) -> Float[Tensor, "N"]:
+    A decoder is read at the branch's last token, by its index; an encoder by its class's own pooling and layers. With
+    an ordinal head the outputs are cumulative logits, and its thresholds train here beside the public model.
+    """
+
+    def __init__(
+        self, module: nn.Module, precision: Precision = "fp32", backend: Backend | None = None,
+        head: AnyHead | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(module, precision, backend)
+        self.head: AnyHead = head or Scalar()
+        start = freed(self.head.thresholds()) if isinstance(self.head, Ordinal) else None
+        self.thresholds = None if start is None else nn.Parameter(start)
+
+    def forward(self, forest: Forest) -> Float[Tensor, "N W"]:
         forest = forest.to(self.device)
         with self.products():
             if self.layout == "rows":
-                hidden = self.backbone(input_ids=padded_rows(forest).to(self.device), use_cache=False)
-                ends = [len(row) - 1 for tree in forest.sources for row in tree.rows()]
-                at_ends = hidden.last_hidden_state[range(len(ends)), ends]
-            else:
-                hidden = self.backbone(
-                    input_ids=forest.input_ids[None],
-                    position_ids=forest.position_ids[None],
-                    attention_mask=mask(forest),
-                    use_cache=False,
-                )
-                at_ends = hidden.last_hidden_state[0, forest.ends]
-        return self._score(at_ends)
+                return self.outputs_of(self._row_logits(forest))
+            hidden = self.backbone(
+                input_ids=forest.input_ids[None],
+                position_ids=forest.position_ids[None],
+                attention_mask=mask(forest),
+                use_cache=False,
+            )
+            at_ends = hidden.last_hidden_state[0, forest.ends]
+        return self.outputs_of(self._logits(at_ends))
 
-    def plain(self, tree: TokenTree, branch: int) -> Float[Tensor, "1"]:
+    def scores(self, forest: Forest) -> Float[Tensor, "N"]:
+        """The head's scalar, or its mean score."""
+        return self.head.scores(self(forest))
+
+    def plain(self, tree: TokenTree, branch: int) -> Float[Tensor, "1 W"]:
         ids = torch.tensor(tree.rows()[branch], device=self.device)
         with self.products():
+            if self.encodes:
+                return self.outputs_of(self.module(input_ids=ids[None]).logits)
             hidden = self.backbone(input_ids=ids[None]).last_hidden_state[:, -1]
-        return self._score(hidden)
+        return self.outputs_of(self._logits(hidden))
+
+    @property
+    def encodes(self) -> bool:
+        """Whether the public model looks both ways and pools by itself."""
+        return not causal(self.module.config)
 
     @property
     def backbone(self) -> nn.Module:
         """The public model below the score head."""
         return self.module.base_model  # type: ignore[return-value]
 
-    def _score(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N"]:
+    def _row_logits(self, forest: Forest) -> Float[Tensor, "N K"]:
+        rows, real = (x.to(self.device) for x in padded_rows(forest, self.module.config))
+        if self.encodes:
+            return self.module(input_ids=rows, attention_mask=real).logits  # type: ignore[no-any-return]
+        hidden = self.backbone(input_ids=rows, use_cache=False).last_hidden_state
+        return self._logits(hidden[torch.arange(len(rows)), real.sum(1) - 1])
+
+    def _logits(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N K"]:
         with torch.autocast(self.device.type, enabled=False):
-            return self.module.score(hidden.float())[:, 0]  # type: ignore[operator, no-any-return]
+            return self.module.score(hidden.float())  # type: ignore[operator, no-any-return]
+
+    def outputs_of(self, logits: Float[Tensor, "N K"]) -> Float[Tensor, "N W"]:
+        """What the head reads, from the public model's logits."""
+        logits = logits.float()
+        return logits if self.thresholds is None else cumulative_logits(logits, self.thresholds)
 
 
-def padded_rows(forest: Forest) -> Tensor:
-    """One row a branch, padded on the right, where a causal model cannot look; the pad's id is without effect."""
+def padded_rows(forest: Forest, config: Any) -> tuple[Int[Tensor, "N L"], Int[Tensor, "N L"]]:
+    """One row a branch, padded on the right, and 1 where a token is real; a decoder never looks at the padding."""
     rows = [torch.tensor(row) for tree in forest.sources for row in tree.rows()]
-    return nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    padding = getattr(config, "pad_token_id", None) or 0
+    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding)
+    lengths = torch.tensor([len(row) for row in rows])
+    return ids, (torch.arange(ids.shape[1])[None, :] < lengths[:, None]).long()
 
 
 def _scored_places(forest: Forest) -> tuple[list[int], list[int]]:

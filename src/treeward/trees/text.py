@@ -19,12 +19,18 @@ class Response:
     """One branch: its text, and what is known of it.
 
     `finished` False means that no end token is added or scored (the text was cut). `score` is a scorer's or rater's
-    number on any scale, higher is better.
+    number on any scale, higher is better; `grades` are a rater's numbers by attribute, where there are several.
     """
 
     text: str
     finished: bool = True
     score: float | None = None
+    grades: tuple[float, ...] = ()
+
+    @property
+    def ratings(self) -> tuple[float, ...]:
+        """The grades, else the score alone, else nothing."""
+        return self.grades or (() if self.score is None else (self.score,))
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,8 @@ class Tree:
     def from_json(cls, line: str) -> "Tree":
         """The tree that `to_json` wrote."""
         row: dict[str, Any] = json.loads(line)
-        return cls(row["prompt"], [Response(**response) for response in row["responses"]], row["group"])
+        responses = [Response(**{**each, "grades": tuple(each.get("grades", ()))}) for each in row["responses"]]
+        return cls(row["prompt"], responses, row["group"])
 
 
 def normalised(prompt: Prompt) -> str:

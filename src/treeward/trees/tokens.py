@@ -8,16 +8,16 @@ class TokenTree:
     """Prompt ids (never empty: a start token stands there) and the ids of each branch (never empty).
 
     Every branch token is scored, the end token included; no prompt token is. `group` names the unit of splitting and
-    of intervals; `gap` is the rating difference of a pair where the data has one.
+    of intervals; `ratings` are the raters' numbers, one tuple a branch with one value an attribute, or nothing.
 
     Raises:
-        ValueError: the prompt or a branch is empty, with the place named.
+        ValueError: the prompt or a branch is empty, or ratings are missing for a branch, with the place named.
     """
 
     prompt: tuple[int, ...]
     branches: tuple[tuple[int, ...], ...]
     group: str = ""
-    gap: float = 1.0
+    ratings: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -25,6 +25,8 @@ class TokenTree:
         for number, branch in enumerate(self.branches):
             if not branch:
                 raise ValueError(f"branch {number} of {self.group[:60]!r} has no tokens; an empty response is dropped")
+        if self.ratings and len(self.ratings) != len(self.branches):
+            raise ValueError(f"{self.group[:60]!r} has {len(self.branches)} branches but {len(self.ratings)} ratings")
 
     def __len__(self) -> int:
         """Tokens in all, the prompt counted once: what the tree costs in a forest."""
@@ -34,6 +36,11 @@ class TokenTree:
     def longest_path(self) -> int:
         """Tokens from the root to the furthest leaf: what the model's positions must hold."""
         return len(self.prompt) + max(map(len, self.branches), default=0)
+
+    @property
+    def grades(self) -> tuple[float, ...]:
+        """The mean rating of each branch; empty where the data has none."""
+        return tuple(sum(rating) / len(rating) for rating in self.ratings)
 
     def rows(self) -> list[tuple[int, ...]]:
         """The same tree as one row a branch, the prompt repeated."""

@@ -129,7 +129,7 @@ def _deviations(model: TreeModule, trees: Sequence[TokenTree]) -> tuple[float, f
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     packed = model(plant(trees))
-    weights = torch.randn(len(packed), generator=torch.Generator().manual_seed(0)).to(packed)
+    weights = torch.randn(packed.shape, generator=torch.Generator().manual_seed(0)).to(packed)
     difference = _gradients((packed * weights).sum(), parameters)
     packed = packed.detach()
     norm = [torch.zeros_like(gradient) for gradient in difference]

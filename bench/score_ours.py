@@ -1,0 +1,38 @@
+"""Treeward's side of the score bench, one task a process. Modes: prepare (pairs and a model for both), time."""
+
+from pathlib import Path
+
+import torch
+
+from child import Answer, Stopwatch, Task, reply
+from pairs import TOKENIZER, load, read, save
+from treeward.models.heads import output_layer
+from treeward.models.loading import ModelConfig
+from treeward.models.reward_model import RewardModel
+from treeward.trees.text import Tree
+
+
+def measure(task: Task) -> Answer:
+    """Score the task's pairs from text; rendering and the layout's verification are counted."""
+    torch.set_num_threads(task.threads)
+    data, work = Path(task.data), Path(task.work)
+    precision = "bf16" if task.precision == "bf16" else "fp32"
+    if task.mode == "prepare":
+        save(read(data, task.pairs), work)
+        gpt2 = ModelConfig(
+            path=str(data / "model_configs/gpt2"), init="random", tokenizer=str(data / TOKENIZER), device="cpu"
+        )
+        model = RewardModel.from_config(gpt2, seed=0)
+        with torch.no_grad():
+            output_layer(model.tree.module).weight.normal_(0.0, 0.1, generator=torch.Generator().manual_seed(0))
+        model.save(work)
+        return Answer(steps=[])
+    model = RewardModel.load(str(work / "model"), precision=precision, device="cpu")
+    trees = [Tree(pair.prompt, [pair.chosen, pair.rejected]) for pair in load(work, task.pairs)]
+    with Stopwatch() as watch:
+        scores = model.score(trees).tolist()
+    return Answer(seconds=watch.seconds, others=watch.others, steps=[{"score": score} for score in scores])
+
+
+if __name__ == "__main__":
+    reply(measure)

@@ -1,0 +1,24 @@
+"""`treeward score --model.path DIR --data FILE [--out scores.jsonl] [--against FILE]`."""
+
+from collections.abc import Sequence
+
+from treeward.cli.parse import parse
+from treeward.cli.training import field_lines, overridden
+from treeward.jobs import settings
+from treeward.jobs.score import ScoreRun, score
+
+
+def run(verb: str, arguments: Sequence[str]) -> int:
+    """Print what was scored, how fast, and the accuracy where it is known."""
+    words = parse(arguments, ("help",))
+    if "help" in words.flags:
+        print("\n".join([str(ScoreRun.__doc__), "", *field_lines(ScoreRun)]))
+        return 0
+    config = settings.build(ScoreRun, overridden(words))
+    found = score(config)
+    rate = f", {found.fresh / found.seconds:.1f} responses/s" if found.fresh else ""
+    print(f"{found.rows} rows, {found.responses} responses{rate}")
+    if found.accuracy is not None:
+        print(f"accuracy   {found.accuracy}, ties half")
+    print(config.out)
+    return 0

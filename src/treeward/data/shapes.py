@@ -1,0 +1,86 @@
+"""Trees as a purpose needs them: pairs, rankings or ratings, from whatever the format gave."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import combinations
+from typing import Literal
+
+from treeward.data.splits import shuffled
+from treeward.trees.text import Response, Tree
+
+Purpose = Literal["pairs", "ranked", "graded", "sft", "prompts"]
+
+
+def shaped(trees: Sequence[Tree], purpose: Purpose, dropped: Counter[str]) -> list[Tree]:
+    """Rated trees gathered by prompt and cut to the purpose; what cannot serve it is counted in `dropped`.
+
+    "pairs": two branches, the better rated first; "ranked": all branches, best first; "graded": all that are rated.
+    """
+    gathered = gather(trees)
+    if purpose == "graded":
+        kept = [tree for tree in gathered if all(response.ratings for response in tree.responses)]
+        if len(kept) < len(gathered):
+            dropped["without a rating"] += len(gathered) - len(kept)
+        return kept
+    if purpose == "pairs":
+        return [pair for tree in gathered for pair in _pairs_of(tree, dropped)]
+    return [ranked for tree in gathered if (ranked := _ranked(tree, dropped))]
+
+
+def gather(trees: Sequence[Tree]) -> list[Tree]:
+    """Single rated responses to one prompt as one tree; trees of two and more stand as they are."""
+    found: dict[object, Tree] = {}
+    for number, tree in enumerate(trees):
+        key = (tree.group, str(tree.prompt)) if len(tree.responses) == 1 else number
+        found[key] = replace_responses(found[key], (*found[key].responses, *tree.responses)) if key in found else tree
+    return list(found.values())
+
+
+def replace_responses(tree: Tree, responses: Sequence[Response]) -> Tree:
+    """The same prompt and group with other responses."""
+    return Tree(tree.prompt, responses, tree.group)
+
+
+def pair_labelled(trees: Sequence[Tree], seed: int) -> list[Tree]:
+    """Positive texts against negative ones, each text in at most one pair; the order depends on the seed alone.
+
+    Raises:
+        ValueError: a text has no label, or a label is neither 0 nor 1.
+    """
+    labels = {tree.responses[0].score for tree in trees}
+    if not labels <= {0.0, 1.0}:
+        raise ValueError(
+            f"column 'label' holds {sorted(map(str, labels))[:4]}; pairs need 1 (positive) and 0 (negative)"
+        )
+    sides = [shuffled(((t.group, t) for t in trees if t.responses[0].score == s), seed) for s in (1.0, 0.0)]
+    return [
+        Tree("", [Response(a.responses[0].text), Response(b.responses[0].text)], group=f"{a.group} / {b.group}")
+        for a, b in zip(*sides, strict=False)
+    ]
+
+
+def _pairs_of(tree: Tree, dropped: Counter[str]) -> list[Tree]:
+    if len(tree.responses) == 2 and not tree.responses[0].grades:
+        return [tree]
+    ranked = _ranked(tree, dropped)
+    if ranked is None:
+        return []
+    return [replace_responses(ranked, (a, b)) for a, b in combinations(ranked.responses, 2) if _mean(a) > _mean(b)]
+
+
+def _ranked(tree: Tree, dropped: Counter[str]) -> Tree | None:
+    """Branches by their mean rating, best first; None where there is nothing to rank."""
+    if any(not response.ratings for response in tree.responses):
+        if len(tree.responses) == 2:
+            return replace_responses(tree, [replace(r, score=float(1 - n)) for n, r in enumerate(tree.responses)])
+        dropped["without a rating"] += 1
+        return None
+    if len({_mean(response) for response in tree.responses}) < 2:
+        dropped["nothing to rank" if len(tree.responses) > 1 else "one response alone"] += 1
+        return None
+    return replace_responses(tree, sorted(tree.responses, key=_mean, reverse=True))
+
+
+def _mean(response: Response) -> float:
+    return sum(response.ratings) / len(response.ratings)

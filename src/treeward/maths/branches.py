@@ -1,0 +1,58 @@
+"""What a reward loss may see of a forest: the outputs of its branches, tree by tree, and the raters' numbers.
+
+Letters: G trees, N branches, P pairs, W outputs a branch, A attributes, B score bins.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from treeward.maths.scores import AnyHead, Scalar
+
+
+@dataclass(frozen=True)
+class Branches:
+    """All that a reward loss may see of a forest. Branches stand tree by tree, in a pair the chosen one first.
+
+    `ratings` are the raters' numbers on their own scale, one column an attribute, None where the data has none.
+    """
+
+    outputs: Float[Tensor, "N W"]
+    head: AnyHead
+    tree: Int[Tensor, "N"]
+    ratings: Float[Tensor, "N A"] | None = None
+
+    @property
+    def trees(self) -> int:
+        """G."""
+        return int(self.tree[-1]) + 1 if len(self.tree) else 0
+
+    def scores(self) -> Float[Tensor, "N"]:
+        """The head's scalar, or its mean score."""
+        return self.head.scores(self.outputs)
+
+    def log_probs(self) -> Float[Tensor, "N A B"]:
+        """The head's distributions; a scalar head has none."""
+        assert not isinstance(self.head, Scalar), "a scalar head has no distribution"
+        return self.head.log_probs(self.outputs)
+
+    def pair(self, values: Float[Tensor, "N *d"]) -> tuple[Float[Tensor, "P *d"], Float[Tensor, "P *d"]]:
+        """Values of chosen and of rejected, where every tree is a pair."""
+        assert len(values) == 2 * self.trees, "every tree is a pair"
+        return values[0::2], values[1::2]
+
+    def order(self) -> Float[Tensor, "N"]:
+        """What ranks the branches of a tree, higher is better: mean rating, else their order."""
+        if self.ratings is not None:
+            return self.ratings.mean(1)
+        return -torch.arange(len(self.tree), device=self.tree.device).float()
+
+    def tree_mean(self, values: Float[Tensor, "N"]) -> Float[Tensor, "G"]:
+        """The mean of a tree's branches."""
+        return self.tree_sum(values) / torch.bincount(self.tree, minlength=self.trees)
+
+    def tree_sum(self, values: Float[Tensor, "N"]) -> Float[Tensor, "G"]:
+        """The sum over a tree's branches."""
+        return values.new_zeros(self.trees).index_add(0, self.tree, values)

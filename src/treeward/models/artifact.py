@@ -1,0 +1,159 @@
+"""What a saved reward model carries beside its weights: `treeward.json`, and a card with the lines to a score.
+
+The weights load with plain transformers; this file says what their logits mean, how text must be rendered for them,
+and how good they were found to be.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from treeward.data.render import Tokenizer
+from treeward.maths.scores import AnyHead, Attributes, Categorical, Logistic, Ordinal, Scalar, rising
+from treeward.models.heads import head_hash
+
+NAME = "treeward.json"
+KINDS: dict[str, Any] = {
+    "scalar": Scalar, "categorical": Categorical, "ordinal": Ordinal, "logistic": Logistic, "attributes": Attributes,
+}  # fmt: skip
+
+
+def write(directory: Path, module: nn.Module, head: AnyHead, free: torch.Tensor | None, tokenizer: Tokenizer) -> None:
+    """Write `treeward.json` and the model card beside saved weights."""
+    facts: dict[str, Any] = {
+        "schema": 1,
+        "head": {"kind": _kind(head), **asdict(head)},
+        "score_position": "the response's last token, by its index: its end token, unless the response was cut",
+        "tokenizer": vocabulary_hash(tokenizer),
+        "template": _hash(tokenizer.chat_template or ""),
+        "head_hash": head_hash(module),
+    }
+    if free is not None:
+        facts["head"]["thresholds"] = rising(free.detach()).tolist()
+    (directory / NAME).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    (directory / "README.md").write_text(card(facts["head"]), encoding="utf-8")
+
+
+def annotate(directory: Path, facts: Mapping[str, Any]) -> None:
+    """Add what was measured (`accuracy`, `normalisation`, `data`) to a saved artifact."""
+    file = directory / NAME
+    found = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**found, **facts}, indent=2) + "\n", encoding="utf-8")
+
+
+def read(path: str) -> dict[str, Any] | None:
+    """The `treeward.json` of a local model directory; None where there is none."""
+    file = Path(path).expanduser() / NAME
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+
+def head_of(facts: Mapping[str, Any]) -> tuple[AnyHead, torch.Tensor | None]:
+    """The head that `treeward.json` describes, and an ordinal head's thresholds.
+
+    Raises:
+        ValueError: the kind is unknown.
+    """
+    fields = dict(facts["head"])
+    kind, thresholds = fields.pop("kind"), fields.pop("thresholds", None)
+    if kind not in KINDS:
+        raise ValueError(f"{NAME} has a head of kind {kind!r}; known are {', '.join(KINDS)}")
+    head: AnyHead = KINDS[kind](**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
+    return head, None if thresholds is None else torch.tensor(thresholds)
+
+
+def check_tokenizer(facts: Mapping[str, Any], tokenizer: Tokenizer, path: str) -> None:
+    """Refuse a tokenizer or chat template other than the one the model was trained with.
+
+    Raises:
+        ValueError: either differs, with the mend.
+    """
+    for name, own in (
+        ("tokenizer", vocabulary_hash(tokenizer)), ("template", _hash(tokenizer.chat_template or "")),
+    ):  # fmt: skip
+        if facts[name] != own:
+            raise ValueError(
+                f"model.path {path!r} was trained with another {name}; leave model.tokenizer away, or accept the "
+                "difference with --model.any-tokenizer true"
+            )
+
+
+def check_head(facts: Mapping[str, Any], module: nn.Module, path: str) -> None:
+    """Refuse weights whose head is not the one that was saved.
+
+    Raises:
+        ValueError: the head's hash differs.
+    """
+    if facts["head_hash"] != head_hash(module):
+        raise ValueError(f"model.path {path!r}: the head's weights are not those that {NAME} was written for")
+
+
+def vocabulary_hash(tokenizer: Tokenizer) -> str:
+    """SHA-256 over the vocabulary, tokens with their ids."""
+    return _hash(json.dumps(sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))))
+
+
+def card(head: Mapping[str, Any]) -> str:
+    """A model card with the lines that turn logits into a score."""
+    lines = "\n".join(_lines(head))
+    return f"""---
+library_name: transformers
+pipeline_tag: text-classification
+tags: [reward-model, treeward]
+---
+
+# A reward model, trained with treeward
+
+A higher score is better. `text` is the prompt as the chat template renders it (plain text as it stands), then the
+response and its end token. `treeward.json` says how it was trained and measured.
+
+```python
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(path)
+model = AutoModelForSequenceClassification.from_pretrained(path)
+logits = model(**tokenizer(text, add_special_tokens=False, return_tensors="pt")).logits
+{lines}
+```
+"""
+
+
+def _lines(head: Mapping[str, Any]) -> list[str]:
+    if head["kind"] == "scalar":
+        return ["score = logits[:, 0]"]
+    bins = head["bins"]
+    if head["kind"] == "categorical":
+        return [f"score = logits.softmax(-1) @ torch.arange(1.0, {bins} + 1)"]
+    if head["kind"] == "ordinal":
+        thresholds = [round(t, 6) for t in head["thresholds"]]
+        return [
+            f"thresholds = torch.tensor({thresholds})",
+            f"score = {bins} - torch.sigmoid(thresholds - logits).sum(-1)",
+        ]
+    if head["kind"] == "logistic":
+        shift, floor = Logistic(bins, head["floor"]).shift, head["floor"]
+        return [
+            f"scale = torch.nn.functional.softplus(logits[:, 1:] + {shift:.9g}) + {floor}",
+            f"edges = torch.arange(1.0, {bins}) + 0.5 - {(bins + 1) / 2} - logits[:, :1]",
+            f"score = {bins} - torch.sigmoid(edges / scale).sum(-1)",
+        ]
+    count = len(head["names"])
+    weights = list(head["weights"]) or [1 / count] * count
+    return [
+        f"means = logits.view(-1, {count}, {bins}).softmax(-1) @ torch.arange(1.0, {bins} + 1)",
+        f"score = means @ torch.tensor({weights})",
+    ]
+
+
+def _kind(head: AnyHead) -> str:
+    return next(kind for kind, cls in KINDS.items() if isinstance(head, cls))
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

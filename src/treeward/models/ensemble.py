@@ -1,0 +1,96 @@
+"""Several reward models as one judge, by their scores or by their weights.
+
+Scores: mean, worst case, or mean minus a multiple of the variance (Coste et al. 2024, arXiv:2310.02743). Weights: WARM
+(Rame et al. 2024, arXiv:2401.12187), one model at inference. Members share tokenizer, template and head.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from treeward.maths.merging import average
+from treeward.models.reward_model import RewardModel
+from treeward.trees.text import Tree
+from treeward.trees.tokens import TokenTree
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """M reward models. `centres` and `scales` are each member's mean and standard deviation on one held-out set."""
+
+    members: Sequence[RewardModel]
+    centres: Sequence[float] = ()
+    scales: Sequence[float] = ()
+
+    def __post_init__(self) -> None:
+        _check_alike(self.members)
+
+    @classmethod
+    def standardised(cls, members: Sequence[RewardModel], trees: Sequence[Tree | TokenTree]) -> "Ensemble":
+        """Members brought to mean 0 and standard deviation 1 on these held-out trees, so that none outweighs another.
+
+        Raises:
+            ValueError: a member gives all of them the same score.
+        """
+        scores = cls(members).scores(trees)
+        centres, scales = scores.mean(1).tolist(), scores.std(1).tolist()
+        if min(scales) == 0:
+            raise ValueError(f"member {scales.index(0.0)} gives every text the same score; it has no scale")
+        return cls(members, centres, scales)
+
+    def scores(self, trees: Sequence[Tree | TokenTree]) -> Float[Tensor, "M N"]:
+        """Every member's score of every branch, raw unless standardised."""
+        found = torch.stack([member.score(trees) for member in self.members])
+        if not self.centres:
+            return found
+        return (found - torch.tensor(self.centres)[:, None]) / torch.tensor(self.scales)[:, None]
+
+
+def mean(scores: Float[Tensor, "M N"]) -> Float[Tensor, "N"]:
+    """The members' mean."""
+    return scores.mean(0)
+
+
+def worst(scores: Float[Tensor, "M N"]) -> Float[Tensor, "N"]:
+    """min_i r_i: the most sceptical member."""
+    return scores.amin(0)
+
+
+def uncertainty_weighted(scores: Float[Tensor, "M N"], weight: float) -> Float[Tensor, "N"]:
+    """mean - weight * Var_i, the population variance over members."""
+    return scores.mean(0) - weight * spread(scores).square()
+
+
+def spread(scores: Float[Tensor, "M N"]) -> Float[Tensor, "N"]:
+    """Population standard deviation over members: doubt about the model, not about the labels."""
+    return scores.std(0, correction=0)
+
+
+def warm(members: Sequence[RewardModel]) -> RewardModel:
+    """The first member with the average of all members' weights; the members' own weights stay as they are.
+
+    Raises:
+        ValueError: the members are not alike, or have adapters (merge them first: load their `model/`).
+    """
+    _check_alike(members)
+    if any(member.adapter is not None for member in members):
+        raise ValueError("a member has an adapter; load its merged `model/` directory instead")
+    averaged = average([member.tree.state_dict() for member in members])
+    found = members[0].copy()
+    found.tree.load_state_dict(averaged)
+    return found
+
+
+def _check_alike(members: Sequence[RewardModel]) -> None:
+    if not members:
+        raise ValueError("an ensemble needs at least one reward model")
+    first = members[0]
+    for number, other in enumerate(members[1:], 1):
+        if other.head != first.head:
+            raise ValueError(f"member {number} has the head {other.head}, member 0 {first.head}; members must be alike")
+        same = other.tokenizer.get_vocab() == first.tokenizer.get_vocab()
+        if not same or other.tokenizer.chat_template != first.tokenizer.chat_template:
+            raise ValueError(f"member {number} has another tokenizer or template than member 0; members must be alike")

@@ -1,0 +1,114 @@
+"""What is measured of reward models, on outputs that are written out."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from treeward.evaluation import rewards
+from treeward.evaluation.rewards import Judged
+from treeward.maths.scores import AnyHead, Categorical, Scalar
+from treeward.trees.tokens import TokenTree
+
+
+class Named:
+    """As much of a reward model as the tables look at."""
+
+    def __init__(self, head: AnyHead) -> None:
+        self.head = head
+
+
+def judged(head: AnyHead, trees: list[TokenTree], outputs: list[list[float]]) -> Judged:
+    """Tables of these outputs; the class is filled by hand, for its type asks for a whole model."""
+    found = object.__new__(Judged)
+    for name, value in (("model", Named(head)), ("trees", trees), ("outputs", torch.tensor(outputs))):
+        object.__setattr__(found, name, value)
+    return found
+
+
+def tree(*lengths: int, group: str = "g", ratings: tuple[tuple[float, ...], ...] = ()) -> TokenTree:
+    return TokenTree((1,), tuple((5,) * length for length in lengths), group, ratings)
+
+
+def test_pairs_of_a_scalar_head() -> None:
+    trees = [tree(3, 1, group="a"), tree(1, 2, group="b"), tree(2, 2, group="c")]
+    table = judged(Scalar(), trees, [[1.0], [0.0], [0.0], [2.0], [0.5], [0.5]]).pairs()
+    assert table is not None
+    c = table.columns
+    assert c["accuracy"].tolist() == [1.0, 0.0, 0.5]
+    assert c["nll"].tolist() == pytest.approx([math.log1p(math.exp(-x)) for x in (1.0, -2.0, 0.0)], abs=1e-6)
+    assert c["p"].tolist() == pytest.approx([1 / (1 + math.exp(-x)) for x in (1.0, -2.0, 0.0)], abs=1e-6)
+    assert c["brier"].tolist() == pytest.approx([(1 - p) ** 2 for p in c["p"]], abs=1e-9)
+    assert c["longer_wins"].tolist() == [1.0, 0.0, 0.5]
+    assert table.interval("accuracy").n == 3
+
+
+def test_lists_give_every_pair_that_the_ratings_tell_apart() -> None:
+    trees = [tree(1, 1, 1, ratings=((2.0,), (5.0,), (2.0,)))]
+    table = judged(Scalar(), trees, [[3.0], [1.0], [0.0]]).pairs()
+    assert table is not None
+    assert table.columns["chosen"].tolist() == [1.0, 1.0]
+    assert table.columns["rejected"].tolist() == [3.0, 0.0]
+    assert table.columns["accuracy"].tolist() == [0.0, 1.0]
+
+
+def test_equal_ratings_leave_no_pair() -> None:
+    assert judged(Scalar(), [tree(1, 1, 1, ratings=((2.0,),) * 3)], [[3.0], [1.0], [0.0]]).pairs() is None
+
+
+def test_a_pairs_own_order_stands_against_its_ratings() -> None:
+    table = judged(Scalar(), [tree(1, 1, ratings=((1.0,), (2.0,)))], [[1.0], [0.0]]).pairs()
+    assert table is not None
+    assert table.columns["accuracy"].tolist() == [1.0]
+
+
+def test_ratings_against_a_distribution() -> None:
+    ratings = ((4.0,), (1.0,))
+    outputs = torch.log(torch.tensor([[0.2, 0.3, 0.5], [1 / 3, 1 / 3, 1 / 3]])).tolist()
+    table = judged(Categorical(3), [tree(1, 2, ratings=ratings)], outputs).graded((0.0, 4.0))
+    assert table is not None
+    c = table.columns
+    assert c["rating"].tolist() == [3.0, 1.5]
+    assert c["mae"].tolist() == pytest.approx([0.7, 0.5], abs=1e-6)
+    assert c["cross_entropy"].tolist() == pytest.approx([-math.log(0.5), math.log(3)], abs=1e-6)
+    assert c["sd"].tolist() == pytest.approx([math.sqrt(0.61), math.sqrt(2 / 3)], abs=1e-6)
+    assert c["crps"][0] == pytest.approx(0.2**2 + 0.5**2, abs=1e-6)
+    assert judged(Scalar(), [tree(1, 2, ratings=ratings)], [[0.0], [0.0]]).graded((0.0, 4.0)) is None
+
+
+def test_what_ignores_its_input_is_said() -> None:
+    trees = [tree(1, group=str(n), ratings=((g,),)) for n, g in enumerate((0.0, 0.0, 2.0, 4.0))]
+    table = judged(Categorical(3), trees, [[0.0] * 3] * 4).graded((0.0, 4.0))
+    assert table is not None
+    facts = rewards.graded_facts(table, 3)
+    assert facts["marginal_entropy"] == pytest.approx(1.5 * math.log(2), abs=1e-9)
+    assert facts["marginal_mae"] == pytest.approx(0.75)
+    assert math.isnan(facts["spearman"]["value"])
+
+
+def test_length_bias_and_like_lengths() -> None:
+    trees = [tree(20, 10, group="a"), tree(10, 20, group="b"), tree(20, 19, group="c"), tree(19, 20, group="d")]
+    table = judged(Scalar(), trees, [[2.0], [1.0], [1.0], [2.0], [2.0], [1.9], [1.9], [2.0]]).pairs()
+    assert table is not None
+    facts = rewards.length_facts(table)
+    assert facts["margin_against_length_difference"]["value"] == pytest.approx(1.0)
+    assert facts["length_matched_accuracy"]["n"] == 2
+    assert facts["length_matched_accuracy"]["value"] == 0.5
+    assert facts["longer_wins"]["value"] == 0.5
+
+
+def test_calibration_facts_split_their_halves_by_group() -> None:
+    draw = np.random.default_rng(0)
+    trees = [tree(1, 1, group=str(n)) for n in range(400)]
+    margins = draw.normal(0, 6, 400)
+    flips = draw.uniform(size=400) > 1 / (1 + np.exp(-np.abs(margins) / 3))
+    margins = np.where(flips, -np.abs(margins), np.abs(margins))
+    table = judged(Scalar(), trees, [[x] for m in margins for x in (m, 0.0)]).pairs()
+    assert table is not None
+    facts = rewards.calibration_facts(table)
+    assert facts["temperature"] == pytest.approx(3.0, abs=0.8)
+    assert facts["nll_with_temperature"] < facts["nll_without_temperature"]
+    assert 120 < facts["n_temperature"] < 280
+    assert facts["ece"]["low"] <= facts["ece"]["value"] <= facts["ece"]["high"] + 0.05
+    assert sum(point["n"] for point in facts["reliability"]) == 400
