@@ -33,6 +33,14 @@ def test_f04_training_prompts_in_the_given_test_split(tmp_path: Path, tiny_token
     assert found(tmp_path, [*CLEAN, *leaked], tiny_tokenizer) == {"F04"}
 
 
+def test_f04_training_texts_in_the_given_test_split(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    """Labelled texts are their own groups, and are counted before they are paired."""
+    clean = [{"text": f"w{n} w{n + 1}", "label": n % 2, "split": "train" if n < 33 else "test"} for n in range(3, 43)]
+    assert found(tmp_path, clean, tiny_tokenizer) == set()
+    assert found(tmp_path, [*clean, {**clean[0], "text": "W3  w4", "split": "test"}], tiny_tokenizer) == set()
+    assert found(tmp_path, [*clean, {**clean[0], "split": "test"}], tiny_tokenizer) == {"F04"}
+
+
 def test_f04_a_pair_with_both_labels(tmp_path: Path, tiny_tokenizer: Any) -> None:
     first = CLEAN[0]
     turned = {**first, "chosen": first["rejected"], "rejected": first["chosen"]}

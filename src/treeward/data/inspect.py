@@ -33,7 +33,7 @@ class Gathered:
     purpose: Purpose
     rows: int
     parts: dict[Part, list[Tree]] = field(default_factory=lambda: {part: [] for part in PARTS})
-    part_rows: dict[Part, int] = field(default_factory=dict)
+    part_groups: dict[Part, Counter[str]] = field(default_factory=dict)
     groups: set[str] = field(default_factory=set)
     dropped: Counter[str] = field(default_factory=Counter)
     unreadable: str | None = None
@@ -142,7 +142,7 @@ def gather(config: DataConfig) -> Gathered:
         for tree in trees:
             found.groups.add(tree.group)
             found.parts[own or part_of(tree.group, config.seed, config.validation, config.test)].append(tree)
-    found.part_rows = {part: len(trees) for part, trees in found.parts.items()}
+    found.part_groups = {part: Counter(tree.group for tree in trees) for part, trees in found.parts.items()}
     if name == "text" and purpose == "pairs":
         _pair_up(found, config.seed)
     return found
@@ -232,20 +232,21 @@ def _pair_up(found: Gathered, seed: int) -> None:
 
 
 def _counts(found: Gathered) -> Counts:
-    parts = [{tree.group for tree in found.parts[part]} for part in PARTS]
-    leaked = {group for n, groups in enumerate(parts) for other in parts[n + 1 :] for group in groups & other}
+    parts = found.part_groups
+    sides = Counter(group for groups in parts.values() for group in groups)
+    leaked = {group for group, n in sides.items() if n > 1}
     assert found.own_split or not leaked, "the built-in split put a prompt on two sides"
     named_here = ("identical pair", "prompts differ", "empty response")
     others = {reason: n for reason, n in sorted(found.dropped.items()) if reason not in named_here}
     reasons = ", ".join(f"{n} {reason}" for reason, n in others.items())
-    held_out = (*found.parts["validation"], *found.parts["test"])
     pairs = found.purpose == "pairs"
     return Counts(
-        rows=found.rows, used=sum(found.part_rows.values()), pairs=len(found.trees) if pairs else None,
-        prompts=len(found.groups), prompts_used=len(set().union(*parts)),
-        train_rows=found.part_rows["train"], validation_rows=found.part_rows["validation"],
-        test_rows=found.part_rows["test"], own_split=found.own_split, prompts_in_both_splits=len(leaked),
-        held_out_leaked=sum(tree.group in leaked for tree in held_out), duplicates=found.duplicates,
+        rows=found.rows, used=sum(groups.total() for groups in parts.values()),
+        pairs=len(found.trees) if pairs else None, prompts=len(found.groups), prompts_used=len(sides),
+        train_rows=parts["train"].total(), validation_rows=parts["validation"].total(),
+        test_rows=parts["test"].total(), own_split=found.own_split, prompts_in_both_splits=len(leaked),
+        held_out_leaked=sum(parts[part][group] for part in ("validation", "test") for group in leaked),
+        duplicates=found.duplicates,
         identical_pairs=found.dropped["identical pair"], differing_prompts=found.dropped["prompts differ"],
         empty_responses=found.dropped["empty response"],
         contradictions=found.both_labels or (_contradictions(found.trees) if pairs else 0),

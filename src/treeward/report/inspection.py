@@ -83,7 +83,7 @@ def lengths(bars: Bars, unit: str) -> Figure:
             axis.legend(frameon=False)
         axis.set_title(title, fontsize=9, color=INK, loc="left")
         axis.set_ylim(bottom=0)
-    figure.supxlabel(f"{unit}; the longest stand in the last bar", fontsize=8, color=INK)
+    figure.supxlabel(f"{unit}; the outermost 1 % stand in the end bars", fontsize=8, color=INK)
     return figure
 
 
