@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from treeward.data.floor import floor
-
 from treeward.data.prepare import prepare
 from treeward.jobs import settings
 from treeward.jobs.members import train_members

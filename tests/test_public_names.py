@@ -40,6 +40,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 def test_every_config_field_is_read_somewhere() -> None:
     """F56: a field that nobody reads is an option without effect."""
     from treeward.jobs.evaluate import EvaluateRun
+    from treeward.jobs.inspect import InspectRun
     from treeward.jobs.options import RUNS
     from treeward.jobs.sample import SampleRun
     from treeward.jobs.settings import describe
@@ -50,7 +51,8 @@ def test_every_config_field_is_read_somewhere() -> None:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
     }
-    fields = {row[0].rsplit(".", 1)[-1] for cls in (*RUNS.values(), EvaluateRun, SampleRun) for row in describe(cls)}
+    classes = (*RUNS.values(), EvaluateRun, InspectRun, SampleRun)
+    fields = {row[0].rsplit(".", 1)[-1] for cls in classes for row in describe(cls)}
     assert fields - {"kind"} <= read
 
 

@@ -17,6 +17,7 @@ from treeward.proof.checks import ChecksFailed
 VERBS = {
     "quickstart": "the whole path on the embedded world: sft, reward model, DPO, one page",
     "doctor": "what this machine and a model can do: versions, device, precision, tokenizer, layout",
+    "inspect": "what is in a data set: lengths, ratings, faults, splits, length bias, a word floor; --save prepares it",
     "sft": "supervised fine-tuning",
     "reward": "a reward model from pairs",
     "dpo": "direct preference optimisation",

@@ -1,5 +1,7 @@
 """From rows to token trees: sources, formats, splits, rendering; and the embedded world."""
 
-from treeward.data import formats, prepare, render, sources, splits, world
+from treeward.data import batched, floor, formats, inspect, lengths, prepare, render, sources, splits, store, world
 
-__all__ = ["formats", "prepare", "render", "sources", "splits", "world"]
+__all__ = [
+    "batched", "floor", "formats", "inspect", "lengths", "prepare", "render", "sources", "splits", "store", "world",
+]  # fmt: skip

@@ -1,11 +1,12 @@
 """The whole way from a source to token trees: read, format, split by group, pair, render, drop and count."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
-from treeward.data import formats, sources
-from treeward.data.render import Account, Tokenizer, token_tree
+from treeward.data import formats, sources, store
+from treeward.data.batched import token_trees
+from treeward.data.render import Account, Tokenizer
 from treeward.data.shapes import Purpose, pair_labelled, shaped
 from treeward.data.splits import PARTS, Part, named, part_of
 from treeward.trees.text import Tree
@@ -17,7 +18,8 @@ class DataConfig:
     """Where the data is, how it is read, split and cut."""
 
     source: str = "world"
-    """A file (jsonl, jsonl.gz, json, parquet, csv), a directory, a hub id, or `world` / `world-texts` (embedded)."""
+    """A file (jsonl, jsonl.gz, json, parquet, csv), a directory (also one of `inspect --save`), a hub id, or `world`
+    / `world-texts` (embedded)."""
     format: str = "auto"
     """preference, transcripts, graded, helpsteer, messages, completion, text, prompts; auto goes by the columns."""
     split: str | None = None
@@ -77,8 +79,10 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, purpose: Purpose) -> Prepa
     Raises:
         ValueError: the source, a column or a value is wrong, or nothing is left to train on.
     """
+    if store.is_prepared(config.source):
+        return Prepared(**vars(store.load(config.source, asdict(config), asdict(DataConfig()), tokenizer, purpose)))
     found = [
-        _renamed(row, config.columns) for row in sources.rows(config.source, config.split, config.limit, config.seed)
+        renamed(row, config.columns) for row in sources.rows(config.source, config.split, config.limit, config.seed)
     ]
     name = config.format if config.format != "auto" else formats.detect(found[0], found[0], purpose)
     account = Account(rows=len(found))
@@ -102,7 +106,12 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, purpose: Purpose) -> Prepa
     return prepared
 
 
-def _renamed(row: sources.Row, columns: dict[str, str]) -> sources.Row:
+def renamed(row: sources.Row, columns: dict[str, str]) -> sources.Row:
+    """The row with our names beside the source's.
+
+    Raises:
+        ValueError: the source has no such column.
+    """
     missing = [theirs for theirs in columns.values() if theirs not in row]
     if missing:
         raise ValueError(f"data.columns names {missing[0]!r}; the data has {', '.join(sorted(row))}")
@@ -133,8 +142,8 @@ def _render(
     texts: list[Tree], part: Part, prepared: Prepared, config: DataConfig, tokenizer: Tokenizer, purpose: Purpose
 ) -> None:
     kept: list[tuple[Tree, TokenTree]] = []
-    for tree in texts:
-        tokens = token_tree(tree, tokenizer, config.max_prompt, config.max_response, prepared.account)
+    rendered = token_trees(texts, tokenizer, config.max_prompt, config.max_response, prepared.account)
+    for tree, tokens in zip(texts, rendered, strict=True):
         if purpose == "pairs" and tokens.branches[0] == tokens.branches[1]:
             prepared.account.dropped["identical after truncation"] += 1
             continue

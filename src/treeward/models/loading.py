@@ -135,6 +135,19 @@ def load_tokenizer(config: ModelConfig) -> Tokenizer:
     return world.tokenizer() if path == "world" else _ask(path, "tokenizer", AutoTokenizer)
 
 
+def embedding_rows(path: str) -> int:
+    """How many token ids a model has embeddings for, by its config.json alone.
+
+    Raises:
+        ValueError: there is no configuration at that place, or it names no vocabulary.
+    """
+    plan = world.model_config() if path == "world" else _ask(path, "config", AutoConfig)
+    rows = getattr(plan.get_text_config(), "vocab_size", None)
+    if rows is None:
+        raise ValueError(f"model.path {path!r} names no vocab_size in its config.json; it is not a language model")
+    return int(rows)
+
+
 def check_vocabulary(module: Any, tokenizer: Tokenizer, config: ModelConfig) -> None:
     """Refuse a tokenizer whose ids go beyond the model's embedding."""
     rows = module.get_input_embeddings().num_embeddings

@@ -16,7 +16,7 @@ from typing import Any
 ROOT = Path("runs")
 
 
-def free_path(name: str, out: str | None) -> Path:
+def free_path(name: str, out: str | None, option: str = "--out") -> Path:
     """Where a new run goes: `out` if given, else runs/<name> or the next free number after it.
 
     Raises:
@@ -24,13 +24,15 @@ def free_path(name: str, out: str | None) -> Path:
     """
     path = Path(out) if out is not None else _next_free(name)
     if path.exists():
-        raise ValueError(f"--out {out!r} exists; runs are never overwritten: name another, or `treeward resume {out}`")
+        raise ValueError(
+            f"{option} {out!r} exists; runs are never overwritten: name another, or `treeward resume {out}`"
+        )
     parent = next(p for p in path.absolute().parents if p.exists())
     try:
         tempfile.TemporaryDirectory(dir=parent).cleanup()
     except OSError as problem:
         raise ValueError(
-            f"--out {str(path)!r} cannot be written ({problem.strerror} in {str(parent)!r}); name another place"
+            f"{option} {str(path)!r} cannot be written ({problem.strerror} in {str(parent)!r}); name another place"
         ) from None
     return path
 

@@ -1,0 +1,183 @@
+"""Prepared data on disk: token trees with their texts by part, and what they were made with.
+
+DIR/
+  prepared.json       tokenizer, template, data options, account, rows by part
+  train.jsonl  validation.jsonl  test.jsonl       one tree a line: ids, and the text they came from
+
+`data.source=DIR` reads it back. The ids fit one tokenizer alone, so another is refused; so is an option that would have
+made other trees.
+"""
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from treeward.data.render import Account, Tokenizer, end_id
+from treeward.data.splits import PARTS, Part
+from treeward.trees.text import Tree
+from treeward.trees.tokens import TokenTree
+
+FILE = "prepared.json"
+SCHEMA = 1
+BRANCHES = {"prompts": 0, "sft": 1, "pairs": 2, "ranked": 2, "graded": 2}
+"""Responses a tree has, by the purpose it was prepared for."""
+
+Facts = dict[str, Any]
+AGAIN = "prepare the data again with `treeward inspect --save`"
+
+
+@runtime_checkable
+class Trees(Protocol):
+    """What is kept of prepared data."""
+
+    parts: dict[Part, list[TokenTree]]
+    texts: dict[Part, list[Tree]]
+    account: Account
+    format: str
+    best_accuracy: float | None
+
+
+@dataclass
+class Stored:
+    """What was kept, read back."""
+
+    parts: dict[Part, list[TokenTree]]
+    texts: dict[Part, list[Tree]]
+    account: Account
+    format: str
+    best_accuracy: float | None
+
+
+def is_prepared(source: str) -> bool:
+    """Whether this directory holds prepared data."""
+    return (Path(source) / FILE).is_file()
+
+
+def save(path: Path, trees: Trees, tokenizer: Tokenizer, options: Mapping[str, Any], purpose: str) -> None:
+    """Write to a new directory, whole or not at all. `options` are the data's, as a mapping.
+
+    Raises:
+        ValueError: the directory exists.
+    """
+    if path.exists():
+        raise ValueError(f"{str(path)!r} exists; prepared data is never overwritten: name another directory")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.mkdir()
+    try:
+        for part in PARTS:
+            with (temporary / f"{part}.jsonl").open("w", encoding="utf-8") as file:
+                file.writelines(map(_line, trees.parts[part], trees.texts[part]))
+        facts = {
+            "schema": SCHEMA, "purpose": purpose, "format": trees.format, **_made_with(trees.texts, tokenizer),
+            "data": dict(options), "account": vars(trees.account), "best_accuracy": trees.best_accuracy,
+            "rows": {part: len(trees.parts[part]) for part in PARTS},
+        }  # fmt: skip
+        (temporary / FILE).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def load(
+    source: str, options: Mapping[str, Any], defaults: Mapping[str, Any], tokenizer: Tokenizer, purpose: str
+) -> Stored:
+    """What `save` wrote; pairs also serve sft (the chosen response) and prompts, sft also serves prompts.
+
+    `options` are the data's as asked for now; each must be its default or what was saved.
+
+    Raises:
+        ValueError: another tokenizer or template, an option that differs, a purpose that these trees cannot serve, or a
+            damaged directory.
+    """
+    try:
+        facts = json.loads((Path(source) / FILE).read_text(encoding="utf-8"))
+        _agree(source, options, defaults, facts["data"])
+        made = facts["purpose"]
+        if BRANCHES[made] < BRANCHES[purpose]:
+            raise ValueError(f"data.source {source!r} was prepared for {made}, not {purpose}; {AGAIN}")
+        read = {part: _part(source, part, facts["rows"][part]) for part in PARTS}
+    except (KeyError, OSError, TypeError, json.JSONDecodeError) as problem:
+        raise ValueError(f"data.source {source!r} is damaged ({problem}); {AGAIN}") from None
+    if made != purpose:
+        read = {part: [_fewer(*pair, BRANCHES[purpose]) for pair in pairs] for part, pairs in read.items()}
+    texts = {part: [text for _, text in pairs] for part, pairs in read.items()}
+    _same_tokenizer(source, facts, _made_with(texts, tokenizer))
+    losses: Facts = {k: Counter(v) if isinstance(v, dict) else v for k, v in facts["account"].items()}
+    best = facts["best_accuracy"] if purpose == "pairs" else None
+    return Stored({part: [ids for ids, _ in pairs] for part, pairs in read.items()}, texts, Account(**losses),
+                  facts["format"], best)  # fmt: skip
+
+
+def fingerprint(tokenizer: Tokenizer) -> str:
+    """SHA-256 of the vocabulary, tokens sorted."""
+    return sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
+
+
+def _made_with(texts: Mapping[Part, list[Tree]], tokenizer: Tokenizer) -> Facts:
+    """What decides the ids of these trees: the vocabulary, the end token, and for chats the template."""
+    chats = any(isinstance(tree.prompt, tuple) for trees in texts.values() for tree in trees)
+    return {
+        "tokenizer": str(getattr(tokenizer, "name_or_path", "")), "vocabulary": len(tokenizer.get_vocab()),
+        "fingerprint": fingerprint(tokenizer), "end": end_id(tokenizer, chats),
+        "template": tokenizer.chat_template if chats else None,
+    }  # fmt: skip
+
+
+def _same_tokenizer(source: str, saved: Facts, ours: Facts) -> None:
+    for key, what in (("fingerprint", "tokenizer"), ("end", "end token"), ("template", "chat template")):
+        if saved[key] != ours[key]:
+            raise ValueError(
+                f"data.source {source!r} was prepared with another {what}: that of {saved['tokenizer']!r} "
+                f"({saved['vocabulary']} tokens), not {ours['tokenizer']!r} ({ours['vocabulary']}); use that one, or "
+                f"{AGAIN}"
+            )
+
+
+def _agree(source: str, options: Mapping[str, Any], defaults: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    for name, value in options.items():
+        made = saved.get(name, defaults[name])
+        if name != "source" and value not in (defaults[name], made):
+            raise ValueError(
+                f"data.{name} is {value!r}, but data.source {source!r} was prepared with {made!r}; leave it out, or "
+                f"{AGAIN}"
+            )
+
+
+def _part(source: str, part: Part, rows: int) -> list[tuple[TokenTree, Tree]]:
+    with (Path(source) / f"{part}.jsonl").open(encoding="utf-8", newline="\n") as file:
+        found = [_read(line) for line in file]
+    if len(found) != rows:
+        raise ValueError(f"data.source {source!r} is damaged ({part}.jsonl has {len(found)} rows, not {rows}); {AGAIN}")
+    return found
+
+
+def _line(ids: TokenTree, text: Tree) -> str:
+    kept = {field.name: getattr(ids, field.name) for field in fields(ids)}
+    return f'{{"ids": {json.dumps(kept, ensure_ascii=False)}, "text": {text.to_json()}}}\n'
+
+
+def _read(line: str) -> tuple[TokenTree, Tree]:
+    row = json.loads(line)
+    return TokenTree(**{name: _fixed(value) for name, value in row["ids"].items()}), Tree.from_json(
+        json.dumps(row["text"])
+    )
+
+
+def _fixed(value: Any) -> Any:
+    """Lists as tuples, all the way down."""
+    if not isinstance(value, list):
+        return value
+    return tuple(map(_fixed, value)) if value and isinstance(value[0], list) else tuple(value)
+
+
+def _fewer(ids: TokenTree, text: Tree, keep: int) -> tuple[TokenTree, Tree]:
+    fewer = replace(ids, branches=ids.branches[:keep], ratings=ids.ratings[:keep])
+    return fewer, Tree(text.prompt, text.responses[:keep], text.group)

@@ -1,0 +1,145 @@
+"""Eight rows whose every figure was computed by hand, and sources of each format."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from treeward.data.inspect import Inspection, gather, inspect
+from treeward.data.prepare import DataConfig
+
+ROWS: list[dict[str, Any]] = [
+    {"prompt": "w3 w4", "chosen": "w5 w6 w7", "rejected": "w5", "chosen_rating": 4, "rejected_rating": 2},
+    {"prompt": "w3 w5", "chosen": "w8", "rejected": "w9 w10", "chosen_rating": 3, "rejected_rating": 3},
+    {"prompt": "w4 w5 w6", "chosen": "w8 w9", "rejected": "w10 w11", "chosen_rating": 1, "rejected_rating": 2},
+    {"prompt": "w3 w4", "chosen": "w5 w6 w7", "rejected": "w5", "chosen_rating": 4, "rejected_rating": 2},
+    {"prompt": "w7", "chosen": "w8", "rejected": "w8", "chosen_rating": 1, "rejected_rating": 1},
+    {"prompt": "w7", "chosen": "w8", "rejected": " ", "chosen_rating": 1, "rejected_rating": 0},
+    {"prompt": " W4  w5 w6", "chosen": "w10 w11", "rejected": "w8 w9", "chosen_rating": 2, "rejected_rating": 1},
+    {"prompt": None, "chosen": "w8", "rejected": "w9", "chosen_rating": 1, "rejected_rating": 0},
+]
+
+
+def written(path: Path, rows: list[dict[str, Any]]) -> str:
+    (path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path / "rows.jsonl")
+
+
+def inspected(path: Path, rows: list[dict[str, Any]], tokenizer: Any = None, **named: Any) -> Inspection:
+    config = DataConfig(**{"source": written(path, rows), "validation": 0.0, "test": 0.2, **named})
+    return inspect(config, gather(config), {} if tokenizer is None else {"tiny": tokenizer})
+
+
+def test_eight_rows_by_hand(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    found = inspected(tmp_path, ROWS, tiny_tokenizer).flat()
+    expected = {
+        "rows": 8, "used": 5, "pairs": 5, "prompts": 4, "prompts_used": 3, "identical_pairs": 1,
+        "differing_prompts": 0, "empty_responses": 1, "other_dropped": 1, "duplicates": 1, "contradictions": 1,
+        "prompts_in_both_splits": 0, "held_out_leaked": 0, "own_split": False,
+        "rated_pairs": 5, "ties": 1, "rating_disagreements": 1, "mean_rating_gap": 0.8, "rating_gap_median": 1.0,
+        "rating_gap_max": 2.0, "prompt_mean": 2.4, "chosen_mean": 3.2, "rejected_mean": 2.6, "mean_length": 2.9,
+        "whole_mean": 5.3, "share_under_64": 1.0, "share_64_127": 0.0, "share_over_127": 0.0,
+        "longer_wins": 0.6, "longer_wins_n": 5, "longer_wins_characters": 0.6, "longer_wins_unequal_n": 3,
+        "cut_responses_64": 0, "identical_at_64": 0,
+    }  # fmt: skip
+    assert {key: found[key] for key in expected} == pytest.approx(expected)
+    assert found["longer_wins_unequal"] == pytest.approx(2 / 3)
+    assert found["length_correlation"] == pytest.approx(7.5 / (9 * 9.5) ** 0.5)
+    assert found["other_reasons"].startswith("1 unreadable; row 7: columns 'chosen' and 'rejected' are plain text")
+    assert found["train_rows"] + found["test_rows"] == 5
+    assert found["validation_rows"] == 0
+    assert [tokens["tokenizer"] for tokens in found["tokens"]] == ["tiny"]
+
+
+def test_wilson_of_three_in_five(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    found = inspected(tmp_path, ROWS, tiny_tokenizer).flat()
+    assert (found["longer_wins_low"], found["longer_wins_high"]) == pytest.approx((0.2307, 0.8824), abs=1e-4)
+
+
+def test_pairs_alike_until_a_limit_become_identical(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    same = "w5 w6 w7"
+    rows = [{"prompt": f"w{n + 3}", "chosen": f"{same} w8", "rejected": f"{same} w9 w9"} for n in range(5)]
+    found = inspected(tmp_path, rows, tiny_tokenizer, max_response=3).flat()
+    assert found["identical_at_3"] == 5
+    assert found["identical_at_64"] == 0
+    found = inspected(tmp_path, rows, tiny_tokenizer, max_response=4).flat()
+    assert found["identical_at_4"] == 0
+
+
+def test_a_given_split_is_honoured_and_its_leaks_counted(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    row = {"chosen": "w8", "rejected": "w9"}
+    rows = [{"prompt": f"w{n + 3}", **row, "split": "train" if n < 6 else "test"} for n in range(10)]
+    clean = inspected(tmp_path, rows, tiny_tokenizer).flat()
+    assert (clean["train_rows"], clean["test_rows"], clean["own_split"]) == (6, 4, True)
+    assert clean["prompts_in_both_splits"] == 0
+    leaking = [*rows, {"prompt": "W3 ", **row, "split": "test"}, {"prompt": "w4", **row, "split": "test"}]
+    found = inspected(tmp_path, leaking, tiny_tokenizer).flat()
+    assert (found["prompts_in_both_splits"], found["held_out_leaked"]) == (2, 2)
+
+
+def test_the_built_in_split_is_that_of_training(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    from treeward.data.prepare import prepare
+
+    rows = [{"prompt": f"w{n % 40} w{n // 40}", "chosen": "w8", "rejected": "w9"} for n in range(200)]
+    config = DataConfig(source=written(tmp_path, rows), validation=0.1, test=0.2)
+    found = inspect(config, gather(config), {"tiny": tiny_tokenizer}).flat()
+    trained = prepare(config, tiny_tokenizer, "pairs")
+    for part, trees in trained.parts.items():
+        assert found[f"{part}_rows"] == len(trees) > 0
+
+
+def test_labelled_text_is_paired_inside_its_split(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    rows = [{"text": f"w{n} w{n + 1}", "label": n % 2} for n in range(3, 53)]
+    both = [*rows, {"text": "w3 w4", "label": 0}]
+    found = inspected(tmp_path, both, tiny_tokenizer).flat()
+    assert (found["format"], found["purpose"], found["rows"], found["used"]) == ("text", "pairs", 51, 51)
+    assert found["pairs"] <= 25
+    assert found["contradictions"] == 1
+    assert (found["duplicates"], found["rated_pairs"], found["mean_rating_gap"]) == (1, 0, None)
+
+
+@pytest.mark.parametrize(
+    ("row", "purpose", "missing"),
+    [
+        ({"prompt": "w3", "completion": "w4 w5"}, "sft", "chosen_mean"),
+        ({"text": "w3 w4"}, "sft", "longer_wins"),
+        ({"prompt": "w3 w4 w5"}, "prompts", "response_mean"),
+    ],
+)  # fmt: skip
+def test_other_formats_have_fewer_figures(
+    row: dict[str, Any], purpose: str, missing: str, tmp_path: Path, tiny_tokenizer: Any
+) -> None:
+    found = inspected(tmp_path, [row], tiny_tokenizer).flat()
+    assert (found["purpose"], found["pairs"], found["floor"]) == (purpose, None, None)
+    assert found["mean_length"] == 3
+    assert missing not in found
+
+
+def test_messages_without_a_template_are_counted_as_their_text(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    spoken = [{"role": "user", "content": "w3 w4 w5"}]
+    rows = [{"chosen": [*spoken, {"role": "assistant", "content": "w6"}],
+             "rejected": [*spoken, {"role": "assistant", "content": "w7 w8"}]}]  # fmt: skip
+    found = inspected(tmp_path, rows, tiny_tokenizer).flat()
+    assert found["templated"] is False
+    assert (found["prompt_mean"], found["chosen_mean"], found["rejected_mean"]) == (3, 2, 3)
+
+
+def test_ids_beyond_the_model(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    config = DataConfig(source=written(tmp_path, ROWS[:2]), validation=0.0, test=0.2)
+    found = inspect(config, gather(config), {"tiny": tiny_tokenizer}, embedding_rows=10).flat()
+    assert (found["vocabulary"], found["embedding_rows"], found["ids_beyond_model"]) == (64, 10, 54)
+    assert found["tokens_beyond_model"] == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"question": "?", "answer": "!"}], "the columns answer, question fit no format"),
+        ([{"prompt": "w3", "good": "w4", "bad": "w5"}], "fit no format"),
+        ([{"prompt": "w3", "chosen": "w4", "rejected": "w5", "split": "elsewhere"}], "'elsewhere'"),
+    ],
+)  # fmt: skip
+def test_wrong_columns_are_refused(rows: list[dict[str, Any]], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        gather(DataConfig(source=written(tmp_path, rows)))

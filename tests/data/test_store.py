@@ -1,0 +1,103 @@
+"""Prepared data on disk: read back equal, and refused where the ids would be wrong."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from treeward.data import store, world
+from treeward.data.prepare import DataConfig, Prepared, prepare
+from treeward.data.shapes import Purpose
+
+CONFIG = DataConfig(limit=60, validation=0.1, test=0.2, max_response=12)
+
+
+def saved(path: Path, purpose: Purpose = "pairs") -> tuple[str, Prepared]:
+    found = prepare(CONFIG, world.tokenizer(), purpose)
+    store.save(path / "kept", found, world.tokenizer(), asdict(CONFIG), purpose)
+    return str(path / "kept"), found
+
+
+def test_what_was_saved_is_read_back(tmp_path: Path) -> None:
+    place, found = saved(tmp_path)
+    assert found.account.cut
+    again = prepare(DataConfig(source=place), world.tokenizer(), "pairs")
+    assert again == found
+    assert all(again.parts[part] for part in again.parts)
+
+
+def test_every_field_of_a_token_tree_survives(tmp_path: Path) -> None:
+    """The round trip goes by the fields there are, whatever they are."""
+    place, found = saved(tmp_path)
+    again = prepare(DataConfig(source=place), world.tokenizer(), "pairs")
+    assert [vars(tree) for tree in again.train] == [vars(tree) for tree in found.train]
+
+
+@pytest.mark.parametrize(("purpose", "branches"), [("sft", 1), ("prompts", 0)])
+def test_pairs_serve_for_less(purpose: Purpose, branches: int, tmp_path: Path) -> None:
+    place, found = saved(tmp_path)
+    again = prepare(DataConfig(source=place), world.tokenizer(), purpose)
+    assert [tree.branches for tree in again.train] == [tree.branches[:branches] for tree in found.train]
+    assert [text.responses for text in again.texts["test"]] == [t.responses[:branches] for t in found.texts["test"]]
+    assert again.best_accuracy is None
+
+
+def test_prompts_do_not_serve_for_pairs(tmp_path: Path) -> None:
+    place, _ = saved(tmp_path, "prompts")
+    with pytest.raises(ValueError, match="was prepared for prompts, not pairs"):
+        prepare(DataConfig(source=place), world.tokenizer(), "pairs")
+
+
+def test_another_tokenizer_is_refused(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    place, _ = saved(tmp_path)
+    with pytest.raises(ValueError, match=r"another tokenizer: .*\(91 tokens\), not .*\(64\)"):
+        prepare(DataConfig(source=place), tiny_tokenizer, "pairs")
+
+
+def test_a_permuted_vocabulary_is_another_tokenizer() -> None:
+    from tokenizers import Tokenizer, models
+
+    def made(words: list[str]) -> PreTrainedTokenizerFast:
+        core = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="a"))
+        return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="a", eos_token="a")
+
+    assert store.fingerprint(made(["a", "b", "c"])) == store.fingerprint(made(["a", "b", "c"]))
+    assert store.fingerprint(made(["a", "b", "c"])) != store.fingerprint(made(["a", "c", "b"]))
+
+
+@pytest.mark.parametrize("change", [{"max_response": 8}, {"limit": 10}, {"test": 0.3}, {"columns": {"prompt": "x"}}])
+def test_an_option_that_differs_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
+    place, _ = saved(tmp_path)
+    with pytest.raises(ValueError, match=rf"data\.{next(iter(change))} is .* was prepared with"):
+        prepare(DataConfig(source=place, **change), world.tokenizer(), "pairs")
+
+
+def test_an_option_that_repeats_what_was_saved_is_accepted(tmp_path: Path) -> None:
+    place, found = saved(tmp_path)
+    config = DataConfig(source=place, limit=60, test=0.2, max_response=12)
+    assert prepare(config, world.tokenizer(), "pairs") == found
+
+
+def test_damage_is_refused(tmp_path: Path) -> None:
+    place, _ = saved(tmp_path)
+    file = Path(place) / "train.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(ValueError, match=r"damaged \(train\.jsonl has"):
+        prepare(DataConfig(source=place), world.tokenizer(), "pairs")
+    facts = json.loads((Path(place) / "prepared.json").read_text())
+    (Path(place) / "prepared.json").write_text(json.dumps({k: v for k, v in facts.items() if k != "purpose"}))
+    with pytest.raises(ValueError, match="damaged"):
+        prepare(DataConfig(source=place), world.tokenizer(), "pairs")
+
+
+def test_nothing_is_overwritten_or_left_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, found = saved(tmp_path)
+    with pytest.raises(ValueError, match="exists"):
+        store.save(Path(place), found, world.tokenizer(), asdict(CONFIG), "pairs")
+    monkeypatch.setattr(store, "fingerprint", lambda tokenizer: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        store.save(tmp_path / "other", found, world.tokenizer(), asdict(CONFIG), "pairs")
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
