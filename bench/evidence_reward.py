@@ -65,7 +65,7 @@ def questions() -> dict[str, Question]:
         "model": small("smollm2-135m-instruct-rebuilt", 49152, 2), "epochs": 6, "batch_size": 32, "lr": 1e-3,
         "data": {"source": str(DATA / "graded/sf_binarized.jsonl.gz"), "test": 0.25, "max_prompt": 256},
     }  # fmt: skip
-    world = {"model": {"path": "world"}, "epochs": 4, "batch_size": 64, "lr": 2e-3, "data": {"source": "world:20000"}}
+    world = {"model": {"path": "world"}, "epochs": 4, "batch_size": 64, "lr": 2e-3, "data": {"source": "world:12000"}}
     rated = {
         "model": {"path": "world"}, "epochs": 4, "batch_size": 64, "lr": 2e-3,
         "data": {"source": "world-graded:12000"},
@@ -73,8 +73,8 @@ def questions() -> dict[str, Question]:
     grades = {"kind": "graded", "scale": [-2.5, 2.0]}
     return {
         "sentences": Question(sentences),
-        "helpful-base": Question(dialogue("helpful-base")),
-        "harmless-base": Question(dialogue("harmless-base")),
+        "helpful-base": Question(dialogue("helpful-base"), dict(list(HEADS.items())[:2])),
+        "harmless-base": Question(dialogue("harmless-base"), dict(list(HEADS.items())[:2])),
         "graded": Question(graded, {**HEADS, "joint": JOINT}),
         "world": Question(world),
         "world-graded": Question(

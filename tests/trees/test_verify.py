@@ -187,3 +187,13 @@ def test_sdpa_becomes_our_attention_and_gives_the_same_plain_numbers(tiny: Build
     TreeLM(module)
     assert module.config._attn_implementation == NAME
     assert torch.equal(module(input_ids=ids).logits, before)
+
+
+def test_scoring_verifies_values_alone_and_training_after_it_gradients_too(tiny: Build, grow: Build) -> None:
+    model = TreeLM(tiny("llama"))
+    with torch.no_grad():
+        verified(model, grow(3))
+    assert model.backend == "tree"
+    assert not model.verified_gradients
+    verified(model, grow(3))
+    assert model.verified_gradients

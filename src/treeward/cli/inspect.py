@@ -1,4 +1,4 @@
-"""`treeward inspect DATA [--tokenizer T].. [--model DIR] [--out DIR] [--save DIR] [--data.limit N ...]`."""
+"""`treeward inspect DATA|RECIPE [--tokenizer T].. [--model DIR] [--out DIR] [--save DIR] [--data.limit N ...]`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from treeward.jobs import settings
 from treeward.jobs.inspect import InspectRun, inspect
 from treeward.report.inspection_tables import text
 
-USAGE = "treeward inspect DATA [--tokenizer T].. [--model DIR] [--out DIR] [--save DIR] [--data.KEY VALUE ...]"
+USAGE = "treeward inspect DATA|RECIPE [--tokenizer T].. [--model DIR] [--out DIR] [--save DIR] [--data.KEY VALUE ...]"
 
 
 def run(verb: str, arguments: Sequence[str]) -> int:
@@ -30,19 +30,25 @@ def run(verb: str, arguments: Sequence[str]) -> int:
 
 
 def configured(words: Words) -> InspectRun:
-    """The configuration of a command line; DATA is data.source.
+    """The configuration of a command line; DATA is data.source, unless it is the name of a recipe for inspect.
 
     Raises:
         ValueError: no data or more than one is named, an unknown key or a bad value.
     """
-    options = dict(words.options)
-    places = len(words.places) + ("data.source" in options)
-    if places != 1:
-        raise ValueError(f"inspect takes one DATA, not {places}; usage: {USAGE}")
     default = InspectRun().data
     base: dict[str, Any] = {"data": {"validation": default.validation, "test": default.test}}
-    if words.places:
-        base["data"]["source"] = words.places[0]
+    places = list(words.places)
+    if places and places[0] in settings.recipes():
+        recipe = settings.recipe(places.pop(0))
+        command = recipe.pop("command")
+        if command != "inspect":
+            raise ValueError(f"recipe {words.places[0]!r} is for `treeward {command}`, not inspect")
+        base = settings.merge(base, recipe)
+    sources = len(places) + ("data.source" in dict(words.options))
+    if sources != 1 and not (sources == 0 and "source" in base["data"]):
+        raise ValueError(f"inspect takes one DATA, not {sources}; usage: {USAGE}")
+    if places:
+        base["data"]["source"] = places[0]
     tokenizers = [value for key, value in words.options if key == "tokenizer"]
     others = Words((), tuple(option for option in words.options if option[0] != "tokenizer"), words.flags)
-    return settings.build(InspectRun, overridden(others, base | {"tokenizer": tokenizers}))
+    return settings.build(InspectRun, overridden(others, base | ({"tokenizer": tokenizers} if tokenizers else {})))

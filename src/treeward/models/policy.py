@@ -78,9 +78,9 @@ def token_logps(policy: Policy, trees: Sequence[Tree | TokenTree]) -> list[list[
         ValueError: a path is longer than the model's positions.
     """
     planted = tokenised(trees, policy.tokenizer)
-    verified(policy.tree, planted)
     found: dict[int, list[Tensor]] = {}
     with torch.no_grad():
+        verified(policy.tree, planted)
         for forest in pack(planted, policy.token_budget, policy.tree.positions):
             parts = policy.tree(forest).cpu().split([len(b) for tree in forest.sources for b in tree.branches])
             for tree in forest.sources:
@@ -102,12 +102,12 @@ def branch_logps(policy: Policy, trees: Sequence[Tree | TokenTree]) -> Float[Ten
 
 def branch_sums(tree: TreeLM, trees: Sequence[TokenTree], budget: int) -> Float[Tensor, "N"]:
     """`branch_logps` of a bare module; verified for these trees, without gradient."""
-    verified(tree, trees)
 
     def sums(forest: Forest) -> Tensor:
         return sum_by_branch(tree(forest), forest.scored_branch.to(tree.device), forest.branches)
 
     with torch.no_grad():
+        verified(tree, trees)
         return in_order(trees, pack(trees, budget, tree.positions), sums)
 
 

@@ -100,8 +100,8 @@ class RewardModel:
             ValueError: a path is longer than the model's positions.
         """
         planted = tokenised(trees, self.tokenizer)
-        verified(self.tree, planted)
         with torch.no_grad():
+            verified(self.tree, planted)
             return in_order(planted, pack(planted, self.token_budget, self.tree.positions), self.tree)
 
     def score(self, trees: Sequence[Tree | TokenTree]) -> Float[Tensor, "N"]:

@@ -1,6 +1,7 @@
 """Is the packed forward pass the plain one? Values and gradients, on real trees, before the first step.
 
-The comparison runs without autocast: it tests the layout, not rounding.
+The comparison runs without autocast: it tests the layout, not rounding. Under `torch.no_grad()` values alone are
+compared, which is all that scoring needs; training after that verifies again.
 """
 
 import logging
@@ -69,12 +70,16 @@ def verify(model: TreeModule, trees: Sequence[TokenTree]) -> Verification:
     if result.fallback:
         log.info("one row a branch: %s", result.fallback)
     model.backend, model.verified_path = result.backend, longest
+    model.verified_gradients = torch.is_grad_enabled()
     return result
 
 
 def verified(model: TreeModule, trees: Sequence[TokenTree]) -> None:
-    """Verify unless that has been done for paths as long as these."""
-    if trees and (model.backend is None or max(tree.longest_path for tree in trees) > model.verified_path):
+    """Verify unless that has been done for paths as long as these, with gradients where they are recorded now."""
+    if not trees:
+        return
+    known = model.verified_gradients or not torch.is_grad_enabled()
+    if model.backend is None or not known or max(tree.longest_path for tree in trees) > model.verified_path:
         verify(model, trees)
 
 
@@ -127,7 +132,7 @@ def _deviations(model: TreeModule, trees: Sequence[TokenTree]) -> tuple[float, f
 
     One graph lives at a time: the packed one, then each plain row's.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    parameters = [p for p in model.parameters() if p.requires_grad] if torch.is_grad_enabled() else []
     packed = model(plant(trees))
     weights = torch.randn(packed.shape, generator=torch.Generator().manual_seed(0)).to(packed)
     difference = _gradients((packed * weights).sum(), parameters)
