@@ -15,7 +15,8 @@ from treeward.data.floor import floor
 from treeward.data.prepare import prepare
 from treeward.jobs import settings
 from treeward.jobs.members import train_members
-from treeward.jobs.options import RewardRun
+from treeward.jobs.options import RewardRun, SFTRun
+from treeward.jobs.train import train
 from treeward.models.loading import load_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,6 +27,7 @@ HEADS: dict[str, dict[str, Any]] = {
     "categorical": {"head": {"kind": "categorical"}},
     "ordinal": {"head": {"kind": "ordinal"}},
 }
+TWO = {name: HEADS[name] for name in ("scalar", "categorical")}
 JOINT: dict[str, Any] = {"head": {"kind": "categorical"}, "loss": {"kind": "joint", "weight": 0.3}}
 
 
@@ -55,8 +57,8 @@ def dialogue(name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def questions() -> dict[str, Question]:
-    """Every question by its name."""
+def questions(start: Path) -> dict[str, Question]:
+    """Every question by its name; `start` is a policy that knows the world's grammar."""
     sentences = {
         "model": small("gpt2", 50257, 50256), "epochs": 4, "batch_size": 64, "lr": 1e-3,
         "data": {"source": str(DATA / "sentiment/rt_polarity.jsonl.gz"), "format": "text", "max_response": 96},
@@ -65,18 +67,16 @@ def questions() -> dict[str, Question]:
         "model": small("smollm2-135m-instruct-rebuilt", 49152, 2), "epochs": 6, "batch_size": 32, "lr": 1e-3,
         "data": {"source": str(DATA / "graded/sf_binarized.jsonl.gz"), "test": 0.25, "max_prompt": 256},
     }  # fmt: skip
-    world = {"model": {"path": "world"}, "epochs": 4, "batch_size": 64, "lr": 2e-3, "data": {"source": "world:12000"}}
-    rated = {
-        "model": {"path": "world"}, "epochs": 4, "batch_size": 64, "lr": 2e-3,
-        "data": {"source": "world-graded:12000"},
-    }  # fmt: skip
+    read = {"model": {"path": str(start)}, "epochs": 2, "batch_size": 64, "lr": 1e-3}
+    world = {**read, "data": {"source": "world:16000"}}
+    rated = {**read, "data": {"source": "world-graded:6000"}}
     grades = {"kind": "graded", "scale": [-2.5, 2.0]}
     return {
         "sentences": Question(sentences),
-        "helpful-base": Question(dialogue("helpful-base"), dict(list(HEADS.items())[:2])),
-        "harmless-base": Question(dialogue("harmless-base"), dict(list(HEADS.items())[:2])),
+        "helpful-base": Question(dialogue("helpful-base"), TWO),
+        "harmless-base": Question(dialogue("harmless-base"), TWO),
         "graded": Question(graded, {**HEADS, "joint": JOINT}),
-        "world": Question(world),
+        "world": Question(world, TWO),
         "world-graded": Question(
             rated,
             {
@@ -100,6 +100,13 @@ def measured(name: str, setting: str, question: Question, out: Path) -> dict[str
 def plan(question: Question, setting: str) -> dict[str, Any]:
     """The mapping of one setting's configuration."""
     return {**question.common, **question.settings[setting], "require": "any"}
+
+
+def world_sft(out: Path) -> dict[str, Any]:
+    """The recipe world-sft, into `out`."""
+    return {name: value for name, value in settings.recipe("world-sft").items() if name != "command"} | {
+        "out": str(out)
+    }
 
 
 def floor_of(question: Question) -> str:
@@ -144,12 +151,15 @@ def main() -> None:
     """Train what is missing and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--only", nargs="+", choices=sorted(questions()), default=list(questions()))
+    parser.add_argument("--only", nargs="+", metavar="NAME")
     asked = parser.parse_args()
+    known = questions(asked.out / "sft" / "model")
     head = "| data | model | first member; each seed | mean of 3 (gain) | WARM of 3 (gain) | ECE | verdicts |"
     rows = [head, "|---|---|---|---|---|---|---|"]
-    for name in asked.only:
-        rows += lines(name, questions()[name], asked.out)
+    for name in asked.only or known:
+        if name.startswith("world") and not (asked.out / "sft").exists():
+            train(settings.build(SFTRun, world_sft(asked.out / "sft")))
+        rows += lines(name, known[name], asked.out)
         print("\n".join(rows), flush=True)
         rows = []
 

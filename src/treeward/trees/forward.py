@@ -30,7 +30,8 @@ class TreeModule(nn.Module):
     """What both kinds share: the wrapped public model, the backend and the precision of the products.
 
     `backend` is None until `verify` has chosen "tree" or "rows" for paths of up to `verified_path` tokens, unless one
-    is given, which `verify` then tests (`verified_gradients`: not by values alone); `precision` "bf16" runs products under autocast, weights keep their dtype.
+    is given, which `verify` then tests; `verified_gradients` says whether it looked at more than values. `precision`
+    "bf16" runs products under autocast, weights keep their dtype.
     """
 
     def __init__(self, module: nn.Module, precision: Precision = "fp32", backend: Backend | None = None) -> None:
