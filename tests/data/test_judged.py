@@ -66,7 +66,7 @@ def rated(*grades: float, prompt: str = "q") -> list[Tree]:
 def test_single_responses_to_a_prompt_are_one_tree() -> None:
     dropped: Counter[str] = Counter()
     found = shaped([*rated(1.0, 3.0), *rated(2.0, prompt="other")], "graded", dropped)
-    assert [[r.text for r in tree.responses] for tree in found] == [["a0", "a1"], ["a0"]]
+    assert [[r.text for r in tree.responses] for tree in found] == [["a1", "a0"], ["a0"]]
     assert not dropped
 
 

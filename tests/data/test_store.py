@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from treeward.data import store, world
 from treeward.data.prepare import DataConfig, Prepared, prepare
+from treeward.data.render import vocabulary_hash
 from treeward.data.shapes import Purpose
 
 CONFIG = DataConfig(limit=60, validation=0.1, test=0.2, max_response=12)
@@ -64,8 +65,8 @@ def test_a_permuted_vocabulary_is_another_tokenizer() -> None:
         core = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="a"))
         return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="a", eos_token="a")
 
-    assert store.fingerprint(made(["a", "b", "c"])) == store.fingerprint(made(["a", "b", "c"]))
-    assert store.fingerprint(made(["a", "b", "c"])) != store.fingerprint(made(["a", "c", "b"]))
+    assert vocabulary_hash(made(["a", "b", "c"])) == vocabulary_hash(made(["a", "b", "c"]))
+    assert vocabulary_hash(made(["a", "b", "c"])) != vocabulary_hash(made(["a", "c", "b"]))
 
 
 @pytest.mark.parametrize("change", [{"max_response": 8}, {"limit": 10}, {"test": 0.3}, {"columns": {"prompt": "x"}}])
@@ -97,7 +98,7 @@ def test_nothing_is_overwritten_or_left_half(tmp_path: Path, monkeypatch: pytest
     place, found = saved(tmp_path)
     with pytest.raises(ValueError, match="exists"):
         store.save(Path(place), found, world.tokenizer(), asdict(CONFIG), "pairs")
-    monkeypatch.setattr(store, "fingerprint", lambda tokenizer: 1 / 0)
+    monkeypatch.setattr(store, "vocabulary_hash", lambda tokenizer: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         store.save(tmp_path / "other", found, world.tokenizer(), asdict(CONFIG), "pairs")
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]

@@ -1,6 +1,7 @@
 """What is measured of reward models, on outputs that are written out."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -54,6 +55,7 @@ def test_lists_give_every_pair_that_the_ratings_tell_apart() -> None:
 
 
 def test_equal_ratings_leave_no_pair() -> None:
+    assert judged(Scalar(), [tree(1, 1, ratings=((2.0,), (2.0,)))], [[3.0], [1.0]]).pairs() is None
     assert judged(Scalar(), [tree(1, 1, 1, ratings=((2.0,),) * 3)], [[3.0], [1.0], [0.0]]).pairs() is None
 
 
@@ -112,3 +114,11 @@ def test_calibration_facts_split_their_halves_by_group() -> None:
     assert 120 < facts["n_temperature"] < 280
     assert facts["ece"]["low"] <= facts["ece"]["value"] <= facts["ece"]["high"] + 0.05
     assert sum(point["n"] for point in facts["reliability"]) == 400
+
+
+def test_subsets_are_reported_apart() -> None:
+    trees = [replace(tree(1, 2, group=str(n)), subset=("easy", "hard", "")[n % 3]) for n in range(9)]
+    table = judged(Scalar(), trees, [[x] for n in range(9) for x in ((1.0, 0.0) if n % 3 == 0 else (0.0, 1.0))]).pairs()
+    assert table is not None
+    found = rewards.subset_facts(table, trees)
+    assert {name: (facts["value"], facts["n"]) for name, facts in found.items()} == {"easy": (1.0, 3), "hard": (0.0, 3)}

@@ -31,6 +31,7 @@ def test_json_is_one_line_with_letters_as_they_are() -> None:
         "prompt": "Où ?\nLà",
         "responses": [{"text": " là", "finished": True, "score": None, "grades": []}],
         "group": "où ? là",
+        "subset": "",
     }
 
 

@@ -25,7 +25,7 @@ class DataConfig:
     split: str | None = None
     """Read only this split of a source that has several."""
     columns: dict[str, str] = field(default_factory=dict)
-    """Renames: {ours: theirs}, such as {prompt: instruction}."""
+    """Renames: {ours: theirs}, such as {prompt: instruction}; {subset: category} reports each category apart."""
     limit: int | None = None
     """Read only this many rows."""
     turns: Literal["last", "all"] = "last"
@@ -134,6 +134,8 @@ def _trees(
             raise ValueError(f"row {number}: {problem}") from None
         for tree in trees:
             part = named(row["split"]) if row.get("split") else None
+            if row.get("subset"):
+                tree = Tree(tree.prompt, tree.responses, tree.group, str(row["subset"]))  # noqa: PLW2901
             texts[part or part_of(tree.group, config.seed, config.validation, config.test)].append(tree)
     return texts
 

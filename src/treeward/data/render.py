@@ -6,9 +6,11 @@ once, in first place; a prompt without tokens becomes BOS, else EOS. Prompts are
 right.
 """
 
+import json
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import lru_cache
+from hashlib import sha256
 from typing import Any
 
 from treeward.trees.text import Message, Prompt, Response, Tree
@@ -66,7 +68,7 @@ def token_tree(
             account.cut[f"response {number}"] += 1
         branches.append(tuple(ids))
     ratings = tuple(response.ratings for response in tree.responses)
-    return TokenTree(tuple(prompt), tuple(branches), tree.group, ratings if all(ratings) else ())
+    return TokenTree(tuple(prompt), tuple(branches), tree.group, ratings if all(ratings) else (), tree.subset)
 
 
 def prompt_ids(prompt: Prompt, tokenizer: Tokenizer) -> list[int]:
@@ -122,6 +124,11 @@ def adds_bos(tokenizer: Tokenizer) -> bool:
     """Whether this tokenizer opens plain text with BOS (or CLS) by itself."""
     opening = opening_id(tokenizer)
     return opening is not None and tokenizer(PROBE).input_ids[:1] == [opening]
+
+
+def vocabulary_hash(tokenizer: Tokenizer) -> str:
+    """SHA-256 of the vocabulary: tokens with their ids, sorted."""
+    return sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
 
 
 def decode(ids: tuple[int, ...] | list[int], tokenizer: Tokenizer) -> str:

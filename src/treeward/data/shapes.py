@@ -15,14 +15,15 @@ Purpose = Literal["pairs", "ranked", "graded", "sft", "prompts"]
 def shaped(trees: Sequence[Tree], purpose: Purpose, dropped: Counter[str]) -> list[Tree]:
     """Rated trees gathered by prompt and cut to the purpose; what cannot serve it is counted in `dropped`.
 
-    "pairs": two branches, the better rated first; "ranked": all branches, best first; "graded": all that are rated.
+    "pairs": two branches, the better rated first; "ranked": all branches, best first; "graded": all that are rated,
+    best first.
     """
     gathered = gather(trees)
     if purpose == "graded":
         kept = [tree for tree in gathered if all(response.ratings for response in tree.responses)]
         if len(kept) < len(gathered):
             dropped["without a rating"] += len(gathered) - len(kept)
-        return kept
+        return [replace_responses(tree, sorted(tree.responses, key=_mean, reverse=True)) for tree in kept]
     if purpose == "pairs":
         return [pair for tree in gathered for pair in _pairs_of(tree, dropped)]
     return [ranked for tree in gathered if (ranked := _ranked(tree, dropped))]
@@ -38,8 +39,8 @@ def gather(trees: Sequence[Tree]) -> list[Tree]:
 
 
 def replace_responses(tree: Tree, responses: Sequence[Response]) -> Tree:
-    """The same prompt and group with other responses."""
-    return Tree(tree.prompt, responses, tree.group)
+    """The same prompt, group and subset with other responses."""
+    return Tree(tree.prompt, responses, tree.group, tree.subset)
 
 
 def pair_labelled(trees: Sequence[Tree], seed: int) -> list[Tree]:

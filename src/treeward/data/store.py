@@ -14,11 +14,10 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from treeward.data.render import Account, Tokenizer, end_id
+from treeward.data.render import Account, Tokenizer, end_id, vocabulary_hash
 from treeward.data.splits import PARTS, Part
 from treeward.trees.text import Tree
 from treeward.trees.tokens import TokenTree
@@ -116,17 +115,12 @@ def load(
                   facts["format"], best)  # fmt: skip
 
 
-def fingerprint(tokenizer: Tokenizer) -> str:
-    """SHA-256 of the vocabulary, tokens sorted."""
-    return sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
-
-
 def _made_with(texts: Mapping[Part, list[Tree]], tokenizer: Tokenizer) -> Facts:
     """What decides the ids of these trees: the vocabulary, the end token, and for chats the template."""
     chats = any(isinstance(tree.prompt, tuple) for trees in texts.values() for tree in trees)
     return {
         "tokenizer": str(getattr(tokenizer, "name_or_path", "")), "vocabulary": len(tokenizer.get_vocab()),
-        "fingerprint": fingerprint(tokenizer), "end": end_id(tokenizer, chats),
+        "fingerprint": vocabulary_hash(tokenizer), "end": end_id(tokenizer, chats),
         "template": tokenizer.chat_template if chats else None,
     }  # fmt: skip
 
@@ -180,4 +174,4 @@ def _fixed(value: Any) -> Any:
 
 def _fewer(ids: TokenTree, text: Tree, keep: int) -> tuple[TokenTree, Tree]:
     fewer = replace(ids, branches=ids.branches[:keep], ratings=ids.ratings[:keep])
-    return fewer, Tree(text.prompt, text.responses[:keep], text.group)
+    return fewer, Tree(text.prompt, text.responses[:keep], text.group, text.subset)

@@ -86,7 +86,7 @@ class Judged:
 def ordered(trees: Sequence[TokenTree]) -> tuple[list[int], list[int], list[str]]:
     """Branch numbers of the better and the worse side of every pair that the data tells apart, and their groups.
 
-    Of three and more branches the ratings decide, of two their order.
+    Of three and more branches the ratings decide, of two their order; equally rated ones are not told apart.
     """
     better: list[int] = []
     worse: list[int] = []
@@ -96,7 +96,7 @@ def ordered(trees: Sequence[TokenTree]) -> tuple[list[int], list[int], list[str]
         count = len(tree.branches)
         given = tree.grades if tree.ratings and count > 2 else tuple(range(count, 0, -1))
         for a, b in combinations(range(count), 2):
-            if given[a] != given[b]:
+            if given[a] != given[b] and not (tree.ratings and tree.grades[a] == tree.grades[b]):
                 high, low = (a, b) if given[a] > given[b] else (b, a)
                 better.append(first + high)
                 worse.append(first + low)
@@ -171,6 +171,17 @@ def graded_facts(table: Table, bins: int) -> dict[str, Any]:
             "marginal_entropy": marginal_entropy(targets),
         }  # fmt: skip
     return found
+
+
+def subset_facts(table: Table, trees: Sequence[TokenTree]) -> dict[str, Any]:
+    """Accuracy of each subset that the data names, with its interval; empty where it names none."""
+    names = {tree.group: tree.subset for tree in trees}
+    of = np.array([names[group] for group in table.groups])
+    right = table.columns["accuracy"]
+    return {
+        str(name): asdict(statistics.wilson(float(right[of == name].sum()), int((of == name).sum())))
+        for name in np.unique(of[of != ""])
+    }
 
 
 def against_longer_wins(table: Table) -> Comparison:

@@ -52,7 +52,7 @@ def conclude(
     rule = task.rule(after)
     if rule is not None:
         extra["longer_wins"] = rule.facts()["before"]
-    extra |= task.facts(after)
+    extra |= task.facts(after, data.held_out)
     if isinstance(task.model, RewardModel):
         annotate(run.path / "model", finite(_credentials(config, data, after)))
     scorer = config.evaluation.scorer if task.metric == "score" else None

@@ -62,7 +62,7 @@ class Task(Protocol):
         """The trivial rule that the model must beat, if there is one."""
         ...
 
-    def facts(self, measured: Measurement) -> dict[str, Any]:
+    def facts(self, measured: Measurement, trees: Sequence[TokenTree]) -> dict[str, Any]:
         """What the receipt says beside the compared metrics."""
         ...
 
@@ -95,7 +95,7 @@ class SFTTask:
     def rule(self, measured: Measurement) -> Comparison | None:
         return None
 
-    def facts(self, measured: Measurement) -> dict[str, Any]:
+    def facts(self, measured: Measurement, trees: Sequence[TokenTree]) -> dict[str, Any]:
         return {}
 
 
@@ -139,12 +139,13 @@ class RewardTask:
     def rule(self, measured: Measurement) -> Comparison | None:
         return rewards.against_longer_wins(measured.tables["pairs"]) if "pairs" in measured.tables else None
 
-    def facts(self, measured: Measurement) -> dict[str, Any]:
+    def facts(self, measured: Measurement, trees: Sequence[TokenTree]) -> dict[str, Any]:
         tables = measured.tables
         found: dict[str, Any] = {}
         if "pairs" in tables:
             found |= {"calibration": rewards.calibration_facts(tables["pairs"])}
             found |= {"length": rewards.length_facts(tables["pairs"])}
+            found |= {"subsets": rewards.subset_facts(tables["pairs"], trees)}
         if "graded" in tables and not isinstance(self.model.head, Scalar):
             found |= {"graded": rewards.graded_facts(tables["graded"], self.model.head.bins)}
         return found
@@ -186,7 +187,7 @@ class DPOTask:
     def rule(self, measured: Measurement) -> Comparison | None:
         return None
 
-    def facts(self, measured: Measurement) -> dict[str, Any]:
+    def facts(self, measured: Measurement, trees: Sequence[TokenTree]) -> dict[str, Any]:
         return {}
 
     def _objective(self, trees: Sequence[TokenTree]) -> PairPreference:

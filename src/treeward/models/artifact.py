@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from treeward.data.render import Tokenizer
+from treeward.data.render import Tokenizer, vocabulary_hash
 from treeward.maths.scores import AnyHead, Attributes, Categorical, Logistic, Ordinal, Scalar, rising
 from treeward.models.heads import head_hash
 
@@ -91,11 +91,6 @@ def check_head(facts: Mapping[str, Any], module: nn.Module, path: str) -> None:
     """
     if facts["head_hash"] != head_hash(module):
         raise ValueError(f"model.path {path!r}: the head's weights are not those that {NAME} was written for")
-
-
-def vocabulary_hash(tokenizer: Tokenizer) -> str:
-    """SHA-256 over the vocabulary, tokens with their ids."""
-    return _hash(json.dumps(sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))))
 
 
 def card(head: Mapping[str, Any]) -> str:

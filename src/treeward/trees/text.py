@@ -39,21 +39,25 @@ class Tree:
 
     For a pair the first response is the chosen one, the second the rejected. `group` is the unit of splitting and of
     every interval: the normalised prompt unless given. An empty prompt is allowed only with a group of its own.
+    `subset` names a part of the data that is reported apart.
     """
 
     prompt: Prompt
     responses: tuple[Response, ...]
     group: str = ""
+    subset: str = ""
 
     def __init__(
-        self, prompt: str | Sequence[Message], responses: Sequence[Response | str] = (), group: str | None = None
-    ) -> None:
+        self, prompt: str | Sequence[Message], responses: Sequence[Response | str] = (), group: str | None = None,
+        subset: str = "",
+    ) -> None:  # fmt: skip
         fixed: Prompt = prompt if isinstance(prompt, str) else tuple(dict(message) for message in prompt)
         if not fixed and group is None:
             raise ValueError("prompt is empty; give a prompt, or a group where the format has no prompts")
         object.__setattr__(self, "prompt", fixed)
         object.__setattr__(self, "responses", tuple(Response(r) if isinstance(r, str) else r for r in responses))
         object.__setattr__(self, "group", normalised(fixed) if group is None else group)
+        object.__setattr__(self, "subset", subset)
 
     def __hash__(self) -> int:
         return hash(self.to_json())
@@ -67,7 +71,7 @@ class Tree:
         """The tree that `to_json` wrote."""
         row: dict[str, Any] = json.loads(line)
         responses = [Response(**{**each, "grades": tuple(each.get("grades", ()))}) for each in row["responses"]]
-        return cls(row["prompt"], responses, row["group"])
+        return cls(row["prompt"], responses, row["group"], row.get("subset", ""))
 
 
 def normalised(prompt: Prompt) -> str:

@@ -8,7 +8,8 @@ class TokenTree:
     """Prompt ids (never empty: a start token stands there) and the ids of each branch (never empty).
 
     Every branch token is scored, the end token included; no prompt token is. `group` names the unit of splitting and
-    of intervals; `ratings` are the raters' numbers, one tuple a branch with one value an attribute, or nothing.
+    of intervals, `subset` a part that is reported apart; `ratings` are the raters' numbers, one tuple a branch with one
+    value an attribute, or nothing.
 
     Raises:
         ValueError: the prompt or a branch is empty, or ratings are missing for a branch, with the place named.
@@ -18,6 +19,7 @@ class TokenTree:
     branches: tuple[tuple[int, ...], ...]
     group: str = ""
     ratings: tuple[tuple[float, ...], ...] = ()
+    subset: str = ""
 
     def __post_init__(self) -> None:
         if not self.prompt:
