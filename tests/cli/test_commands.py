@@ -123,3 +123,24 @@ def test_evaluate_of_a_reward_model(capsys: pytest.CaptureFixture[str], tmp_path
     assert run(["evaluate", "--model.path", str(tmp_path / "rm" / "model"), "--data.limit", "400"]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("accuracy"))
     assert f"{receipt['after']['value']:.4g} [" in line
+
+
+def test_evaluate_of_one_reward_model_against_another(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A model against itself differs by exactly 0; against another the gap is that of the two accuracies."""
+    for name, steps in (("short", "2"), ("long", "12")):
+        run(["reward", "world-reward", *SHORT, "--steps", steps, "--require", "any", "--out", str(tmp_path / name)])
+    found = {}
+    for start in ("long", "short"):
+        words = ["evaluate", "--model.path", str(tmp_path / "long" / "model"), "--data.limit", "400",
+                 "--start", str(tmp_path / start / "model"), "--out", str(tmp_path / f"against-{start}")]  # fmt: skip
+        capsys.readouterr()
+        assert run(words) == 0
+        said = capsys.readouterr().out
+        assert "ece" in said
+        assert "mcnemar" in said
+        found[start] = json.loads((tmp_path / f"against-{start}" / "intervals.json").read_text())
+    assert found["long"]["accuracy"]["difference"]["value"] == 0.0
+    receipts = [
+        json.loads((tmp_path / name / "receipt.json").read_text())["after"]["value"] for name in ("long", "short")
+    ]
+    assert found["short"]["accuracy"]["difference"]["value"] == pytest.approx(receipts[0] - receipts[1], abs=1e-9)

@@ -16,5 +16,14 @@ def run(verb: str, arguments: Sequence[str]) -> int:
         print("\n".join([str(EvaluateRun.__doc__), "", *field_lines(EvaluateRun)]))
         return 0
     for name, facts in evaluate(settings.build(EvaluateRun, overridden(words))).items():
-        print(f"{name:<10} {interval(facts)}, n={facts['n']}; {METRICS[name].meaning}")
+        print(f"{name:<10} {interval(facts)}, n={facts['n']}; {meaning(name)}")
+        if "difference" in facts:
+            gap = facts["difference"]
+            least = f"least visible {gap['minimum_detectable']:.2g}"
+            print(f"{'':<10} against the other {interval(gap)}, p={gap['p']:.2g} ({gap['test']}), {least}")
     return 0
+
+
+def meaning(name: str) -> str:
+    """What a figure is, in words."""
+    return METRICS[name].meaning if name in METRICS else "expected calibration error, ten bins of equal mass"

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from treeward.data.prepare import DataConfig, prepare
 from treeward.evaluation import policies, rewards
-from treeward.evaluation.tables import METRICS, Table
+from treeward.evaluation.tables import METRICS, Table, compare
 from treeward.jobs.options import EvaluationConfig
 from treeward.models.anchor import Anchor
 from treeward.models.loading import ModelConfig
@@ -28,7 +28,7 @@ class EvaluateRun:
     model: ModelConfig = field(default_factory=ModelConfig)
     """The model to measure; a reward model is known by its architecture."""
     start: str | None = None
-    """The policy from which KL is measured; without one KL is left out."""
+    """A policy: where KL is measured from, and without one it is left out. A reward model: the one to compare with."""
     data: DataConfig = field(default_factory=DataConfig)
     """The data; its test part is used, or all of it with data.test 0."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -42,17 +42,19 @@ class EvaluateRun:
 
 
 def evaluate(config: EvaluateRun) -> dict[str, dict[str, Any]]:
-    """Intervals of every known metric, by name: value, low, high, n.
+    """Intervals of every known metric, by name: value, low, high, n; of a reward model also its `ece` and, where
+    another one is named, the paired `difference` to it.
 
     Raises:
         ValueError: the model, the data or the place to write cannot be used.
     """
     path = free_path("evaluate", config.out) if config.out else None
-    tables, samples = _reward(config) if _is_reward(config.model) else _policy(config)
-    found = {
-        name: finite(vars(table.interval(name)))
-        for table in tables.values() for name in table.columns if name in METRICS
-    }  # fmt: skip
+    if _is_reward(config.model):
+        tables, found = _reward(config)
+        samples: list[dict[str, object]] = []
+    else:
+        tables, samples = _policy(config)
+        found = _intervals(tables)
     if path is not None:
         run = RunDirectory.create(path)
         run.write_lines("evaluation.jsonl", ({"kind": k, **row} for k, table in tables.items() for row in table.rows()))
@@ -61,12 +63,31 @@ def evaluate(config: EvaluateRun) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _reward(config: EvaluateRun) -> tuple[Mapping[str, Table], list[dict[str, object]]]:
-    model = RewardModel.from_config(config.model, config.seed)
+def _intervals(tables: Mapping[str, Table]) -> dict[str, dict[str, Any]]:
+    return {
+        name: finite(vars(table.interval(name)))
+        for table in tables.values() for name in table.columns if name in METRICS
+    }  # fmt: skip
+
+
+def _reward(config: EvaluateRun) -> tuple[Mapping[str, Table], dict[str, dict[str, Any]]]:
+    own = _pairs(RewardModel.from_config(config.model, config.seed), config)
+    found = _intervals({"pairs": own})
+    if config.start is not None:
+        other = _pairs(RewardModel.load(config.start, device=config.model.device), config)
+        if list(other.groups) != list(own.groups):
+            raise ValueError(f"--start {config.start!r} reads other pairs of this data: its tokenizer drops other rows")
+        for name in found:
+            found[name]["difference"] = finite(vars(compare(name, other, own).difference))
+    return {"pairs": own}, found | {"ece": finite(rewards.calibration_facts(own)["ece"])}
+
+
+def _pairs(model: RewardModel, config: EvaluateRun) -> Table:
     data = prepare(config.data, model.tokenizer, "pairs")
     table = rewards.Judged.of(model, _chosen_part(data.parts[config.part], config)).pairs()
-    assert table is not None, "pairs hold pairs"
-    return {"pairs": table}, []
+    if table is None:
+        raise ValueError(f"data.source {config.data.source!r} has no pair that its ratings tell apart")
+    return table
 
 
 def _policy(config: EvaluateRun) -> tuple[Mapping[str, Table], list[dict[str, object]]]:
