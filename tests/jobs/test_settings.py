@@ -2,6 +2,7 @@
 
 import pytest
 
+from treeward.jobs.inspect import InspectRun
 from treeward.jobs.options import RUNS, DPORun
 from treeward.jobs.settings import build, dump, merge, override, recipe, recipes
 
@@ -9,7 +10,7 @@ from treeward.jobs.settings import build, dump, merge, override, recipe, recipes
 @pytest.mark.parametrize("name", recipes())
 def test_every_recipe_builds_and_survives_a_round_trip(name: str) -> None:
     values = recipe(name)
-    cls = RUNS[values.pop("command")]
+    cls = {**RUNS, "inspect": InspectRun}[values.pop("command")]
     config = build(cls, values)
     assert build(cls, dump(config)) == config
 
