@@ -160,3 +160,9 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(json.dumps(ROWS[0]) + "\n{oops\n")
     with pytest.raises(ValueError, match="line 2 is not JSON"):
         score(plan(tmp_path, data=str(tmp_path / "rows.jsonl")))
+
+
+def test_a_model_without_a_trained_head_scores_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has no trained head"):
+        score(ScoreRun(data=written(tmp_path / "rows.jsonl", ROWS), out=str(tmp_path / "scores.jsonl")))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["rows.jsonl"]

@@ -74,7 +74,7 @@ def score(config: ScoreRun) -> Scored:
     if out.exists():
         raise ValueError(f"--out {config.out!r} exists; name another file")
     rows = _rows(config.data)
-    loaded = [RewardModel.from_config(config.model)] + [RewardModel.load(path) for path in config.members]
+    loaded = [RewardModel.trained(config.model)] + [RewardModel.load(path) for path in config.members]
     partial, done = _claim(out, config)
     clock, fresh = time.monotonic(), 0
     with partial.open("a", encoding="utf-8") as file:

@@ -43,9 +43,14 @@ class RewardModel:
             ValueError: nothing loadable is there, it has no trained head, or the tokenizer is not the one it was
                 trained with.
         """
-        model = cls.from_config(ModelConfig(path=path, **options), seed)
+        return cls.trained(ModelConfig(path=path, **options), seed)
+
+    @classmethod
+    def trained(cls, config: ModelConfig, seed: int = 0) -> "RewardModel":
+        """As `load`, from a `model` section."""
+        model = cls.from_config(config, seed)
         if not model.awake:
-            raise ValueError(f"model.path {path!r} has no trained head; train one with `treeward reward`")
+            raise ValueError(f"model.path {config.path!r} has no trained head; train one with `treeward reward`")
         return model
 
     @classmethod
