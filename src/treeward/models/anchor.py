@@ -1,49 +1,81 @@
 """The anchor: the model that log-ratios and KL are measured against, at any moment.
 
 A frozen copy of the policy as it was loaded or, with adapters, the same weights with the adapter switched off: in both
-cases what the policy was before the first step, bit for bit.
+cases what the policy was before the first step, bit for bit. Or another model that is named; or a moving average of the
+policy (EMA), which follows it step by step.
+
+Log-probabilities of an anchor that cannot move are computed once; with a store they outlive the run. Of those read from
+a store, eight are computed again at every reading, so that numbers of other weights cannot pass.
 """
 
 import copy
+import hashlib
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+import transformers
 from jaxtyping import Float
 from torch import Tensor
 
 from treeward.maths.logprobs import sum_by_branch
 from treeward.models.policy import Policy
+from treeward.models.store import MEND, LogpStore, key
 from treeward.models.weights import fingerprint
-from treeward.trees.forest import Forest, pack
+from treeward.trees.forest import pack
 from treeward.trees.forward import TreeLM
 from treeward.trees.tokens import TokenTree
 from treeward.trees.verify import verified
 
+AUDITED = 8
+"""Stored entries that are computed again at a reading."""
+AUDIT_LIMIT = {"fp32": 1e-4, "bf16": 1e-1}
+"""Largest deviation of a token's log-probability, in nats, between a stored value and one computed now."""
+
 
 class Anchor:
-    """A frozen reference. `hash` fingerprints its weights (None with adapters: the base weights cannot train)."""
+    """A reference. `hash` fingerprints its weights (None where it cannot or may change: adapters, EMA)."""
 
-    def __init__(self, tree: TreeLM, policy: Policy, adapter: Any | None = None) -> None:
+    def __init__(
+        self, tree: TreeLM, policy: Policy, adapter: Any | None = None, store: LogpStore | None = None,
+    ) -> None:  # fmt: skip
         self.tree = tree
+        self.store = store
         self._policy = policy
         self._adapter = adapter
         self.hash = fingerprint(tree) if adapter is None else None
 
     @classmethod
-    def of(cls, policy: Policy) -> "Anchor":
+    def of(cls, policy: Policy, store: LogpStore | None = None) -> "Anchor":
         """The policy as it stands: a frozen copy, or its base weights where it has an adapter.
 
         Raises:
             ValueError: the policy has an adapter and a base weight is trainable, so that the base would move.
         """
         if policy.adapter is None:
-            return cls(copy.deepcopy(policy.tree).requires_grad_(False).eval(), policy)
+            return cls(_frozen(policy), policy, store=store)
         moving = [n for n, p in policy.tree.named_parameters() if p.requires_grad and "lora_" not in n]
         if moving:
             raise ValueError(f"the anchor is the policy with its adapter off, but {moving[0]!r} trains as well")
-        return cls(policy.tree, policy, policy.adapter)
+        return cls(policy.tree, policy, policy.adapter, store)
+
+    @property
+    def moves(self) -> bool:
+        """Whether its log-probabilities may change between steps."""
+        return False
+
+    @property
+    def identity(self) -> str:
+        """Everything that its log-probabilities depend on, beside the ids."""
+        weights = self.hash or fingerprint(self.tree, without="lora_")
+        config: Any = self.tree.module.config
+        facts = (
+            weights, config.to_json_string(use_diff=False), self.tree.precision,
+            self._policy.tree.backend, self.tree.device.type, torch.__version__, transformers.__version__,
+        )  # fmt: skip
+        return hashlib.sha256(repr(facts).encode()).hexdigest()
 
     def verified(self, trees: Sequence[TokenTree]) -> None:
         """Verify the layout for these trees, unless that has been done for the policy it was taken from."""
@@ -58,17 +90,88 @@ class Anchor:
             yield self.tree
 
     def branch_logps(self, trees: Sequence[TokenTree], token_budget: int) -> dict[TokenTree, Float[Tensor, "N"]]:
-        """log anchor(response | prompt) of each tree's branches; they cannot change, so they are computed once."""
-        found: dict[TokenTree, Tensor] = {}
-        self.verified(trees)
+        """log anchor(response | prompt) of each tree's branches, from the store where they are there.
+
+        Raises:
+            ValueError: a value of the store is not what the anchor gives now.
+        """
+        unique = list(dict.fromkeys(trees))
+        self.verified(unique)
+        if self.store is None:
+            return {tree: _sums(parts) for tree, parts in self._computed(unique, token_budget).items()}
+        identity = self.identity
+        keys = {tree: [key(identity, tree.prompt, branch) for branch in tree.branches] for tree in unique}
+        known = self.store.read([k for tree in unique for k in keys[tree]])
+        self._audit(unique, keys, known, token_budget)
+        missing = {
+            tree: TokenTree(tree.prompt, left, tree.group) for tree in unique
+            if (left := tuple(b for b, k in zip(tree.branches, keys[tree], strict=True) if k not in known))
+        }  # fmt: skip
+        fresh = self._computed(list(dict.fromkeys(missing.values())), token_budget)
+        new = {
+            key(identity, left.prompt, branch): values
+            for left, parts in fresh.items() for branch, values in zip(left.branches, parts, strict=True)
+        }  # fmt: skip
+        if new:
+            self.store.write(new)
+        known |= new
+        return {tree: _sums([known[k] for k in keys[tree]]) for tree in unique}
+
+    def _computed(self, trees: Sequence[TokenTree], token_budget: int) -> dict[TokenTree, list[Tensor]]:
+        """Per-token log-probabilities of each branch, on the CPU."""
+        found: dict[TokenTree, list[Tensor]] = {}
         with self.model() as tree:
-            for forest in pack(list(dict.fromkeys(trees)), token_budget, tree.positions):
-                found |= split_by_tree(forest, tree(forest))
+            for forest in pack(list(trees), token_budget, tree.positions):
+                lengths = [len(branch) for source in forest.sources for branch in source.branches]
+                parts = iter(tree(forest).float().cpu().split(lengths))
+                found |= {source: [next(parts) for _ in source.branches] for source in forest.sources}
         return found
 
+    def _audit(
+        self, trees: Sequence[TokenTree], keys: dict[TokenTree, list[bytes]], known: dict[bytes, Tensor], budget: int,
+    ) -> None:  # fmt: skip
+        """Compute some of the stored values again."""
+        stored = [(t, n) for t in trees for n, k in enumerate(keys[t]) if k in known]
+        for tree, number in random.Random(len(stored)).sample(stored, min(AUDITED, len(stored))):
+            alone = TokenTree(tree.prompt, (tree.branches[number],), tree.group)
+            (now,) = self._computed([alone], budget)[alone]
+            then = known[keys[tree][number]]
+            off = (now - then).abs().max().item() if now.shape == then.shape else float("inf")
+            if not off <= AUDIT_LIMIT[self.tree.precision]:
+                assert self.store is not None
+                raise ValueError(
+                    f"F22: the store {str(self.store.path)!r} holds {then.sum():.4f} for branch {number} of "
+                    f"{tree.group[:60]!r}, the anchor gives {now.sum():.4f}; {MEND}"
+                )
 
-def split_by_tree(forest: Forest, logps: Float[Tensor, "S"]) -> dict[TokenTree, Float[Tensor, "N"]]:
-    """Sums over each branch, by tree, on the CPU."""
-    sums = sum_by_branch(logps.cpu(), forest.scored_branch, forest.branches)
-    parts = torch.split(sums, [len(tree.branches) for tree in forest.sources])
-    return dict(zip(forest.sources, parts, strict=True))
+
+class MovingAnchor(Anchor):
+    """An exponential moving average of the policy: anchor <- (1 - rate) anchor + rate policy, after each step."""
+
+    def __init__(self, policy: Policy, rate: float) -> None:
+        if policy.adapter is not None:
+            raise ValueError("anchor.kind is 'ema', which follows all weights, but model.lora trains an adapter alone")
+        super().__init__(_frozen(policy), policy)
+        self.rate = rate
+        self.hash = None
+
+    @property
+    def moves(self) -> bool:
+        return True
+
+    def follow(self) -> None:
+        """One step towards the policy as it is now."""
+        with torch.no_grad():
+            for own, other in zip(self.tree.parameters(), self._policy.tree.parameters(), strict=True):
+                own.lerp_(other, self.rate)
+
+
+def _frozen(policy: Policy) -> TreeLM:
+    """A copy that does not train."""
+    return copy.deepcopy(policy.tree).requires_grad_(False).eval()
+
+
+def _sums(parts: Sequence[Tensor]) -> Float[Tensor, "N"]:
+    """Sums over each branch, added as the policy's are, so that equal models give equal bits."""
+    branch = torch.tensor([number for number, part in enumerate(parts) for _ in part])
+    return sum_by_branch(torch.cat(list(parts)), branch, len(parts))

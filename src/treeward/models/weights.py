@@ -7,10 +7,15 @@ import torch
 from torch import Tensor, nn
 
 
-def fingerprint(module: nn.Module) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of all parameters, in name order; tied ones once."""
+def fingerprint(module: nn.Module, without: str | None = None) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of the parameters, in name order; tied ones once.
+
+    Parameters with `without` in their name are left out.
+    """
     digest = hashlib.sha256()
     for name, parameter in sorted(module.named_parameters()):
+        if without is not None and without in name:
+            continue
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
         digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

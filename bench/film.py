@@ -1,0 +1,62 @@
+"""Film texts for the evidence on preference learning: what the language model reads, and what the two judges read.
+
+`texts.jsonl`: snippets of rt_polarity and reviews cut into blocks of sentences, for the language model, with the split
+of the text they come from. `reward.jsonl` and `judge.jsonl`: the labelled snippets in two halves by the hash of their
+text, so that the judge has read no snippet that the reward model learned from.
+"""
+
+import gzip
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+BLOCK = 420
+"""Characters of a block of sentences, about 100 tokens of the small tokenizer."""
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a gzipped JSONL file."""
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def blocks(review: str) -> Iterator[str]:
+    """A review cut between its sentences into texts of about BLOCK characters."""
+    block = ""
+    for sentence in review.split("\n"):
+        if block and len(block) + len(sentence) > BLOCK:
+            yield block.strip()
+            block = ""
+        block += " " + sentence.strip()
+    if block.strip():
+        yield block.strip()
+
+
+def half(text: str) -> int:
+    """0 or 1, by the hash of the text."""
+    return hashlib.sha256(f"half:{text}".encode()).digest()[0] % 2
+
+
+def write(path: Path, found: Iterable[dict[str, Any]]) -> None:
+    """A JSONL file, to a temporary name first."""
+    temporary = path.with_suffix(".partial")
+    temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found), encoding="utf-8")
+    temporary.rename(path)
+
+
+def prepare(data: Path, out: Path) -> None:
+    """Write the three files into `out`, unless they are there."""
+    out.mkdir(parents=True, exist_ok=True)
+    if (out / "texts.jsonl").exists():
+        return
+    snippets = rows(data / "sentiment/rt_polarity.jsonl.gz")
+    reviews = rows(data / "sentiment/movie_reviews.jsonl.gz")
+    cut = [{"text": text, "split": row["split"]} for row in reviews for text in blocks(row["text"])]
+    found = [*({"text": row["text"], "split": row["split"]} for row in snippets), *cut]
+    texts = {" ".join(row["text"].split()): row for row in reversed(found)}
+    for number, name in enumerate(("reward", "judge")):
+        kept = [row for row in snippets if half(row["text"]) == number]
+        write(out / f"{name}.jsonl", ({"text": r["text"], "label": r["label"], "split": r["split"]} for r in kept))
+    write(out / "texts.jsonl", texts.values())

@@ -1,0 +1,141 @@
+"""Stored log-probabilities: found again by content, sound, bounded, shared by processes, and never another model's."""
+
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from treeward.models.anchor import Anchor, MovingAnchor
+from treeward.models.policy import Policy
+from treeward.models.store import LogpStore, default_path, key
+from treeward.trees.tokens import TokenTree
+
+Build = Callable[..., Any]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LogpStore:
+    return LogpStore(tmp_path / "anchor.sqlite")
+
+
+def counted(anchor: Anchor) -> list[int]:
+    """The number of branches of each forward pass from now on."""
+    calls: list[int] = []
+    anchor.tree.register_forward_hook(lambda module, given, out: calls.append(given[0].branches))
+    return calls
+
+
+def test_what_was_written_is_read_bit_for_bit(store: LogpStore) -> None:
+    values = {key("m", (1, 2), (n,)): torch.randn(n + 1) for n in range(1200)}
+    store.write(values)
+    found = LogpStore(store.path).read([*values, key("m", (1, 2), (5000,))])
+    assert found.keys() == values.keys()
+    assert all(torch.equal(found[name], values[name]) for name in values)
+    assert store.size == sum(4 * len(v) for v in values.values())
+
+
+def test_a_key_tells_prompt_from_branch_and_model_from_model() -> None:
+    keys = [key("m", (1,), (2, 3)), key("m", (1, 2), (3,)), key("n", (1,), (2, 3)), key("m", (12,), (3,))]
+    assert len(set(keys)) == 4
+
+
+def test_a_damaged_entry_counts_as_missing(store: LogpStore) -> None:
+    name = key("m", (1,), (2,))
+    store.write({name: torch.tensor([-1.0, -2.0])})
+    with sqlite3.connect(store.path) as base:
+        base.execute("UPDATE entries SET logps = ?", (torch.zeros(2).numpy().tobytes(),))
+    assert store.read([name]) == {}
+
+
+def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
+    store = LogpStore(tmp_path / "a.sqlite", limit=12)
+    names = [key("m", (1,), (n,)) for n in range(3)]
+    store.write({names[0]: torch.ones(1)})
+    store.write({names[1]: torch.ones(1)})
+    store.read([names[0]])
+    store.write({names[2]: torch.ones(2)})
+    assert set(store.read(names)) == {names[0], names[2]}
+    assert store.size == 12
+
+
+def test_two_processes_write_at_once(store: LogpStore) -> None:
+    script = (
+        "import sys, torch; from pathlib import Path; from treeward.models.store import LogpStore, key\n"
+        "store = LogpStore(Path(sys.argv[1]))\n"
+        "for n in range(40): store.write({key(sys.argv[2], (n,), (1,)): torch.full((3,), float(n))})\n"
+    )
+    started = [subprocess.Popen([sys.executable, "-c", script, str(store.path), name]) for name in "ab"]
+    assert [process.wait(120) for process in started] == [0, 0]
+    found = store.read([key(name, (n,), (1,)) for name in "ab" for n in range(40)])
+    assert len(found) == 80
+    assert found[key("b", (7,), (1,))].tolist() == [7.0] * 3
+
+
+def test_a_file_that_is_no_store_is_refused_with_the_mend(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("not a database, " * 100)
+    with pytest.raises(ValueError, match=r"cannot be used .*--anchor.store off"):
+        LogpStore(tmp_path / "x")
+
+
+def test_the_default_place_can_be_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TREEWARD_CACHE", "/somewhere")
+    assert default_path() == Path("/somewhere/anchor.sqlite")
+
+
+def test_an_anchor_computes_each_branch_once(store: LogpStore, policy: Build, grow: Build) -> None:
+    trees = grow(6, branches=2)
+    plain = Anchor.of(policy()).branch_logps(trees, 1024)
+    first = Anchor.of(policy(), store)
+    calls = counted(first)
+    found = first.branch_logps(trees, 1024)
+    assert all(torch.equal(found[tree], plain[tree]) for tree in trees)
+    assert sum(calls) == 12
+    again = Anchor.of(policy(), store)
+    calls = counted(again)
+    found = again.branch_logps([*trees, TokenTree(trees[0].prompt, (trees[0].branches[0], (9, 2)))], 1024)
+    assert sum(calls) == 8 + 1, "eight audited, and the one branch that is new"
+    assert all(torch.equal(found[tree], plain[tree]) for tree in trees)
+
+
+def test_other_weights_precision_or_configuration_have_other_entries(policy: Build) -> None:
+    same, moved, cast, shaped = policy(), policy(), policy(), policy()
+    with torch.no_grad():
+        next(moved.tree.parameters())[0, 0] += 1e-3
+    cast.tree.precision = "bf16"
+    shaped.tree.module.config.rms_norm_eps = 1e-3
+    identities = [Anchor.of(each).identity for each in (same, moved, cast, shaped)]
+    assert len(set(identities)) == 4
+    assert Anchor.of(policy()).identity == identities[0]
+
+
+def test_a_value_of_other_weights_is_refused_by_name(store: LogpStore, policy: Build, grow: Build) -> None:
+    """F22: eight entries are computed again at every reading."""
+    trees = grow(3, branches=2)
+    anchor = Anchor.of(policy(), store)
+    anchor.branch_logps(trees, 1024)
+    name = key(anchor.identity, trees[1].prompt, trees[1].branches[0])
+    store.write({name: store.read([name])[name] + 0.01})
+    with pytest.raises(ValueError, match=r"F22: the store .* for branch 0 of .* the anchor gives"):
+        anchor.branch_logps(trees, 1024)
+
+
+def test_a_moving_anchor_is_the_closed_form_of_its_policy(policy: Build) -> None:
+    """EMA of a constant policy: start + (1 - (1 - rate)^n) (policy - start), oracle W1."""
+    model: Policy = policy()
+    anchor = MovingAnchor(model, 0.1)
+    start = [p.clone() for p in anchor.tree.parameters()]
+    with torch.no_grad():
+        for parameter in model.tree.parameters():
+            parameter.add_(1.0)
+    for _ in range(5):
+        anchor.follow()
+    moved = 1 - 0.9**5
+    for before, now in zip(start, anchor.tree.parameters(), strict=True):
+        torch.testing.assert_close(now, before + moved, rtol=0, atol=1e-6)
+    assert anchor.moves
+    assert anchor.hash is None
