@@ -15,6 +15,7 @@ import pytest
 CACHE = tempfile.TemporaryDirectory(prefix="treeward-tests-")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_CACHE"] = CACHE.name
+os.environ["TREEWARD_CACHE"] = CACHE.name
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import hypothesis  # noqa: E402

@@ -21,6 +21,7 @@ VERBS = {
     "sft": "supervised fine-tuning",
     "reward": "a reward model from pairs",
     "dpo": "direct preference optimisation",
+    "pairs": "preferences from a policy's own samples, judged by a scorer; --rounds trains on them",
     "evaluate": "a policy against its start, or a reward model, on held-out data",
     "sample": "samples from a policy",
     "score": "the scores of given responses, by a reward model or several",

@@ -44,18 +44,27 @@ def configured(verb: str, words: Words) -> AnyRun:
     """The configuration of a training command: its recipe with the overrides laid on it.
 
     Raises:
-        ValueError: more than one recipe, a recipe of another command, an unknown key or a bad value.
+        ValueError: the recipe is unknown or of another command, an unknown key or a bad value.
+    """
+    return settings.build(RUNS[verb], overridden(words, recipe_of(verb, words)))
+
+
+def recipe_of(verb: str, words: Words) -> dict[str, Any]:
+    """The mapping of the recipe that a command line names, with its name; empty without one.
+
+    Raises:
+        ValueError: more than one recipe, an unknown one, or one of another command.
     """
     if len(words.places) > 1:
         raise ValueError(f"one recipe at most, not {' '.join(words.places)!r}")
-    values: dict[str, Any] = {}
-    if words.places:
-        values = settings.recipe(words.places[0])
-        command = values.pop("command", verb)
-        if command != verb:
-            raise ValueError(f"recipe {words.places[0]!r} is for `treeward {command}`, not {verb}")
-        values.setdefault("name", words.places[0].rsplit("/", 1)[-1].removesuffix(".yaml"))
-    return settings.build(RUNS[verb], overridden(words, values))
+    if not words.places:
+        return {}
+    values = settings.recipe(words.places[0])
+    command = values.pop("command", verb)
+    if command != verb:
+        raise ValueError(f"recipe {words.places[0]!r} is for `treeward {command}`, not {verb}")
+    values.setdefault("name", words.places[0].rsplit("/", 1)[-1].removesuffix(".yaml"))
+    return values
 
 
 def overridden(words: Words, base: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -1,0 +1,75 @@
+"""Prompts to sample from: those of the data or, of texts without prompts, their first tokens.
+
+A prompt that stands in several parts is kept in the one that is held out furthest (test, validation, train), so that
+what is made of it cannot leak.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+
+from treeward.data import formats, sources
+from treeward.data.prepare import DataConfig, prepare, renamed
+from treeward.data.render import Tokenizer, decode
+from treeward.data.splits import PARTS, Part, unit
+from treeward.trees.text import Prompt as Text
+from treeward.trees.text import normalised
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt as text (or messages) and as the ids that sampling starts from, with its group and its part."""
+
+    text: Text
+    ids: tuple[int, ...]
+    group: str
+    split: Part
+
+
+def openings(
+    config: DataConfig, tokenizer: Tokenizer, tokens: tuple[int, int], seed: int
+) -> tuple[list[Prompt], Counter[str]]:
+    """Every prompt once, and what was left out and why. `tokens` are the fewest and most of a text's first tokens; the
+    number is drawn by the text and the seed alone.
+
+    Raises:
+        ValueError: the source cannot be read, or nothing is left.
+    """
+    first = renamed(sources.rows(config.source, config.split, 1, config.seed)[0], config.columns)
+    name = config.format if config.format != "auto" else formats.detect(first, first, "prompts")
+    if name == "text":
+        prompts, dropped = _first_tokens(config, tokenizer, tokens, seed)
+    else:
+        prompts, dropped = _given(config, tokenizer)
+    kept: dict[str, Prompt] = {}
+    for prompt in sorted(prompts, key=lambda prompt: -PARTS.index(prompt.split)):
+        dropped["repeated prompts"] += prompt.group in kept
+        kept.setdefault(prompt.group, prompt)
+    if not kept:
+        raise ValueError(f"data.source {config.source!r} leaves no prompt: {dict(dropped)}")
+    return [prompt for prompt in prompts if kept[prompt.group] is prompt], +dropped
+
+
+def _given(config: DataConfig, tokenizer: Tokenizer) -> tuple[list[Prompt], Counter[str]]:
+    data = prepare(config, tokenizer, "prompts")
+    return [
+        Prompt(text.prompt, ids.prompt, ids.group, part)
+        for part in PARTS for text, ids in zip(data.texts[part], data.parts[part], strict=True)
+    ], data.account.dropped  # fmt: skip
+
+
+def _first_tokens(
+    config: DataConfig, tokenizer: Tokenizer, tokens: tuple[int, int], seed: int
+) -> tuple[list[Prompt], Counter[str]]:
+    low, high = tokens
+    data = prepare(replace(config, max_response=max(config.max_response, high + 2)), tokenizer, "sft")
+    found, dropped = [], data.account.dropped
+    for part in PARTS:
+        for tree in data.parts[part]:
+            count = low + int(unit(tree.group, seed) * (high - low + 1))
+            ids = tree.branches[0][:count]
+            text = decode(ids, tokenizer)
+            if len(tree.branches[0]) <= count + 1 or not text.strip():
+                dropped["texts no longer than their opening"] += 1
+                continue
+            found.append(Prompt(text, tree.prompt + ids, normalised(text), part))
+    return found, dropped

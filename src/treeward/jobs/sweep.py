@@ -1,0 +1,89 @@
+"""A sweep: one training command over the product of some fields' values, in one go.
+
+Each point is an ordinary run in a directory of its own; the anchor's log-probabilities are computed for the first and
+read by the rest. The sweep ends in one frontier, where the command trains policies.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from treeward.jobs import settings
+from treeward.jobs.options import RUNS, RewardRun
+from treeward.jobs.train import Finished, train
+from treeward.proof.checks import ChecksFailed
+from treeward.report.frontier import write_frontier
+from treeward.runs.directory import free_path
+
+log = logging.getLogger(__name__)
+
+Axis = tuple[str, tuple[str, ...]]
+"""A dotted key and the texts of its values."""
+
+
+@dataclass(frozen=True)
+class Swept:
+    """Where the sweep is; its runs by point; what stopped the points that did not run; the frontier, if any."""
+
+    path: Path
+    runs: dict[str, Finished]
+    failed: dict[str, str]
+    frontier: Path | None
+
+    @property
+    def exit_code(self) -> int:
+        """The worst of the runs'; 2 where a point did not run."""
+        return max([finished.exit_code for finished in self.runs.values()] + [2] * bool(self.failed))
+
+
+def axis(text: str) -> Axis:
+    """The axis that `KEY=V1,V2,...` names.
+
+    Raises:
+        ValueError: there is no key or no value.
+    """
+    key, equals, values = text.partition("=")
+    texts = tuple(value.strip() for value in values.split(",") if value.strip())
+    if not key or not equals or not texts:
+        raise ValueError(f"--sweep {text!r} is not KEY=VALUE,VALUE,...; for example --sweep loss.beta=0.05,0.1,0.5")
+    return key.strip(), texts
+
+
+def points(axes: Sequence[Axis]) -> dict[str, list[tuple[str, str]]]:
+    """The product of the axes: a name such as `loss.beta=0.1,seed=0` to its overrides, in order."""
+    return {
+        ",".join(f"{key}={value}" for key, value in chosen): list(chosen)
+        for chosen in product(*([(key, value) for value in values] for key, values in axes))
+    }
+
+
+def sweep(verb: str, base: Mapping[str, Any], axes: Sequence[Axis]) -> Swept:
+    """Run every point; `base` is the command's mapping without the axes.
+
+    Raises:
+        ValueError: a point's configuration is wrong (found out before the first run), or the place is taken.
+    """
+    path = free_path(f"{base.get('name') or verb}-sweep", base.get("out"))
+    configs = {}
+    for name, overrides in points(axes).items():
+        values = dict(base)
+        for key, text in overrides:
+            values = settings.merge(values, settings.override(key, text))
+        configs[name] = settings.build(RUNS[verb], values | {"out": str(path / name)})
+    found: dict[str, Finished] = {}
+    failed: dict[str, str] = {}
+    for number, (name, config) in enumerate(configs.items(), 1):
+        log.info("\n%s (%d of %d)", name, number, len(configs))
+        if isinstance(config, RewardRun) and config.members > 1:
+            raise ValueError("--sweep runs single models: leave members at 1")
+        try:
+            found[name] = train(config)
+        except ChecksFailed as problem:
+            failed[name] = "; ".join(map(str, problem.checks))
+            log.error("%s was not trained: %s", name, failed[name])
+    judged = [finished.path for finished in found.values() if finished.receipt["metric"] == "score"]
+    frontier = write_frontier(judged, path / "frontier.html") if judged else None
+    return Swept(path, found, failed, frontier)

@@ -1,0 +1,64 @@
+"""Prompts to sample from: given ones, first tokens of texts, each once and in one part."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from treeward.data import world
+from treeward.data.prepare import DataConfig
+from treeward.data.prompts import openings
+
+TOKENIZER = world.tokenizer()
+
+
+def source(folder: Path, rows: list[dict[str, Any]]) -> DataConfig:
+    file = folder / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return DataConfig(source=str(file), validation=0, test=0)
+
+
+def test_the_first_tokens_of_a_text(tmp_path: Path) -> None:
+    config = source(tmp_path, [{"text": "the plot is good and the cast is bad .", "split": "test"}])
+    (prompt,), dropped = openings(config, TOKENIZER, (3, 3), 0)
+    assert prompt.text == "the plot is"
+    assert prompt.ids == (1, *TOKENIZER("the plot is", add_special_tokens=False).input_ids)
+    assert (prompt.group, prompt.split) == ("the plot is", "test")
+    assert not dropped
+
+
+def test_a_range_draws_every_length_by_the_text_alone(tmp_path: Path) -> None:
+    texts = [f"the plot is {a} and the {b} is bad ." for a in world.ADJECTIVE for b in world.ASPECT]
+    config = source(tmp_path, [{"text": text} for text in texts])
+    found, _ = openings(config, TOKENIZER, (4, 6), 0)
+    assert {len(prompt.ids) - 1 for prompt in found} == {4, 5, 6}
+    again, _ = openings(config, TOKENIZER, (4, 6), 0)
+    assert found == again
+
+
+def test_a_text_that_is_all_opening_is_left_out_and_counted(tmp_path: Path) -> None:
+    config = source(tmp_path, [{"text": "the plot is"}, {"text": "the cast is good ."}])
+    found, dropped = openings(config, TOKENIZER, (3, 3), 0)
+    assert [prompt.text for prompt in found] == ["the cast is"]
+    assert dropped == {"texts no longer than their opening": 1}
+
+
+def test_an_opening_in_two_parts_stays_in_the_one_held_out_furthest(tmp_path: Path) -> None:
+    rows = [{"text": f"the plot is {word} .", "split": part}
+            for word, part in (("good", "train"), ("bad", "test"), ("dull", "validation"))]  # fmt: skip
+    found, dropped = openings(source(tmp_path, rows), TOKENIZER, (3, 3), 0)
+    assert [prompt.split for prompt in found] == ["test"]
+    assert dropped == {"repeated prompts": 2}
+
+
+def test_prompts_of_the_data_are_whole(tmp_path: Path) -> None:
+    rows = [{"prompt": "the plot is", "chosen": "good .", "rejected": "bad ."}]
+    (prompt,), _ = openings(source(tmp_path, rows), TOKENIZER, (1, 1), 0)
+    assert prompt.text == "the plot is"
+    assert len(prompt.ids) == 4
+
+
+def test_nothing_left_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="leaves no prompt"):
+        openings(source(tmp_path, [{"text": "good ."}]), TOKENIZER, (3, 3), 0)
