@@ -10,10 +10,11 @@ import torch
 from torch.nn.functional import softplus
 
 from treeward.algorithms.dpo import DPOConfig, dpo, objective
-from treeward.algorithms.preferences import LabelledPreference, labels, mismatched
+from treeward.algorithms.preferences import LabelledPreference, PairPreference, labels, mismatched
 from treeward.maths import preference as p
 from treeward.maths.divergences import Alpha, ChiSquaredMixed, ForwardKL, JensenShannon
 from treeward.models.anchor import Anchor
+from treeward.models.policy import branch_sums
 from treeward.trees.forest import plant
 from treeward.trees.tokens import TokenTree
 from treeward.trees.verify import verify
@@ -164,14 +165,17 @@ def test_a_divergence_changes_what_the_loss_sees(
     assert found["divergence/clamped"] == pytest.approx(divergence.clamped(torch.stack(ratios(trees))).float().mean())
 
 
-def test_the_clamp_rate_counts_both_sides(policy: Build, grow: Build, ratios: Build) -> None:
-    trees = grow(8, longest=40)
-    x = torch.stack(ratios(trees))
-    share = (-x > 30).float().mean().item()
-    assert 0 < share < 1
-    found = first(policy, trees, DPOConfig(steps=1, batch_size=8, divergence=ForwardKL()))
-    assert found["divergence/clamped"] == pytest.approx(share)
-    assert "divergence/clamped" not in first(policy, trees, DPOConfig(steps=1, batch_size=8))
+def test_the_clamp_rate_counts_both_sides(policy: Build, grow: Build) -> None:
+    """Four log-ratios are put at -40, -40, 5 and -29: half of them lie in the tail of forward KL."""
+    trees, ours = grow(2), policy()
+    verify(ours.tree, trees)
+    own = [branch_sums(ours.tree, [tree], 1000) for tree in trees]
+    wanted = torch.tensor([[-40.0, -40.0], [5.0, -29.0]])
+    known = {tree: sums - x for tree, sums, x in zip(trees, own, wanted, strict=True)}
+    terms = PairPreference(ours.tree, p.Sigmoid(), known, ForwardKL())(plant(trees))
+    assert terms.metrics["divergence/clamped"].tolist() == [1.0, 0.0]
+    assert torch.isfinite(terms.values).all()
+    assert "divergence/clamped" not in first(policy, trees, DPOConfig(steps=1, batch_size=2))
 
 
 def test_margins_come_from_ratings_and_are_capped(policy: Build, grow: Build) -> None:

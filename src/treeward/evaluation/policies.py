@@ -53,10 +53,10 @@ def implicit(policy: Policy, anchor: Anchor, trees: Sequence[TokenTree]) -> Tabl
     now = branch_sums(policy.tree, trees, policy.token_budget)
     with anchor.model() as tree:
         start = branch_sums(tree, trees, policy.token_budget)
-    ratios = iter(torch.split((now - start).double(), [len(tree.branches) for tree in trees]))
-    groups, chosen, rejected = zip(*_opposed(trees, [r.numpy() for r in ratios]), strict=True)
-    columns = {"accuracy": wins(chosen, rejected), "chosen": np.array(chosen), "rejected": np.array(rejected)}
-    return Table(groups, columns)
+    ratios = torch.split((now - start).double(), [len(tree.branches) for tree in trees])
+    groups, *sides = zip(*_opposed(trees, [r.numpy() for r in ratios]), strict=True)
+    chosen, rejected = map(np.array, sides)
+    return Table(groups, {"accuracy": wins(chosen, rejected), "chosen": chosen, "rejected": rejected})
 
 
 def _opposed(trees: Sequence[TokenTree], values: Sequence[np.ndarray]) -> list[tuple[str, float, float]]:
