@@ -7,13 +7,16 @@ import pytest
 from treeward.data.formats import (
     Dropped,
     completion,
+    detect,
     messages,
     preference,
     prompts,
+    reader,
     text,
     transcript_turns,
     transcripts,
 )
+from treeward.data.formats import labelled as labelled_completion
 from treeward.data.shapes import pair_labelled
 from treeward.trees.text import Response, Tree
 
@@ -203,3 +206,19 @@ def test_pairing_depends_on_the_seed_and_not_on_the_order_of_rows() -> None:
 def test_labels_other_than_one_and_zero_are_refused(label: float | None) -> None:
     with pytest.raises(ValueError, match="column 'label' holds"):
         pair_labelled([*labelled(1, 1), *text({"text": "so so", "label": label})], seed=0)
+
+
+def test_labelled_completions_for_kto() -> None:
+    row = {"prompt": "p", "completion": " yes", "label": True}
+    assert detect(row, row, "unpaired") == "labelled"
+    assert detect(row, row, "sft") == "completion"
+    (tree,) = labelled_completion(row)
+    assert tree.responses == (Response(" yes", score=1.0),)
+    assert labelled_completion({**row, "label": 0})[0].responses[0].score == 0.0
+    with pytest.raises(ValueError, match="'label' is 'good'"):
+        labelled_completion({**row, "label": "good"})
+    with pytest.raises(ValueError, match=r"loss\.kind kto"):
+        reader("labelled", "pairs", "last")
+    for name in ("completion", "graded", "helpsteer", "messages"):
+        with pytest.raises(ValueError, match="has no labels"):
+            reader(name, "unpaired", "last")

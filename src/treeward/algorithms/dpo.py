@@ -1,26 +1,28 @@
-"""Direct preference optimisation: a loss on the log-ratios of the two responses of a pair.
+"""Direct preference optimisation: a loss on the log-ratios of the responses to a prompt.
 
-    x = log pi(y | prompt) - log anchor(y | prompt)        summed over response tokens, end token included
-
-The loss is any member of `maths.preference.AnyPreferenceLoss`. The anchor is the policy as it was before the first
-step; its log-probabilities cannot change, so they are computed once, before it.
+The loss is any member of `maths.preference.AnyPreferenceLoss`, on pairs, rankings or single labelled responses
+(`algorithms.preferences`). The anchor is the policy as it was before the first step; its log-probabilities cannot
+change, so they are computed once, before it, and for losses that need no anchor not at all.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
-from treeward.algorithms.loop import LoopConfig, Step, Terms, fit, reached
-from treeward.maths.logprobs import branch_lengths, sum_by_branch
-from treeward.maths.preference import AnyPreferenceLoss, PairScores, PreferenceLoss, Sigmoid
+from treeward.algorithms.loop import LoopConfig, Step, fit, reached
+from treeward.algorithms.preferences import (
+    AnyObjective,
+    Known,
+    LabelledPreference,
+    PairPreference,
+    RankedPreference,
+    labels,
+)
+from treeward.maths.divergences import AnyDivergence, ReverseKL
+from treeward.maths.preference import KTO, AnyPreferenceLoss, PlackettLuce, Sigmoid, needs
+from treeward.maths.reward import check_margin
 from treeward.models.anchor import Anchor
 from treeward.models.policy import Policy, tokenised
-from treeward.trees.forest import Forest
-from treeward.trees.forward import TreeLM
 from treeward.trees.text import Tree
 from treeward.trees.tokens import TokenTree
 from treeward.trees.verify import verified
@@ -34,59 +36,81 @@ class DPOConfig(LoopConfig):
     """Peak learning rate: 1e-6 from 1B parameters, 1e-5 at 100M, up to 3e-4 under 20M or from random weights."""
     loss: AnyPreferenceLoss = field(default_factory=Sigmoid)
     """The preference loss."""
+    divergence: AnyDivergence = field(default_factory=ReverseKL)
+    """The f-divergence from the anchor: the loss sees its score of each log-ratio."""
+    margin: float = 0.0
+    """Largest margin asked for between the implicit rewards: margin * min(rating gap, 1), or itself without ratings."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        kind = type(self.loss).__name__
+        if self.loss.no_divergence and not isinstance(self.divergence, ReverseKL):
+            raise ValueError(
+                f"divergence.kind {type(self.divergence).__name__} does not go with loss.kind {kind}: "
+                f"{self.loss.no_divergence}; use reverse-kl, or sigmoid, robust, hinge, exo or plackett-luce"
+            )
+        check_margin("margin", self.margin)
+        if self.margin and not self.loss.takes_margin:
+            raise ValueError(
+                f"margin is {self.margin}, but loss.kind {kind} has none; use sigmoid, robust, hinge, exo or "
+                "normalised-sigmoid"
+            )
 
 
-@dataclass(frozen=True)
-class PairPreference:
-    """A preference loss over forests of two-branch trees; `anchor` maps each tree to its branches' log-probs."""
+def objective(policy: Policy, anchor: Anchor, trees: Sequence[TokenTree], config: DPOConfig) -> AnyObjective:
+    """The objective of these trees; the anchor's log-probabilities are computed here, where the loss needs them.
 
-    model: TreeLM
-    loss: PreferenceLoss
-    anchor: Mapping[TokenTree, Float[Tensor, "N"]]
+    Raises:
+        ValueError: a tree is not of the shape that the loss is taught by.
+    """
+    check_shape(config.loss, trees)
+    budget = config.token_budget or policy.token_budget
+    known: Known | None = anchor.branch_logps(trees, budget) if config.loss.needs_anchor else None
+    if isinstance(config.loss, KTO):
+        assert known is not None
+        return LabelledPreference(
+            policy.tree, config.loss, known, lambda others: anchor.branch_logps(others, budget), budget
+        )
+    if isinstance(config.loss, PlackettLuce):
+        assert known is not None
+        return RankedPreference(policy.tree, config.loss, known, config.divergence)
+    return PairPreference(policy.tree, config.loss, known, config.divergence, config.margin)
 
-    def count(self, tree: TokenTree) -> int:
-        assert len(tree.branches) == 2, "a pair has two branches"
-        return 1
 
-    def scores(self, forest: Forest) -> PairScores:
-        """Log-ratios, lengths and the policy's own sums of every pair of the forest."""
-        scored_branch = forest.scored_branch.to(self.model.device)
-        logps = sum_by_branch(self.model(forest), scored_branch, forest.branches)
-        ratios = logps - torch.cat([self.anchor[tree] for tree in forest.sources]).to(logps.device)
-        lengths = branch_lengths(scored_branch, forest.branches)
-        return PairScores(ratios[0::2], ratios[1::2], lengths[0::2], lengths[1::2], logps[0::2], logps[1::2])
+def check_shape(loss: AnyPreferenceLoss, trees: Sequence[TokenTree]) -> None:
+    """Refuse trees that this loss cannot learn from.
 
-    def __call__(self, forest: Forest) -> Terms:
-        scores = self.scores(forest)
-        assert scores.chosen_logp is not None
-        assert scores.rejected_logp is not None
-        beta = self.loss.beta if hasattr(self.loss, "beta") else 1.0
-        margin = scores.chosen - scores.rejected
-        metrics = {
-            "rewards/chosen": beta * scores.chosen, "rewards/rejected": beta * scores.rejected,
-            "rewards/margins": beta * margin,
-            "rewards/accuracies": (margin > 0).float() + 0.5 * (margin == 0).float(),
-            "logps/chosen": scores.chosen_logp, "logps/rejected": scores.rejected_logp,
-        }  # fmt: skip
-        return Terms(self.loss(scores), metrics)
+    Raises:
+        ValueError: a tree of the wrong shape; the first is named.
+    """
+    if isinstance(loss, KTO):
+        labels(trees)
+        return
+    for tree in trees:
+        if needs(loss) == "pairs" and len(tree.branches) != 2:
+            raise ValueError(f"{tree.group[:60]!r} has {len(tree.branches)} responses; a pair has two branches")
+        if len(tree.branches) < 2:
+            raise ValueError(f"{tree.group[:60]!r} has {len(tree.branches)} responses; a ranking has two or more")
 
 
 def dpo(
     policy: Policy, trees: Sequence[Tree | TokenTree], config: DPOConfig | None = None, anchor: Anchor | None = None,
     resume: Path | None = None,
 ) -> Iterator[Step]:  # fmt: skip
-    """Train `policy` in place on pairs (chosen first, rejected second); yields a `Step` after each optimiser step.
+    """Train `policy` in place on pairs (chosen first, rejected second), on rankings or on labelled responses, as the
+    loss asks; yields a `Step` after each optimiser step.
 
     `anchor` is the policy as it stands unless another is given.
 
     Raises:
         NonFinite: a loss or gradient is not finite.
-        ValueError: there are no trees, a path is too long, or `resume` belongs to another run.
+        ValueError: there are no trees, one is not of the shape that the loss is taught by, a path is too long, or
+            `resume` belongs to another run.
     """
     config = config or DPOConfig()
     planted = tokenised(trees, policy.tokenizer)
     verified(policy.tree, planted)
     anchor = anchor or Anchor.of(policy)
     budget = config.token_budget or policy.token_budget
-    known = anchor.branch_logps(reached(config, planted), budget)
-    yield from fit(policy.tree, planted, PairPreference(policy.tree, config.loss, known), config, budget, resume)
+    found = objective(policy, anchor, reached(config, planted), config)
+    yield from fit(policy.tree, planted, found, config, budget, resume)

@@ -67,10 +67,14 @@ class LoopConfig:
 
 @dataclass(frozen=True)
 class Terms:
-    """What an objective returns for a forest: the loss of each unit, and metrics by unit, all with the same length."""
+    """What an objective returns for a forest: the loss of each unit, and metrics by unit, all with the same length.
+
+    `weights` multiply the losses where the mean is taken; the divisor stays the count of units.
+    """
 
     values: Float[Tensor, "units"]
     metrics: Mapping[str, Float[Tensor, "units"]]
+    weights: Float[Tensor, "units"] | None = None
 
 
 @runtime_checkable
@@ -82,6 +86,15 @@ class Objective(Protocol):
         ...
 
     def __call__(self, forest: Forest) -> Terms: ...
+
+
+@runtime_checkable
+class Prepared(Protocol):
+    """An objective that must see a whole batch before its first forest."""
+
+    def prepare(self, batch: Sequence[TokenTree]) -> None:
+        """Called once a step, on every rank, with all trees of the batch."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -147,11 +160,14 @@ def accumulate(model: TreeModule, batch: Sequence[TokenTree], objective: Objecti
     count = sum(objective.count(tree) for tree in batch)
     mine = batch[ranks.rank() :: ranks.world()]
     sums: dict[str, Tensor] = {}
+    if isinstance(objective, Prepared):
+        objective.prepare(batch)
     model.train()
     for forest in pack(mine, budget, model.positions):
         terms = objective(forest)
-        (terms.values.sum() / count).backward()  # type: ignore[no-untyped-call]
-        for name, values in {"loss": terms.values, **terms.metrics}.items():
+        losses = terms.values if terms.weights is None else terms.weights * terms.values
+        (losses.sum() / count).backward()  # type: ignore[no-untyped-call]
+        for name, values in {"loss": losses, **terms.metrics}.items():
             sums[name] = sums.get(name, 0) + values.detach().sum().double().cpu()
     model.eval()
     return {name: (value / count).item() for name, value in ranks.sum_all(sums).items()}

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from treeward.algorithms.loop import LoopConfig, Step, Terms, fit
+from treeward.algorithms.outputs import branches
 from treeward.maths.branches import Branches
 from treeward.maths.reward import (
     AllPairs,
@@ -103,15 +102,6 @@ class Judgement:
             "nll": -preferred(found), "rewards/accuracies": right, "rewards/margins": chosen - rejected,
             "rewards/chosen": chosen, "rewards/rejected": rejected,
         }  # fmt: skip
-
-
-def branches(forest: Forest, outputs: Float[Tensor, "N W"], head: AnyHead) -> Branches:
-    """A forest's outputs with the tree and the ratings of each branch."""
-    trees = forest.sources
-    tree = torch.tensor([number for number, each in enumerate(trees) for _ in each.branches])
-    rated = all(each.ratings for each in trees)
-    ratings = torch.tensor([rating for each in trees for rating in each.ratings]) if rated else None
-    return Branches(outputs, head, tree.to(outputs.device), None if ratings is None else ratings.to(outputs.device))
 
 
 def reward(

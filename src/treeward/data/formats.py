@@ -22,8 +22,8 @@ HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity
 MARKER = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 """Where a speaker's turn begins in HelpSteer2's flattened prompts."""
 
-JUDGED = ("pairs", "ranked", "graded")
-"""The purposes that need judged responses: two sides, ranked branches, ratings."""
+JUDGED = ("pairs", "ranked", "graded", "unpaired")
+"""The purposes that need judged responses: two sides, ranked branches, ratings, labels."""
 
 Reader = Callable[[Row], list[Tree]]
 
@@ -105,6 +105,14 @@ def completion(row: Row) -> list[Tree]:
     return [Tree(prompt, [_filled(answer)])]
 
 
+def labelled(row: Row) -> list[Tree]:
+    """`prompt` and `completion` with a `label`: true (1) desirable, false (0) not, kept as the score."""
+    if row["label"] not in (0, 1):
+        raise ValueError(f"column 'label' is {row['label']!r}; it is true (1) for a desirable response, else false (0)")
+    (tree,) = completion(row)
+    return [Tree(tree.prompt, [Response(tree.responses[0].text, score=float(row["label"]))])]
+
+
 def text(row: Row) -> list[Tree]:
     """`text` alone (prompt: none), or with a `label`, kept as the score: 1 positive, 0 negative."""
     label = row.get("label")
@@ -128,6 +136,8 @@ def detect(columns: Iterable[str], sample: Row, purpose: str) -> str:
         return "prompts"
     if set(HELPSTEER) | {"prompt", "response"} <= have:
         return "helpsteer"
+    if purpose == "unpaired" and {"prompt", "completion", "label"} <= have:
+        return "labelled"
     if {"prompt", "scores"} <= have and have & {"response", "responses"}:
         return "graded"
     if {"chosen", "rejected"} <= have:
@@ -160,6 +170,12 @@ def reader(name: str, purpose: str, turns: str) -> Reader:
         raise ValueError(
             "data.format 'prompts' has nothing to learn from; give prompt and completion, messages or text"
         )
+    if purpose == "unpaired" and name not in ("labelled", "text", "preference", "transcripts"):
+        raise ValueError(
+            f"data.format {name!r} has no labels; give prompt, completion and label, text and label, or pairs"
+        )
+    if name == "labelled" and purpose in ("pairs", "ranked", "graded"):
+        raise ValueError("data.format 'labelled' has no pairs; train on single labelled responses with loss.kind kto")
     if purpose in JUDGED and name in ("messages", "completion", "prompts"):
         raise ValueError(f"data.format {name!r} has no pairs; give chosen and rejected, or text and label")
     if name == "messages":
@@ -175,6 +191,7 @@ FORMATS: dict[str, Reader] = {
     "transcripts": transcripts,
     "messages": messages,
     "completion": completion,
+    "labelled": labelled,
     "text": text,
     "prompts": prompts,
     "graded": graded,

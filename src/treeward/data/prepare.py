@@ -21,7 +21,8 @@ class DataConfig:
     """A file (jsonl, jsonl.gz, json, parquet, csv), a directory (also one of `inspect --save`), a hub id, or `world`
     / `world-texts` (embedded)."""
     format: str = "auto"
-    """preference, transcripts, graded, helpsteer, messages, completion, text, prompts; auto goes by the columns."""
+    """preference, transcripts, graded, helpsteer, messages, completion, labelled, text, prompts; auto goes by the
+    columns."""
     split: str | None = None
     """Read only this split of a source that has several."""
     columns: dict[str, str] = field(default_factory=dict)
@@ -74,7 +75,7 @@ class Prepared:
 
 def prepare(config: DataConfig, tokenizer: Tokenizer, purpose: Purpose) -> Prepared:
     """Read `config.source` and render it for a purpose: "pairs" (two branches, chosen first), "ranked" (several, best
-    first), "graded" (rated ones), "sft" (one) or "prompts" (none).
+    first), "graded" (rated ones), "unpaired" (one with a label, or a pair), "sft" (one) or "prompts" (none).
 
     Raises:
         ValueError: the source, a column or a value is wrong, or nothing is left to train on.
@@ -134,8 +135,9 @@ def _trees(
             raise ValueError(f"row {number}: {problem}") from None
         for tree in trees:
             part = named(row["split"]) if row.get("split") else None
-            if row.get("subset"):
-                tree = Tree(tree.prompt, tree.responses, tree.group, str(row["subset"]))  # noqa: PLW2901
+            subset, weight = str(row.get("subset") or ""), 1.0 if row.get("weight") is None else float(row["weight"])
+            if subset or weight != 1:
+                tree = Tree(tree.prompt, tree.responses, tree.group, subset, weight)  # noqa: PLW2901
             texts[part or part_of(tree.group, config.seed, config.validation, config.test)].append(tree)
     return texts
 

@@ -68,7 +68,8 @@ def token_tree(
             account.cut[f"response {number}"] += 1
         branches.append(tuple(ids))
     ratings = tuple(response.ratings for response in tree.responses)
-    return TokenTree(tuple(prompt), tuple(branches), tree.group, ratings if all(ratings) else (), tree.subset)
+    judged = ratings if all(ratings) else ()
+    return TokenTree(tuple(prompt), tuple(branches), tree.group, judged, tree.subset, tree.weight)
 
 
 def prompt_ids(prompt: Prompt, tokenizer: Tokenizer) -> list[int]:

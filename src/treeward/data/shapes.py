@@ -9,15 +9,17 @@ from typing import Literal
 from treeward.data.splits import shuffled
 from treeward.trees.text import Response, Tree
 
-Purpose = Literal["pairs", "ranked", "graded", "sft", "prompts"]
+Purpose = Literal["pairs", "ranked", "graded", "unpaired", "sft", "prompts"]
 
 
 def shaped(trees: Sequence[Tree], purpose: Purpose, dropped: Counter[str]) -> list[Tree]:
     """Rated trees gathered by prompt and cut to the purpose; what cannot serve it is counted in `dropped`.
 
     "pairs": two branches, the better rated first; "ranked": all branches, best first; "graded": all that are rated,
-    best first.
+    best first; "unpaired": single responses and pairs as they stand.
     """
+    if purpose == "unpaired":
+        return list(trees)
     gathered = gather(trees)
     if purpose == "graded":
         kept = [tree for tree in gathered if all(response.ratings for response in tree.responses)]
@@ -39,8 +41,8 @@ def gather(trees: Sequence[Tree]) -> list[Tree]:
 
 
 def replace_responses(tree: Tree, responses: Sequence[Response]) -> Tree:
-    """The same prompt, group and subset with other responses."""
-    return Tree(tree.prompt, responses, tree.group, tree.subset)
+    """The same prompt, group, subset and weight with other responses."""
+    return Tree(tree.prompt, responses, tree.group, tree.subset, tree.weight)
 
 
 def pair_labelled(trees: Sequence[Tree], seed: int) -> list[Tree]:

@@ -24,8 +24,8 @@ from treeward.trees.tokens import TokenTree
 
 FILE = "prepared.json"
 SCHEMA = 1
-BRANCHES = {"prompts": 0, "sft": 1, "pairs": 2, "ranked": 2, "graded": 2}
-"""Responses a tree has, by the purpose it was prepared for."""
+BRANCHES = {"prompts": 0, "sft": 1, "pairs": 2, "ranked": 2, "graded": 2, "unpaired": 2}
+"""Responses a tree has at most, by the purpose it was prepared for; pairs serve where single ones do."""
 
 Facts = dict[str, Any]
 AGAIN = "prepare the data again with `treeward inspect --save`"
@@ -100,7 +100,7 @@ def load(
         facts = json.loads((Path(source) / FILE).read_text(encoding="utf-8"))
         _agree(source, options, defaults, facts["data"])
         made = facts["purpose"]
-        if BRANCHES[made] < BRANCHES[purpose]:
+        if BRANCHES[made] < BRANCHES[purpose] or made == "unpaired" != purpose:
             raise ValueError(f"data.source {source!r} was prepared for {made}, not {purpose}; {AGAIN}")
         read = {part: _part(source, part, facts["rows"][part]) for part in PARTS}
     except (KeyError, OSError, TypeError, json.JSONDecodeError) as problem:
@@ -174,4 +174,4 @@ def _fixed(value: Any) -> Any:
 
 def _fewer(ids: TokenTree, text: Tree, keep: int) -> tuple[TokenTree, Tree]:
     fewer = replace(ids, branches=ids.branches[:keep], ratings=ids.ratings[:keep])
-    return fewer, Tree(text.prompt, text.responses[:keep], text.group, text.subset)
+    return fewer, Tree(text.prompt, text.responses[:keep], text.group, text.subset, text.weight)

@@ -45,13 +45,29 @@ def likelihood(policy: Policy, trees: Sequence[TokenTree]) -> Table:
 
 
 def implicit(policy: Policy, anchor: Anchor, trees: Sequence[TokenTree]) -> Table:
-    """Pairs under the implicit reward: `accuracy` (ties half), and the two log-ratios apart, in nats."""
+    """Pairs under the implicit reward: `accuracy` (ties half), and the two log-ratios apart, in nats.
+
+    Of a ranking the first branch stands against the last; single labelled responses are paired in their order, a
+    desirable one with an undesirable one.
+    """
     now = branch_sums(policy.tree, trees, policy.token_budget)
     with anchor.model() as tree:
         start = branch_sums(tree, trees, policy.token_budget)
-    chosen, rejected = (now - start).view(-1, 2).double().numpy().T
-    columns = {"accuracy": wins(chosen, rejected), "chosen": chosen, "rejected": rejected}
-    return Table([tree.group for tree in trees], columns)
+    ratios = torch.split((now - start).double(), [len(tree.branches) for tree in trees])
+    groups, *sides = zip(*_opposed(trees, [r.numpy() for r in ratios]), strict=True)
+    chosen, rejected = map(np.array, sides)
+    return Table(groups, {"accuracy": wins(chosen, rejected), "chosen": chosen, "rejected": rejected})
+
+
+def _opposed(trees: Sequence[TokenTree], values: Sequence[np.ndarray]) -> list[tuple[str, float, float]]:
+    """(group, value of the better, value of the worse) of each comparison that the trees hold."""
+    found = [(t.group, float(v[0]), float(v[-1])) for t, v in zip(trees, values, strict=True) if len(t.branches) > 1]
+    alone = [(t, float(v[0])) for t, v in zip(trees, values, strict=True) if len(t.branches) == 1]
+    sides = [[(t.group, v) for t, v in alone if t.grades == (label,)] for label in (1.0, 0.0)]
+    found += [(f"{a} / {b}", good, bad) for (a, good), (b, bad) in zip(*sides, strict=False)]
+    if not found:
+        raise ValueError("nothing to compare is held out: there must be desirable and undesirable responses")
+    return found
 
 
 def fresh(

@@ -115,12 +115,17 @@ def dump(config: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            kind = {"kind": kind_of(type(value))} if len(_classes(hints[field.name])) > 1 else {}
-            found[field.name] = {**kind, **dump(value)}
-        else:
-            found[field.name] = list(value) if isinstance(value, tuple) else value
+        found[field.name] = _dumped(hints[field.name], value)
     return found
+
+
+def _dumped(hint: Any, value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        kind = {"kind": kind_of(type(value))} if len(_classes(hint)) > 1 else {}
+        return {**kind, **dump(value)}
+    if isinstance(value, tuple):
+        return [_dumped(_item(hint), each) for each in value]
+    return value
 
 
 def describe(cls: type[Any], path: str = "") -> list[tuple[str, str, str]]:
@@ -153,6 +158,10 @@ def _value(hint: Any, value: Any, path: str) -> Any:
     classes = _classes(hint)
     if isinstance(value, Raw):
         value = value.read(hint)
+    if _classes(_item(hint)):
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{path} is {value!r}; it is a list of groups of fields: [{{...}}, {{...}}]")
+        return tuple(_value(_item(hint), each, f"{path}.{place}") for place, each in enumerate(value))
     if not classes:
         try:
             return pydantic.TypeAdapter(hint).validate_python(_read_below(value))
@@ -167,6 +176,9 @@ def _value(hint: Any, value: Any, path: str) -> Any:
     kinds = {kind_of(cls): cls for cls in classes}
     kind = str(value.get("kind", kind_of(classes[0])))
     if kind not in kinds:
+        for reasons in (getattr(cls, "refused", {}) for cls in classes):
+            if kind in reasons:
+                raise ValueError(f"{path}.kind {kind!r} is not offered: {reasons[kind]}")
         raise ValueError(f"{path}.kind is {kind!r}{_nearest(kind, list(kinds))}; it may be {', '.join(kinds)}")
     return build(kinds[kind], {key: item for key, item in value.items() if key != "kind"}, f"{path}.")
 
@@ -182,6 +194,12 @@ def _classes(hint: Any) -> list[type[Any]]:
     """The dataclasses that a field may hold: none for a plain value, several for a union."""
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     return [option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)]
+
+
+def _item(hint: Any) -> Any:
+    """What a tuple of one type holds; None for anything else."""
+    inside = get_args(hint)
+    return inside[0] if get_origin(hint) is tuple and len(inside) == 2 and inside[1] is Ellipsis else None
 
 
 def _meanings(cls: type[Any]) -> dict[str, str]:

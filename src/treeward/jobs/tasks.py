@@ -6,14 +6,17 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from treeward.algorithms.dpo import PairPreference, dpo
+from treeward.algorithms.dpo import dpo
+from treeward.algorithms.dpo import objective as preference
 from treeward.algorithms.loop import Objective, Step
-from treeward.algorithms.reward import Judgement, branches, check_judged, needs, reward, suited
+from treeward.algorithms.outputs import branches
+from treeward.algorithms.reward import Judgement, check_judged, needs, reward, suited
 from treeward.algorithms.sft import TokenNLL, sft
 from treeward.data.shapes import Purpose
 from treeward.evaluation import policies, rewards
 from treeward.evaluation.tables import Comparison, Measurement, Table
 from treeward.jobs.options import AnyRun, DPORun, RewardRun, SFTRun
+from treeward.maths.preference import needs as preference_needs
 from treeward.maths.reward import Graded
 from treeward.maths.scores import Scalar
 from treeward.models.anchor import Anchor
@@ -159,22 +162,26 @@ class RewardTask:
 class DPOTask:
     """A preference loss: the score of fresh samples where a scorer is named, else held-out implicit accuracy."""
 
-    purpose: Purpose = "pairs"
-
     def __init__(self, config: DPORun) -> None:
         self.config = config
+        self.purpose: Purpose = preference_needs(config.loss)
         self.model = Policy.from_config(config.model, config.seed)
         self.anchor = Anchor.of(self.model)
         self.scorer = scorers.find(config.evaluation.scorer) if config.evaluation.scorer else None
         self.metric = config.evaluation.metric or ("score" if self.scorer else "accuracy")
 
     def objective(self, trees: Sequence[TokenTree]) -> Objective:
-        return self._objective(trees)
+        with identities.exact(self.anchor.tree):
+            return preference(self.model, self.anchor, trees, self.config)
 
     def identities(self, trees: Sequence[TokenTree]) -> list[Check]:
+        with identities.exact(self.anchor.tree):
+            objective = preference(self.model, self.anchor, trees, self.config)
+            known = self.anchor.branch_logps(trees, self.model.token_budget)
+        expected = objective.at_start(plant(trees), known)
         return [
             *_policy_identities(self.config, self.model, self.anchor, trees),
-            identities.start_value(self.model.tree, self.objective(trees), trees, self.config.loss.at_start()),
+            identities.start_value(self.model.tree, objective, trees, expected),
         ]
 
     def steps(self, trees: Sequence[TokenTree], resume: Path | None) -> Iterator[Step]:
@@ -189,11 +196,6 @@ class DPOTask:
 
     def facts(self, measured: Measurement, trees: Sequence[TokenTree]) -> dict[str, Any]:
         return {}
-
-    def _objective(self, trees: Sequence[TokenTree]) -> PairPreference:
-        with identities.exact(self.anchor.tree):
-            known = self.anchor.branch_logps(trees, self.model.token_budget)
-        return PairPreference(self.model.tree, self.config.loss, known)
 
 
 def task_of(config: AnyRun) -> Task:

@@ -1,123 +1,148 @@
-"""Losses over preference pairs: the DPO family.
+"""The DPO family: every loss, weighted sums of them, and the registry.
 
 A loss is a frozen dataclass. Its fields are hyper-parameters, `__call__` is the equation, and it returns one number per
-pair: the mean is taken where it is used, over the true count. It sees nothing but `PairScores`.
+pair (response, ranking): the mean is taken where it is used, over the true count. It sees nothing but `PairScores`
+(`LabelledScores`, `Branches`).
 
-Letters: P pairs, x = log(policy / anchor) of a whole response (chosen x_w, rejected x_l), D = x_w - x_l.
-The last line, `AnyPreferenceLoss`, is the registry that recipes, the command line and the tests read.
+The equations stand by what they depend on: `difference_losses` (x_w - x_l only), `sided_losses` (x_w and x_l apart),
+`anchorless_losses` (the policy's own log-probabilities); here those that are no loss of a pair. The last lines,
+`AnyPairLoss` and `AnyPreferenceLoss`, are the registry that recipes, the command line and the tests read.
+
+Letters: P pairs, G rankings, N branches, x = log(policy / anchor) of a whole response.
 """
 
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+import math
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+
+from treeward.maths import reward
+from treeward.maths.anchorless_losses import ORPO, SIMPO, ChosenNLL
+from treeward.maths.branches import Branches
+from treeward.maths.difference_losses import EXO, IPO, Hinge, NormalisedSigmoid, Robust, Sigmoid
+from treeward.maths.pair_scores import Anchored, LabelledScores, PairLoss, PairScores, Sides, require_positive
+from treeward.maths.sided_losses import BCO, DPOP, NCA, APODown, APOZero, SPPOHard
+
+AnyTerm = (
+    Sigmoid | Robust | Hinge | IPO | NormalisedSigmoid | EXO | NCA | BCO | SPPOHard | APOZero | APODown | DPOP
+    | ORPO | SIMPO | ChosenNLL
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
-class PairScores:
-    """All that a preference loss may see of a batch of pairs.
+class Term:
+    """One member of a sum."""
 
-    `chosen` and `rejected` are log-ratios to the anchor, summed over the response's scored tokens (end token included);
-    the lengths count those tokens; the log-probabilities are the policy's own sums, for losses without an anchor.
-    """
-
-    chosen: Float[Tensor, "P"]
-    rejected: Float[Tensor, "P"]
-    chosen_length: Int[Tensor, "P"]
-    rejected_length: Int[Tensor, "P"]
-    chosen_logp: Float[Tensor, "P"] | None = None
-    rejected_logp: Float[Tensor, "P"] | None = None
-
-    @classmethod
-    def zeros(cls, pairs: int) -> "PairScores":
-        """Scores at policy = anchor, one token a response: where every loss must have its known first value."""
-        zero, one = torch.zeros(pairs), torch.ones(pairs, dtype=torch.long)
-        return cls(zero, zero.clone(), one, one.clone(), zero.clone(), zero.clone())
-
-
-@runtime_checkable
-class PreferenceLoss(Protocol):
-    """What every member of `AnyPreferenceLoss` offers."""
-
-    def __call__(self, scores: PairScores) -> Float[Tensor, "P"]: ...
-
-    def at_start(self) -> float:
-        """The loss of a pair when the policy is the anchor, by the closed form of ALGORITHMS 3.2."""
-        ...
-
-
-@dataclass(frozen=True)
-class Sigmoid:
-    """DPO (Rafailov et al. 2023, arXiv:2305.18290, equation 7); with `flip` > 0 conservative DPO.
-
-    -(1 - e) log sigma(beta D) - e log sigma(-beta D)
-    """
-
-    beta: float = 0.1
-    """Strength of the pull towards the anchor: the implicit reward is beta times the log-ratio."""
-    flip: float = 0.0
-    """e, the share of labels taken to be flipped, in [0, 0.5); 0 is plain DPO."""
+    weight: float = 1.0
+    """What its loss is multiplied by."""
+    loss: AnyTerm = field(default_factory=Sigmoid)
+    """The loss."""
 
     def __post_init__(self) -> None:
-        _require_positive("loss.beta", self.beta)
-        if not 0 <= self.flip < 0.5:
-            raise ValueError(f"loss.flip is {self.flip}; a share of flipped labels lies in [0, 0.5)")
-
-    def __call__(self, scores: PairScores) -> Float[Tensor, "P"]:
-        difference = self.beta * (scores.chosen - scores.rejected)
-        return -(1 - self.flip) * logsigmoid(difference) - self.flip * logsigmoid(-difference)
-
-    def at_start(self) -> float:
-        return 0.6931471805599453
+        if not 0 < self.weight < math.inf:
+            raise ValueError(f"loss.terms has a weight of {self.weight}; it must be above 0")
 
 
 @dataclass(frozen=True)
-class Hinge:
-    """SLiC's hinge on the log-ratio difference (Zhao et al. 2023, arXiv:2305.10425): max(0, 1 - beta D).
+class Sum:
+    """A weighted sum of losses of the same pairs; by default RPO, sigmoid and the chosen response's likelihood."""
 
-    Left out of the paper: its cross-entropy regulariser; and it has no anchor, as DPO's variant does here.
-    """
-
-    beta: float = 0.1
-    """Scale of the log-ratio difference; the margin asked for is 1 / beta nats."""
+    terms: tuple[Term, ...] = (Term(), Term(loss=ChosenNLL()))
+    """The terms: [{weight: 1, loss: {kind: sigmoid}}, {weight: 1, loss: {kind: chosen-nll}}]."""
 
     def __post_init__(self) -> None:
-        _require_positive("loss.beta", self.beta)
+        if not self.terms:
+            raise ValueError("loss.terms is empty; name at least one term, such as {weight: 1, loss: {kind: sigmoid}}")
+
+    @property
+    def needs_anchor(self) -> bool:
+        """Whether any term does."""
+        return any(term.loss.needs_anchor for term in self.terms)
+
+    @property
+    def takes_margin(self) -> bool:
+        """Whether any term does."""
+        return any(term.loss.takes_margin for term in self.terms)
+
+    @property
+    def no_divergence(self) -> str:
+        """The reason of the first term on log-ratios that has one; terms without an anchor stand aside."""
+        anchored = [term.loss for term in self.terms if term.loss.needs_anchor]
+        losses = anchored or [self.terms[0].loss]
+        return next((f"{type(loss).__name__}: {loss.no_divergence}" for loss in losses if loss.no_divergence), "")
 
     def __call__(self, scores: PairScores) -> Float[Tensor, "P"]:
-        return (1 - self.beta * (scores.chosen - scores.rejected)).relu()
+        return torch.stack([term.weight * term.loss(scores) for term in self.terms]).sum(0)
 
-    def at_start(self) -> float:
-        return 1.0
+    def at_start(self, start: PairScores | None = None) -> float:
+        return sum(term.weight * term.loss.at_start(start) for term in self.terms)
+
+    def rewards(self, scores: PairScores) -> Sides:
+        """Those of the first term on log-ratios, else of the first."""
+        return next((t for t in self.terms if t.loss.needs_anchor), self.terms[0]).loss.rewards(scores)
 
 
 @dataclass(frozen=True)
-class IPO:
-    """IPO (Azar et al. 2023, arXiv:2310.12036, equation 17) on per-token means: (mean x_w - mean x_l - 1/(2 beta))^2.
+class KTO(Anchored):
+    """Kahneman-Tversky optimisation of single labelled responses (Ethayarajh et al. 2024, arXiv:2402.01306, eq. 8).
 
-    The printed formula has sums; the authors confirmed the means, and TRL uses them too.
+    lambda_D (1 - sigma(beta (x - z0))) if desirable, lambda_U (1 - sigma(beta (z0 - x))) if not;
+    z0 = max(0, mean x of responses put under another prompt of the batch), without gradient: an estimate of KL.
     """
 
-    beta: float = 0.1
-    """The target difference of the per-token means is 1 / (2 beta) nats."""
+    desirable: float = 1.0
+    """lambda_D; lambda_D n_D / (lambda_U n_U) should lie in [1, 4/3]."""
+    undesirable: float = 1.0
+    """lambda_U."""
 
     def __post_init__(self) -> None:
-        _require_positive("loss.beta", self.beta)
+        super().__post_init__()
+        require_positive("loss.desirable", self.desirable)
+        require_positive("loss.undesirable", self.undesirable)
 
-    def __call__(self, scores: PairScores) -> Float[Tensor, "P"]:
-        difference = scores.chosen / scores.chosen_length - scores.rejected / scores.rejected_length
-        return (difference - 1 / (2 * self.beta)).square()
+    def __call__(self, scores: LabelledScores) -> Float[Tensor, "N"]:
+        above = self.beta * (scores.ratios - scores.reference)
+        return torch.where(
+            scores.desirable, self.desirable * (-above).sigmoid(), self.undesirable * above.sigmoid()
+        )  # fmt: skip
 
-    def at_start(self) -> float:
-        return 1 / (4 * self.beta**2)
+    def at_start(self, start: LabelledScores | None = None) -> float:
+        """Half the mean lambda; without labels, as many of either kind."""
+        share = 0.5 if start is None else start.desirable.double().mean().item()
+        return 0.5 * (share * self.desirable + (1 - share) * self.undesirable)
 
 
-def _require_positive(field: str, value: float) -> None:
-    if not value > 0:
-        raise ValueError(f"{field} is {value}; it must be above 0 (0.1 is usual)")
+@dataclass(frozen=True)
+class PlackettLuce(Anchored):
+    """DPO on rankings (Rafailov et al. 2023, arXiv:2305.18290, equation 20), best first; two branches: `Sigmoid`.
+
+    -sum_k [beta x_(k) - log sum_{j >= k} e^(beta x_(j))];   ties by rating as in `maths.reward.PlackettLuce`
+    """
+
+    no_divergence: ClassVar[str] = ""
+
+    def __call__(self, branches: Branches) -> Float[Tensor, "G"]:
+        """`branches.outputs` are the log-ratios, (N, 1)."""
+        return reward.PlackettLuce()(replace(branches, outputs=self.beta * branches.outputs))
+
+    def at_start(self, start: Branches | None = None) -> float:
+        """ln N! of N branches without ties, its mean over the rankings; ln 2 where none are given."""
+        return math.log(2) if start is None else reward.PlackettLuce().at_start(start)
 
 
-AnyPreferenceLoss = Sigmoid | Hinge | IPO
+def needs(loss: "AnyPreferenceLoss") -> Literal["pairs", "unpaired", "ranked"]:
+    """What the loss is taught by."""
+    return "unpaired" if isinstance(loss, KTO) else "ranked" if isinstance(loss, PlackettLuce) else "pairs"
+
+
+__all__ = [
+    "BCO", "DPOP", "EXO", "IPO", "KTO", "NCA", "ORPO", "SIMPO", "APODown", "APOZero", "AnyPairLoss",
+    "AnyPreferenceLoss", "ChosenNLL", "Hinge", "LabelledScores", "NormalisedSigmoid", "PairLoss", "PairScores",
+    "PlackettLuce", "Robust", "SPPOHard", "Sigmoid", "Sum", "Term", "needs",
+]  # fmt: skip
+
+AnyPairLoss = AnyTerm | Sum
+AnyPreferenceLoss = AnyPairLoss | KTO | PlackettLuce

@@ -42,11 +42,7 @@ class BradleyTerry:
     """c: pulls the two scores of a pair towards a sum of 0; changes no preference probability. 0 or 0.01."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.margin <= 1:
-            raise ValueError(
-                f"loss.margin is {self.margin}; it lies in [0, 1], and 0.5 is already large: a raw rating gap teaches "
-                "the gap's size, so it is scaled, margin * min(gap, 1)"
-            )
+        check_margin("loss.margin", self.margin)
         if not self.centre >= 0:
             raise ValueError(f"loss.centre is {self.centre}; it must not be negative (0.01 is usual)")
 
@@ -62,7 +58,7 @@ class BradleyTerry:
         if branches.ratings is None:
             return branches.outputs.new_full((branches.trees,), self.margin)
         better, worse = branches.pair(branches.ratings.mean(1))
-        return self.margin * (better - worse).clamp(max=1)
+        return rated_margin(self.margin, better - worse)
 
 
 @dataclass(frozen=True)
@@ -222,6 +218,24 @@ class Joint:
 
 AnyRewardLoss = BradleyTerry | PlackettLuce | AllPairs | HalfTies | Strict | Conditional | Graded | Joint
 """The losses by their names: bradley-terry, plackett-luce, all-pairs, half-ties, strict, conditional, graded, joint."""
+
+
+def check_margin(name: str, margin: float) -> None:
+    """Refuse a margin that is a raw rating gap.
+
+    Raises:
+        ValueError: it lies outside [0, 1].
+    """
+    if not 0 <= margin <= 1:
+        raise ValueError(
+            f"{name} is {margin}; it lies in [0, 1], and 0.5 is already large: a raw rating gap teaches "
+            "the gap's size, so it is scaled, margin * min(gap, 1)"
+        )
+
+
+def rated_margin(margin: float, gap: Float[Tensor, "P"]) -> Float[Tensor, "P"]:
+    """What is asked for of pairs whose ratings lie this far apart: margin * min(gap, 1)."""
+    return margin * gap.clamp(max=1)
 
 
 def outcomes(

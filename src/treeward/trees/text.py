@@ -39,17 +39,18 @@ class Tree:
 
     For a pair the first response is the chosen one, the second the rejected. `group` is the unit of splitting and of
     every interval: the normalised prompt unless given. An empty prompt is allowed only with a group of its own.
-    `subset` names a part of the data that is reported apart.
+    `subset` names a part of the data that is reported apart; `weight` is what the tree counts for in `dpo`.
     """
 
     prompt: Prompt
     responses: tuple[Response, ...]
     group: str = ""
     subset: str = ""
+    weight: float = 1.0
 
     def __init__(
         self, prompt: str | Sequence[Message], responses: Sequence[Response | str] = (), group: str | None = None,
-        subset: str = "",
+        subset: str = "", weight: float = 1.0,
     ) -> None:  # fmt: skip
         fixed: Prompt = prompt if isinstance(prompt, str) else tuple(dict(message) for message in prompt)
         if not fixed and group is None:
@@ -58,6 +59,7 @@ class Tree:
         object.__setattr__(self, "responses", tuple(Response(r) if isinstance(r, str) else r for r in responses))
         object.__setattr__(self, "group", normalised(fixed) if group is None else group)
         object.__setattr__(self, "subset", subset)
+        object.__setattr__(self, "weight", weight)
 
     def __hash__(self) -> int:
         return hash(self.to_json())
@@ -71,7 +73,7 @@ class Tree:
         """The tree that `to_json` wrote."""
         row: dict[str, Any] = json.loads(line)
         responses = [Response(**{**each, "grades": tuple(each.get("grades", ()))}) for each in row["responses"]]
-        return cls(row["prompt"], responses, row["group"], row.get("subset", ""))
+        return cls(row["prompt"], responses, row["group"], row.get("subset", ""), row.get("weight", 1.0))
 
 
 def normalised(prompt: Prompt) -> str:

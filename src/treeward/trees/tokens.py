@@ -1,5 +1,6 @@
 """Ids: a prompt tokenised once, and each response on its own, as generation sees them."""
 
+import math
 from dataclasses import dataclass
 
 
@@ -9,10 +10,11 @@ class TokenTree:
 
     Every branch token is scored, the end token included; no prompt token is. `group` names the unit of splitting and
     of intervals, `subset` a part that is reported apart; `ratings` are the raters' numbers, one tuple a branch with one
-    value an attribute, or nothing.
+    value an attribute, or nothing. `weight` is what the tree counts for in a preference loss.
 
     Raises:
-        ValueError: the prompt or a branch is empty, or ratings are missing for a branch, with the place named.
+        ValueError: the prompt or a branch is empty, the weight negative, or ratings are missing for a branch, with the
+            place named.
     """
 
     prompt: tuple[int, ...]
@@ -20,6 +22,7 @@ class TokenTree:
     group: str = ""
     ratings: tuple[tuple[float, ...], ...] = ()
     subset: str = ""
+    weight: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -29,6 +32,8 @@ class TokenTree:
                 raise ValueError(f"branch {number} of {self.group[:60]!r} has no tokens; an empty response is dropped")
         if self.ratings and len(self.ratings) != len(self.branches):
             raise ValueError(f"{self.group[:60]!r} has {len(self.branches)} branches but {len(self.ratings)} ratings")
+        if not 0 <= self.weight < math.inf:
+            raise ValueError(f"{self.group[:60]!r} has a weight of {self.weight}; it must be finite and not negative")
 
     def __len__(self) -> int:
         """Tokens in all, the prompt counted once: what the tree costs in a forest."""
