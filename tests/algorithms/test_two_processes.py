@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from treeward.algorithms.dpo import DPOConfig, dpo
 from treeward.algorithms.sft import SFTConfig, sft
+from treeward.maths.preference import KTO, Sigmoid
 from treeward.models.policy import Policy
 from treeward.trees.forward import TreeLM
 from treeward.trees.tokens import TokenTree
@@ -44,7 +45,10 @@ def train(kind: str) -> dict[str, Any]:
 
     handle = register_optimizer_step_pre_hook(keep)
     shared: dict[str, Any] = {"steps": 4, "batch_size": 5, "lr": 1e-4}
-    run = sft(policy, trees, SFTConfig(**shared)) if kind == "sft" else dpo(policy, trees, DPOConfig(**shared))
+    loss = KTO(beta=0.2) if kind == "kto" else Sigmoid()
+    run = (
+        sft(policy, trees, SFTConfig(**shared)) if kind == "sft" else dpo(policy, trees, DPOConfig(loss=loss, **shared))
+    )
     metrics = [step.metrics for step in run]
     handle.remove()
     weights = {n: p.detach() for n, p in policy.tree.named_parameters()}
@@ -54,7 +58,7 @@ def train(kind: str) -> dict[str, Any]:
 def work(rank: int, world: int, folder: str) -> None:
     """One of several processes."""
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
-    for kind in ("sft", "dpo"):
+    for kind in ("sft", "dpo", "kto"):
         torch.save(train(kind), f"{folder}/{kind}-{rank}.pt")
     distributed.destroy_process_group()
 
@@ -68,7 +72,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["sft", "dpo"])
+@pytest.mark.parametrize("kind", ["sft", "dpo", "kto"])
 def test_two_processes_train_the_model_that_one_trains(kind: str, together: Path) -> None:
     alone = train(kind)
     start = dict(setting()[0].tree.named_parameters())
@@ -87,7 +91,7 @@ def test_two_processes_train_the_model_that_one_trains(kind: str, together: Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["sft", "dpo"])
+@pytest.mark.parametrize("kind", ["sft", "dpo", "kto"])
 def test_the_ranks_agree_bit_for_bit(kind: str, together: Path) -> None:
     first, second = (torch.load(together / f"{kind}-{rank}.pt", weights_only=True) for rank in (0, 1))
     assert first["metrics"] == second["metrics"]

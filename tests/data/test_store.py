@@ -102,3 +102,24 @@ def test_nothing_is_overwritten_or_left_half(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(ZeroDivisionError):
         store.save(tmp_path / "other", found, world.tokenizer(), asdict(CONFIG), "pairs")
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_pairs_serve_single_responses_but_single_responses_no_pairs(tmp_path: Path) -> None:
+    place, found = saved(tmp_path)
+    again = prepare(DataConfig(source=place), world.tokenizer(), "unpaired")
+    assert again.train == found.train
+    (tmp_path / "other").mkdir()
+    place, _ = saved(tmp_path / "other", "unpaired")
+    with pytest.raises(ValueError, match="was prepared for unpaired, not pairs"):
+        prepare(DataConfig(source=place), world.tokenizer(), "pairs")
+
+
+def test_weights_of_rows_survive(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    rows = [{"prompt": f"p {n}", "chosen": " good .", "rejected": " bad .", "weight": 0.5 + n % 2} for n in range(40)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = DataConfig(source=str(file), test=0.2)
+    found = prepare(config, world.tokenizer(), "pairs")
+    assert {tree.weight for tree in found.train} == {0.5, 1.5}
+    store.save(tmp_path / "kept", found, world.tokenizer(), asdict(config), "pairs")
+    assert prepare(DataConfig(source=str(tmp_path / "kept")), world.tokenizer(), "pairs") == found

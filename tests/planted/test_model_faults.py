@@ -101,20 +101,17 @@ def test_f21_dropout_left_on(policy: Any, pairs: Any) -> None:
 
 
 @dataclass(frozen=True)
-class Twice:
+class Twice(Sigmoid):
     """Beta applied twice, or a sum instead of a mean: losses that a user could write."""
 
-    factor: float
+    factor: float = 8.0
 
     def __call__(self, scores: PairScores) -> torch.Tensor:
-        return self.factor * Sigmoid()(scores)
-
-    def at_start(self) -> float:
-        return 0.0
+        return self.factor * super().__call__(scores)
 
 
 def test_f27_loss_of_wrong_scale(policy: Any, pairs: Any) -> None:
-    loss = objective(policy, pairs, Twice(8.0))
+    loss = objective(policy, pairs, Twice(factor=8.0))
     assert not identities.start_value(policy.tree, loss, pairs, Sigmoid().at_start()).passed
 
 

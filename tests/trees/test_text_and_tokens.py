@@ -32,6 +32,7 @@ def test_json_is_one_line_with_letters_as_they_are() -> None:
         "responses": [{"text": " là", "finished": True, "score": None, "grades": []}],
         "group": "où ? là",
         "subset": "",
+        "weight": 1.0,
     }
 
 
