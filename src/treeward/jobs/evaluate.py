@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from treeward.data.prepare import DataConfig, prepare
 from treeward.evaluation import policies, rewards
-from treeward.evaluation.tables import METRICS, Table, compare
+from treeward.evaluation.tables import Table, compare, known
 from treeward.jobs.options import EvaluationConfig
 from treeward.models.anchor import Anchor
 from treeward.models.loading import ModelConfig
@@ -66,7 +66,7 @@ def evaluate(config: EvaluateRun) -> dict[str, dict[str, Any]]:
 def _intervals(tables: Mapping[str, Table]) -> dict[str, dict[str, Any]]:
     return {
         name: finite(vars(table.interval(name)))
-        for table in tables.values() for name in table.columns if name in METRICS
+        for table in tables.values() for name in table.columns if known(name)
     }  # fmt: skip
 
 
@@ -98,10 +98,11 @@ def _policy(config: EvaluateRun) -> tuple[Mapping[str, Table], list[dict[str, ob
     texts = policies.likelihood(policy, trees)
     by_group = {tree.group: TokenTree(tree.prompt, (), tree.group) for tree in trees}
     prompts = list(by_group.values())[: config.evaluation.prompts]
-    scorer = scorers.find(config.evaluation.scorer) if config.evaluation.scorer else None
-    table, shown = policies.fresh(policy, Anchor.of(start), prompts, config.evaluation.plan(config.seed), scorer)
+    judged = scorers.find_all(config.evaluation.scorer, config.evaluation.judges)
+    table, shown = policies.fresh(policy, Anchor.of(start), prompts, config.evaluation.plan(config.seed), *judged)
     if not config.start:
-        table = Table(table.groups, {name: column for name, column in table.columns.items() if name != "kl"})
+        kept = {name: column for name, column in table.columns.items() if name not in policies.TO_START}
+        table = Table(table.groups, kept)
     return {"texts": texts, "samples": table}, shown
 
 
