@@ -86,7 +86,9 @@ def test_a_classifier_gives_the_raw_logit(saved: Callable[..., Path], tiny_token
     logits = by_hand(path, texts, tiny_tokenizer)
     expected = (logits[:, 1] - logits[:, 0]).tolist()
     assert scorers.find(str(path))(TREES, tiny_tokenizer).tolist() == pytest.approx(expected, abs=1e-5)
-    assert scorers.find(f"{path}#bad")(TREES, tiny_tokenizer).tolist() == pytest.approx([-x for x in expected], abs=1e-5)
+    assert scorers.find(f"{path}#bad")(TREES, tiny_tokenizer).tolist() == pytest.approx(
+        [-x for x in expected], abs=1e-5
+    )
     assert len(set(expected)) == 3
 
 
