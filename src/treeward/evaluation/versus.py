@@ -5,7 +5,7 @@ Diversity at one token budget, the win rate, best-of-n of the start at equal KL,
 is computed by a model here: tables and ids alone are read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -95,3 +95,21 @@ def aa_facts(first: Table, again: Table) -> dict[str, Any]:
         difference = compare(name, first, again).difference
         found[name] = {**asdict(difference), "covers_zero": difference.low <= 0 <= difference.high}
     return found
+
+
+def side_by_side(before: Measurement, after: Measurement) -> list[dict[str, Any]]:
+    """Samples of the start and of the trained policy for the same prompts, the largest fall of the score first.
+
+    Without a scorer they stand in the prompts' order.
+    """
+    rows = [
+        {"group": b["group"], "sample": b["sample"], "prompt": b["prompt"], "before": a["response"],
+         "after": b["response"], "score_before": a.get("score"), "score_after": b.get("score"), "kl": b.get("kl"),
+         **_judged(a, b), "ids_before": a["ids"], "ids_after": b["ids"]}
+        for a, b in zip(before.samples, after.samples, strict=True)
+    ]  # fmt: skip
+    return sorted(rows, key=lambda row: (row["score_after"] or 0.0) - (row["score_before"] or 0.0))
+
+
+def _judged(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{n}_{side}": row[n] for side, row in (("before", a), ("after", b)) for n in row if n.startswith(JUDGE)}

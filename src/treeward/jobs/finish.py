@@ -11,7 +11,7 @@ from treeward.algorithms.loop import fingerprint
 from treeward.data.prepare import Prepared
 from treeward.evaluation import versus
 from treeward.evaluation.rewards import score_spread
-from treeward.evaluation.tables import JUDGE, Comparison, Measurement, compare, known
+from treeward.evaluation.tables import Comparison, Measurement, compare, known
 from treeward.jobs.options import AnyRun, verb_of
 from treeward.jobs.tasks import Task
 from treeward.models.artifact import annotate
@@ -64,7 +64,7 @@ def conclude(
         config.require, scorer, extra,
     )  # fmt: skip
     run.write_lines("evaluation.jsonl", _evaluation(before, after))
-    run.write_lines("samples.jsonl", _side_by_side(before, after))
+    run.write_lines("samples.jsonl", versus.side_by_side(before, after))
     run.write_json("receipt.json", found)
     write_page(run.path)
     return found, verdict.exit_code(config.require)
@@ -123,21 +123,3 @@ def _evaluation(before: Measurement, after: Measurement) -> list[dict[str, Any]]
             a.pop("group")
             rows.append({"group": group, "kind": kind, "before": a, "after": b})
     return rows
-
-
-def _side_by_side(before: Measurement, after: Measurement) -> list[dict[str, Any]]:
-    """Samples of the start and of the trained policy for the same prompts, the largest fall of the score first.
-
-    Without a scorer they stand in the prompts' order.
-    """
-    rows = [
-        {"group": b["group"], "sample": b["sample"], "prompt": b["prompt"], "before": a["response"],
-         "after": b["response"], "score_before": a.get("score"), "score_after": b.get("score"), "kl": b.get("kl"),
-         **_judged(a, b), "ids_before": a["ids"], "ids_after": b["ids"]}
-        for a, b in zip(before.samples, after.samples, strict=True)
-    ]  # fmt: skip
-    return sorted(rows, key=lambda row: (row["score_after"] or 0.0) - (row["score_before"] or 0.0))
-
-
-def _judged(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"{n}_{side}": row[n] for side, row in (("before", a), ("after", b)) for n in row if n.startswith(JUDGE)}
