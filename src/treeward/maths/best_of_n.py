@@ -52,7 +52,8 @@ class AtEqualKL:
 def at_equal_kl(scores: ArrayLike, after: ArrayLike, kl: ArrayLike) -> AtEqualKL:
     """A tuned policy against best-of-n of its start at equal KL.
 
-    The curve is linear in KL between the bounds of n = 1..K. `scores` is the start's (G, K), `after` and `kl` the tuned
+    The curve is linear in KL between the bounds of n = 1..K, which mixing two neighbouring n reaches (KL is convex).
+    `scores` is the start's (G, K), `after` and `kl` the tuned
     policy's means by prompt. Prompts are resampled, KL and curve with them; a replicate past the curve's end takes the
     end.
     """
