@@ -89,6 +89,12 @@ def test_intervals_of_the_entropy_cover_its_true_value() -> None:
     assert 0.9 <= held / 200 <= 1.0
 
 
+def test_one_prompt_has_no_interval() -> None:
+    intervals, gaps = diversity.measured([Pool([(1, 2)], ["a"]), Pool([(1, 1)], ["a"])])["distinct_1"]
+    assert (intervals[1].value, gaps[1].value) == (0.5, -0.5)
+    assert all(math.isnan(bound) for bound in (intervals[1].low, intervals[1].high, gaps[1].low, gaps[1].high))
+
+
 def test_perplexity_is_a_ratio_of_sums() -> None:
     intervals, _ = diversity.perplexity([[2.0, 9.0]], [[1, 9]], [["a", "b"]])
     assert intervals[0].value == pytest.approx(math.exp(11 / 10))

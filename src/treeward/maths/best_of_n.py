@@ -71,4 +71,4 @@ def at_equal_kl(scores: ArrayLike, after: ArrayLike, kl: ArrayLike) -> AtEqualKL
         score - np.interp(where, bounds, points)
         for score, where, points in zip(drawn @ tuned, drawn @ far, drawn @ curve, strict=True)
     ])  # fmt: skip
-    return AtEqualKL(at, float(bounds[-1]), value, gap(float(tuned.mean()) - value, replicates))
+    return AtEqualKL(at, float(bounds[-1]), value, gap(float(tuned.mean()) - value, replicates, len(table)))

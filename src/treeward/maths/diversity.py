@@ -11,6 +11,7 @@ Letters: m pooled tokens, G groups (prompts), V distinct n-grams seen, B replica
 Left out: n-grams across two responses.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -117,7 +118,10 @@ def measured(pools: Sequence[Pool]) -> dict[str, tuple[list[Interval], list[Gap]
         replicates = np.stack([_replicated(t, weights, statistic) for t in tables])
         found[name] = (
             [spread(value, row, len(names)) for value, row in zip(values, replicates, strict=True)],
-            [gap(value - values[0], row - replicates[0]) for value, row in zip(values, replicates, strict=True)],
+            [
+                gap(value - values[0], row - replicates[0], len(names))
+                for value, row in zip(values, replicates, strict=True)
+            ],
         )
     return found
 
@@ -139,7 +143,7 @@ def perplexity(nll: Sequence[ArrayLike], lengths: Sequence[ArrayLike], groups: S
         rows.append(np.exp(weights @ sums / (weights @ tokens)))
     return (
         [spread(value, row, len(names)) for value, row in zip(values, rows, strict=True)],
-        [gap(value - values[0], row - rows[0]) for value, row in zip(values, rows, strict=True)],
+        [gap(value - values[0], row - rows[0], len(names)) for value, row in zip(values, rows, strict=True)],
     )
 
 
@@ -151,19 +155,19 @@ def draws(groups: int, replicates: int = REPLICATES, seed: int = 0) -> Floats:
 
 def spread(value: float, replicates: Floats, n: int) -> Interval:
     """The value with the replicates' 95 % spread about their own mean; unknown for one group."""
-    low, high = _reach(replicates)
-    return Interval(float(value), float(value + low), float(value + high), n) if n > 1 else Interval(
-        float(value), float("nan"), float("nan"), n
-    )  # fmt: skip
+    low, high = _reach(replicates, n)
+    return Interval(float(value), float(value) + low, float(value) + high, n)
 
 
-def gap(value: float, replicates: Floats) -> Gap:
-    """A difference with the replicates' 95 % spread about their own mean."""
-    low, high = _reach(replicates)
-    return Gap(float(value), float(value + low), float(value + high))
+def gap(value: float, replicates: Floats, n: int) -> Gap:
+    """A difference with the replicates' 95 % spread about their own mean; unknown for one group."""
+    low, high = _reach(replicates, n)
+    return Gap(float(value), float(value) + low, float(value) + high)
 
 
-def _reach(replicates: Floats) -> tuple[float, float]:
+def _reach(replicates: Floats, n: int) -> tuple[float, float]:
+    if n < 2:
+        return math.nan, math.nan
     low, high = np.quantile(replicates - replicates.mean(), [0.025, 0.975])
     return float(low), float(high)
 
