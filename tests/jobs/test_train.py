@@ -69,7 +69,14 @@ def test_receipt_follows_the_schema(tmp_path: Path) -> None:
     for side in ("before", "after"):
         assert set(receipt[side]) == {"value", "low", "high", "n", "constant"}
     assert set(receipt["difference"]) == {"value", "low", "high", "p", "test", "minimum_detectable"}
-    assert set(receipt["metrics"]) == {"accuracy", "kl", "entropy", "length", "ended"}
+    assert set(receipt["metrics"]) == {
+        "accuracy", "kl", "kl_token", "entropy", "start_nll", "length", "ended", "repetition", "self_bleu"
+    }  # fmt: skip
+    assert set(receipt["diversity"]) == {
+        "budget", "n", "token_entropy", "distinct_1", "distinct_2", "distinct_3", "perplexity"
+    }  # fmt: skip
+    assert receipt["win_rate"]["score"]["n"] == 3
+    assert [point["n"] for point in receipt["best_of_n"]["curve"]] == [1, 2]
     assert receipt["metrics"]["kl"]["before"]["value"] == 0.0
     assert set(receipt["movement"]) == {"relative_update", "by_module", "parameters_unmoved", "gradient_missing"}
     assert receipt["data"]["rows"] == 400

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from treeward.cli.parse import parse
 from treeward.cli.training import field_lines, interval, overridden
-from treeward.evaluation.tables import METRICS
+from treeward.evaluation.tables import known, metric
 from treeward.jobs import settings
 from treeward.jobs.evaluate import EvaluateRun, evaluate
 
@@ -26,4 +26,4 @@ def run(verb: str, arguments: Sequence[str]) -> int:
 
 def meaning(name: str) -> str:
     """What a figure is, in words."""
-    return METRICS[name].meaning if name in METRICS else "expected calibration error, ten bins of equal mass"
+    return metric(name).meaning if known(name) else "expected calibration error, ten bins of equal mass"

@@ -1,21 +1,46 @@
-"""`treeward report RUN`: write a run's page again, from its directory alone."""
+"""`treeward report RUN` and `treeward report RUN RUN ... --out frontier.html`, from run directories alone."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from treeward.cli.parse import parse
+from treeward.report.frontier import write_frontier
 from treeward.report.page import write_page
+
+USAGE = """treeward report RUN: write RUN/report.html again.
+treeward report RUN [RUN ...] --out FILE.html: one frontier of several runs, score against KL, and its figure as PNG."""
 
 
 def run(verb: str, arguments: Sequence[str]) -> int:
-    """Write the page of a run, or of a directory whose folders are runs."""
+    """Write the page of a run, or of a directory whose folders are runs; with --out the frontier of several runs."""
     words = parse(arguments, ("help",))
-    if "help" in words.flags or len(words.places) != 1 or words.options:
-        print("treeward report RUN: write RUN/report.html again.")
+    options = dict(words.options)
+    if "help" in words.flags or not words.places or set(options) - {"out"}:
+        print(USAGE)
         return 0 if "help" in words.flags else 2
-    path = Path(words.places[0])
-    stages = [path] if (path / "receipt.json").exists() else sorted(p.parent for p in path.glob("*/receipt.json"))
-    if not stages:
-        raise ValueError(f"{words.places[0]!r} is not a run directory: it has no receipt.json")
-    print(write_page(path, sorted(stages, key=lambda p: (p / "receipt.json").stat().st_mtime)))
+    if "out" in options:
+        runs = [run for place in words.places for run in _runs(place)]
+        print(write_frontier(runs, _free(options["out"])))
+        return 0
+    if len(words.places) > 1:
+        raise ValueError("several runs make one frontier: name the page to write with --out FILE.html")
+    print(write_page(Path(words.places[0]), _runs(words.places[0])))
     return 0
+
+
+def _runs(place: str) -> list[Path]:
+    """The run at a place, or the runs in its folders, in the order in which they ended."""
+    path = Path(place)
+    runs = [path] if (path / "receipt.json").exists() else [p.parent for p in path.glob("*/receipt.json")]
+    if not runs:
+        raise ValueError(f"{place!r} is not a run directory: it has no receipt.json")
+    return sorted(runs, key=lambda p: (p / "receipt.json").stat().st_mtime)
+
+
+def _free(out: str) -> Path:
+    path = Path(out)
+    if path.suffix != ".html":
+        raise ValueError(f"--out {out!r} does not end in .html; the page is HTML and its figure a PNG beside it")
+    if path.exists() or path.with_suffix(".png").exists():
+        raise ValueError(f"--out {out!r} or its PNG exists; name another file")
+    return path

@@ -1,7 +1,8 @@
 """Policies: held-out likelihood, implicit rewards, and fresh samples with their score and KL to the start.
 
 KL is Rao-Blackwellised (`maths.divergences.exact_kl`): exact over the vocabulary at each prefix that the policy itself
-sampled, summed over the response; prompts are the unit of every interval.
+sampled, summed over the response; the plain log-ratio (k1) of the same samples stands beside it as a cross-check, since
+both have one expectation. Prompts are the unit of every interval.
 """
 
 from collections.abc import Sequence
@@ -12,9 +13,11 @@ import torch
 from torch import Tensor
 
 from treeward.data.render import decode
-from treeward.evaluation.tables import Table, wins
-from treeward.maths.divergences import exact_kl
-from treeward.maths.logprobs import entropies, sum_by_branch
+from treeward.evaluation.tables import JUDGE, Table, wins
+from treeward.maths.divergences import exact_kl, k1
+from treeward.maths.diversity import repetition
+from treeward.maths.logprobs import entropies, sum_by_branch, token_logps
+from treeward.maths.self_bleu import self_bleu
 from treeward.models.anchor import Anchor
 from treeward.models.policy import Policy, branch_sums, in_order
 from treeward.models.sampler import DecodeSampler
@@ -23,6 +26,8 @@ from treeward.trees.forest import Forest, pack
 from treeward.trees.tokens import TokenTree
 from treeward.trees.verify import verified
 
+TO_START = ("kl", "k1", "kl_token", "start_nll")
+"""Columns of fresh samples that say nothing where there is no start."""
 ROWS = 128
 """Rows of logits compared at a time, to bound memory."""
 
@@ -71,11 +76,14 @@ def _opposed(trees: Sequence[TokenTree], values: Sequence[np.ndarray]) -> list[t
 
 
 def fresh(
-    policy: Policy, anchor: Anchor, prompts: Sequence[TokenTree], plan: SamplePlan, scorer: Scorer | None = None
-) -> tuple[Table, list[dict[str, object]]]:
-    """Sample K responses a prompt and measure them: `kl`, `entropy`, `length`, `ended`, and `score` with a scorer.
+    policy: Policy, anchor: Anchor, prompts: Sequence[TokenTree], plan: SamplePlan, scorer: Scorer | None = None,
+    judges: Sequence[Scorer] = (),
+) -> tuple[Table, list[dict[str, object]]]:  # fmt: skip
+    """Sample K responses a prompt and measure them.
 
-    Returns the table, one row a sample, and the samples as text with their scores.
+    Columns, one row a sample: `kl`, `k1`, `kl_token` (a scored token), `entropy`, `start_nll` (of the sample under the
+    start, a token), `length`, `ended`, `repetition`, where K is at least 2 the prompt's `self_bleu`, with a scorer
+    `score`, and `judge:NAME` of each judge. Also returned: the samples as text and ids, with those values.
     """
     sampler = DecodeSampler.of(policy, plan.max_new_tokens, plan.temperature)
     trees = sampler(prompts, plan.samples, torch.Generator().manual_seed(plan.seed))
@@ -83,38 +91,46 @@ def fresh(
     anchor.verified(trees)
     ends = set(policy.end_ids)
     branches = [(tree, branch) for tree in trees for branch in tree.branches]
-    columns = dict(zip(("kl", "entropy"), _distances(policy, anchor, trees), strict=True))
+    columns = _distances(policy, anchor, trees)
     columns["length"] = np.array([len(b) for _, b in branches], dtype=np.float64)
     columns["ended"] = np.array([b[-1] in ends for _, b in branches], dtype=np.float64)
+    columns["repetition"] = np.array([repetition(b) for _, b in branches])
+    if plan.samples > 1:
+        columns["self_bleu"] = np.repeat([self_bleu(tree.branches) for tree in trees], plan.samples)
     if scorer is not None:
         columns["score"] = scorer(trees, policy.tokenizer).double().numpy()
+    for judge in judges:
+        columns[JUDGE + judge.name] = judge(trees, policy.tokenizer).double().numpy()
     rows: list[dict[str, object]] = [
         {
-            "group": tree.group, "prompt": decode(tree.prompt, policy.tokenizer),
-            "response": decode(branch, policy.tokenizer), **{name: float(c[i]) for name, c in columns.items()},
+            "group": tree.group, "sample": i % plan.samples, "prompt": decode(tree.prompt, policy.tokenizer),
+            "response": decode(branch, policy.tokenizer), "ids": list(branch),
+            **{name: float(c[i]) for name, c in columns.items()},
         }
         for i, (tree, branch) in enumerate(branches)
     ]  # fmt: skip
     return Table([tree.group for tree, _ in branches], columns), rows
 
 
-def _distances(policy: Policy, anchor: Anchor, trees: Sequence[TokenTree]) -> list[np.ndarray]:
-    """KL a response and mean entropy a token of every branch, in order."""
-    forests = pack(trees, policy.token_budget, policy.tree.positions)
+def _distances(policy: Policy, anchor: Anchor, trees: Sequence[TokenTree]) -> dict[str, np.ndarray]:
+    """`kl`, `k1`, `kl_token`, `entropy` and `start_nll` of every branch, from one forward pass of each model."""
 
-    def kl(forest: Forest) -> Tensor:
+    def measure(forest: Forest) -> Tensor:
         own = policy.tree.logits(forest)
         with anchor.model() as start:
             other = start.logits(forest)
-        parts = [exact_kl(own[i : i + ROWS], other[i : i + ROWS]) for i in range(0, len(own), ROWS)]
-        return sum_by_branch(torch.cat(parts), forest.scored_branch.to(own.device), forest.branches)
-
-    def entropy(forest: Forest) -> Tensor:
-        own = policy.tree.logits(forest)
-        values = torch.cat([entropies(own[i : i + ROWS]) for i in range(0, len(own), ROWS)])
-        branch = forest.scored_branch.to(own.device)
-        sums = sum_by_branch(values, branch, forest.branches)
-        return sums / torch.bincount(branch, minlength=forest.branches)
+        targets, branch = forest.targets.to(own.device), forest.scored_branch.to(own.device)
+        parts = []
+        for i in range(0, len(own), ROWS):
+            a, b = own[i : i + ROWS], other[i : i + ROWS]
+            known = token_logps(b, targets[i : i + ROWS])
+            ratio = k1(token_logps(a, targets[i : i + ROWS]), known)
+            parts.append(torch.stack([exact_kl(a, b), ratio, entropies(a), -known]))
+        sums = [sum_by_branch(values, branch, forest.branches) for values in torch.cat(parts, 1)]
+        return torch.stack(sums, 1)
 
     with torch.no_grad():
-        return [in_order(trees, forests, measure).double().numpy() for measure in (kl, entropy)]
+        forests = pack(trees, policy.token_budget, policy.tree.positions)
+        kl, ratio, entropy, nll = in_order(trees, forests, measure).double().numpy().T
+    lengths = np.array([len(branch) for tree in trees for branch in tree.branches], dtype=np.float64)
+    return {"kl": kl, "k1": ratio, "kl_token": kl / lengths, "entropy": entropy / lengths, "start_nll": nll / lengths}

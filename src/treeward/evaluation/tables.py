@@ -37,19 +37,34 @@ METRICS = {
         Metric("cross_entropy", False, "bootstrap", "cross-entropy of the rating's two-hot target, nats"),
         Metric("score", True, "bootstrap", "the scorer's raw score of fresh samples"),
         Metric("kl", False, "bootstrap", "KL(policy, start) a response in nats, Rao-Blackwellised"),
+        Metric("kl_token", False, "bootstrap", "KL(policy, start) a scored token in nats, mean over responses"),
         Metric("entropy", True, "bootstrap", "conditional entropy, nats a token"),
+        Metric("start_nll", False, "bootstrap", "NLL of fresh samples under the start model, nats a token"),
+        Metric("self_bleu", False, "bootstrap", "BLEU-4 of each sample against the others of its prompt, 0 to 1"),
+        Metric("repetition", False, "bootstrap", "share of a response's 4-grams that stand in it before"),
         Metric("length", True, "bootstrap", "scored tokens a response"),
         Metric("ended", True, "bootstrap", "share of responses that end by themselves"),
     )
 }
 
 
+JUDGE = "judge:"
+"""Columns of this family hold the raw scores of judges that training never used."""
+
+
+def known(name: str) -> bool:
+    """Whether a column is a metric: it has a direction and a test."""
+    return name in METRICS or name.startswith(JUDGE)
+
+
 def metric(name: str) -> Metric:
-    """The metric of that name.
+    """The metric of that name; `judge:NAME` is one for every judge.
 
     Raises:
         ValueError: there is none; the known ones are listed.
     """
+    if name.startswith(JUDGE):
+        return Metric(name, True, "bootstrap", f"raw score of fresh samples by {name.removeprefix(JUDGE)}")
     if name not in METRICS:
         raise ValueError(f"metric {name!r} is unknown; known are {', '.join(sorted(METRICS))}")
     return METRICS[name]
@@ -121,16 +136,14 @@ def compare(name: str, before: Table, after: Table) -> Comparison:
     sign test against one half. All else: paired bootstrap by group.
     """
     assert list(before.groups) == list(after.groups), "both sides are measured on the same examples"
-    known = metric(name)
+    own = metric(name)
     a, b = before.columns[name], after.columns[name]
-    if known.test == "accuracy":
+    if own.test == "accuracy":
         if bool((a == 0.5).all()):
-            return Comparison(
-                known, Interval(0.5, 0.5, 0.5, len(a)), after.interval(name), statistics.sign_test(b), True
-            )
-        return Comparison(known, before.interval(name), after.interval(name), statistics.mcnemar(a, b))
+            return Comparison(own, Interval(0.5, 0.5, 0.5, len(a)), after.interval(name), statistics.sign_test(b), True)
+        return Comparison(own, before.interval(name), after.interval(name), statistics.mcnemar(a, b))
     difference = statistics.paired_bootstrap(a, b, after.groups)
-    return Comparison(known, before.interval(name), after.interval(name), difference)
+    return Comparison(own, before.interval(name), after.interval(name), difference)
 
 
 @dataclass(frozen=True)
@@ -149,7 +162,7 @@ class Measurement:
         for table in self.tables.values():
             if name in table.columns:
                 return table
-        have = sorted({column for table in self.tables.values() for column in table.columns if column in METRICS})
+        have = sorted({column for table in self.tables.values() for column in table.columns if known(column)})
         raise ValueError(f"metric {name!r} is not measured here; measured are {', '.join(have)}")
 
 

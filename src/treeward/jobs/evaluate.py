@@ -1,22 +1,26 @@
 """Measure a trained model on held-out data: a policy against a start, or a reward model against one half."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from treeward.data.prepare import DataConfig, prepare
-from treeward.evaluation import policies, rewards
-from treeward.evaluation.tables import METRICS, Table, compare
+from treeward.evaluation import policies, rewards, versus
+from treeward.evaluation.tables import Measurement, Table, compare, known
 from treeward.jobs.options import EvaluationConfig
 from treeward.models.anchor import Anchor
 from treeward.models.loading import ModelConfig
 from treeward.models.policy import Policy
 from treeward.models.reward_model import RewardModel
+from treeward.proof import guards
 from treeward.rewards import scorers
 from treeward.runs.directory import RunDirectory, finite, free_path
 from treeward.trees.tokens import TokenTree
+
+log = logging.getLogger(__name__)
 
 REWARD = "SequenceClassification"
 
@@ -38,25 +42,31 @@ class EvaluateRun:
     seed: int = 0
     """Seeds sampling."""
     out: str | None = None
-    """A directory for evaluation.jsonl, samples.jsonl and intervals.json; it must not exist."""
+    """A directory for evaluation.jsonl, samples.jsonl, intervals.json and, with a start, against.json; it must not
+    exist."""
 
 
 def evaluate(config: EvaluateRun) -> dict[str, dict[str, Any]]:
-    """Intervals of every known metric, by name: value, low, high, n; of a reward model also its `ece` and, where
-    another one is named, the paired `difference` to it.
+    """Intervals of every known metric, by name: value, low, high, n; of a reward model also its `ece`; where a start
+    or another reward model is named, the paired `difference` to it.
 
     Raises:
         ValueError: the model, the data or the place to write cannot be used.
     """
     path = free_path("evaluate", config.out) if config.out else None
+    samples: Sequence[Mapping[str, Any]] = []
+    against: dict[str, Any] = {}
     if _is_reward(config.model):
         tables, found = _reward(config)
-        samples: list[dict[str, object]] = []
     else:
-        tables, samples = _policy(config)
-        found = _intervals(tables)
+        after, before = _policy(config)
+        tables, samples, found = after.tables, after.samples, _intervals(after.tables)
+        if before is not None:
+            samples, against = versus.side_by_side(before, after), _against(config, before, after, found)
     if path is not None:
         run = RunDirectory.create(path)
+        if against:
+            run.write_json("against.json", against)
         run.write_lines("evaluation.jsonl", ({"kind": k, **row} for k, table in tables.items() for row in table.rows()))
         run.write_lines("samples.jsonl", samples)
         run.write_json("intervals.json", found)
@@ -66,7 +76,7 @@ def evaluate(config: EvaluateRun) -> dict[str, dict[str, Any]]:
 def _intervals(tables: Mapping[str, Table]) -> dict[str, dict[str, Any]]:
     return {
         name: finite(vars(table.interval(name)))
-        for table in tables.values() for name in table.columns if name in METRICS
+        for table in tables.values() for name in table.columns if known(name)
     }  # fmt: skip
 
 
@@ -90,19 +100,49 @@ def _pairs(model: RewardModel, config: EvaluateRun) -> Table:
     return table
 
 
-def _policy(config: EvaluateRun) -> tuple[Mapping[str, Table], list[dict[str, object]]]:
+def _policy(config: EvaluateRun) -> tuple[Measurement, Measurement | None]:
+    """The policy measured and, where a start is named, that one on the same prompts with the same sampler and seed."""
+    evaluation = config.evaluation
+    if evaluation.aa and not config.start:
+        raise ValueError("evaluation.aa is true, but no start is named that could be measured twice; add --start DIR")
     policy = Policy.from_config(config.model, config.seed)
     start = Policy.load(config.start, device=config.model.device) if config.start else policy
     data = prepare(config.data, policy.tokenizer, "sft")
     trees = _chosen_part(data.parts[config.part], config)
-    texts = policies.likelihood(policy, trees)
     by_group = {tree.group: TokenTree(tree.prompt, (), tree.group) for tree in trees}
-    prompts = list(by_group.values())[: config.evaluation.prompts]
-    scorer = scorers.find(config.evaluation.scorer) if config.evaluation.scorer else None
-    table, shown = policies.fresh(policy, Anchor.of(start), prompts, config.evaluation.plan(config.seed), scorer)
+    prompts = list(by_group.values())[: evaluation.prompts]
+    judged = scorers.find_all(evaluation.scorer, evaluation.judges)
+    anchor = Anchor.of(start)
+
+    def measured(model: Policy) -> Measurement:
+        table, shown = policies.fresh(model, anchor, prompts, evaluation.plan(config.seed), *judged)
+        return Measurement({"texts": policies.likelihood(model, trees), "samples": table}, shown)
+
+    after = measured(policy)
     if not config.start:
-        table = Table(table.groups, {name: column for name, column in table.columns.items() if name != "kl"})
-    return {"texts": texts, "samples": table}, shown
+        table = after.tables["samples"]
+        kept = {name: column for name, column in table.columns.items() if name not in policies.TO_START}
+        return replace(after, tables={**after.tables, "samples": Table(table.groups, kept)}), None
+    before = measured(start)
+    if evaluation.aa:
+        again, _ = policies.fresh(start, anchor, prompts, evaluation.plan(config.seed + 1), *judged)
+        before = replace(before, tables={**before.tables, versus.AGAIN: again})
+    return after, before
+
+
+def _against(
+    config: EvaluateRun, before: Measurement, after: Measurement, found: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """What is said of the policy against its start; the paired differences are laid on the metrics found."""
+    comparisons = [compare(name, before.table_of(name), after.table_of(name)) for name in found]
+    for comparison in comparisons:
+        found[comparison.metric.name]["difference"] = finite(vars(comparison.difference))
+    k1 = guards.k1_check(after.tables["samples"], config.evaluation.temperature)
+    checks = [k1, *guards.judge_guards(comparisons)]
+    for check in checks:
+        if check.passed is False:
+            log.error("%s", check)
+    return {**versus.facts(before, after), "checks": [check.facts() for check in checks]}
 
 
 def _chosen_part(trees: list[TokenTree], config: EvaluateRun) -> list[TokenTree]:

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from treeward.algorithms.loop import fingerprint
 from treeward.data.prepare import Prepared
+from treeward.evaluation import versus
 from treeward.evaluation.rewards import score_spread
-from treeward.evaluation.tables import METRICS, Comparison, Measurement, compare
+from treeward.evaluation.tables import Comparison, Measurement, compare, known
 from treeward.jobs.options import AnyRun, verb_of
 from treeward.jobs.tasks import Task
 from treeward.models.artifact import annotate
 from treeward.models.reward_model import RewardModel
-from treeward.proof import closing, identities
+from treeward.proof import closing, guards, identities
 from treeward.proof.checks import Check
 from treeward.proof.receipt import receipt
 from treeward.proof.verdict import decide
@@ -43,7 +44,9 @@ def conclude(
     task.model.save(run.path)
     after = task.measure(data.held_out)
     main = compare(task.metric, before.table_of(task.metric), after.table_of(task.metric))
+    others = _others(task, before, after)
     checks = [*begun.checks, *([broken] if broken else []), *_closing_checks(config, begun, run, moved, updates, after)]
+    checks += guards.judge_guards([main, *others])
     verdict = decide(main, checks, task.rule(after))
     tokens = sum(len(data.train[row]) for i in range(updates[0]) for row in config.order(len(data.train)).batch(i))
     extra: dict[str, Any] = {"command": verb_of(config), "seconds": seconds, "tokens_per_second": tokens / seconds}
@@ -52,16 +55,16 @@ def conclude(
     rule = task.rule(after)
     if rule is not None:
         extra["longer_wins"] = rule.facts()["before"]
-    extra |= task.facts(after, data.held_out)
+    extra |= task.facts(after, data.held_out) | versus.facts(before, after)
     if isinstance(task.model, RewardModel):
         annotate(run.path / "model", finite(_credentials(config, data, after)))
     scorer = config.evaluation.scorer if task.metric == "score" else None
     found = receipt(
-        verdict, main, _others(task, before, after), checks, moved, begun.gradient_missing, data.account,
+        verdict, main, others, checks, moved, begun.gradient_missing, data.account,
         config.require, scorer, extra,
     )  # fmt: skip
     run.write_lines("evaluation.jsonl", _evaluation(before, after))
-    run.write_lines("samples.jsonl", _side_by_side(before, after))
+    run.write_lines("samples.jsonl", versus.side_by_side(before, after))
     run.write_json("receipt.json", found)
     write_page(run.path)
     return found, verdict.exit_code(config.require)
@@ -79,6 +82,8 @@ def _closing_checks(
     ]
     if task.anchor is not None:
         found.append(closing.anchor_held(task.anchor))
+    if "samples" in after.tables:
+        found.append(guards.k1_check(after.tables["samples"], config.evaluation.temperature))
     if "pairs" in after.tables and task.anchor is None:
         spread = score_spread(after.tables["pairs"])
         found.append(Check("F18", "spread of the scores", spread > 0, ("F18",), "after", spread, 0.0))
@@ -100,7 +105,7 @@ def _credentials(config: AnyRun, data: Prepared, after: Measurement) -> dict[str
 
 def _others(task: Task, before: Measurement, after: Measurement) -> list[Comparison]:
     """Every known metric that was measured, but the main one."""
-    names = dict.fromkeys(name for table in after.tables.values() for name in table.columns if name in METRICS)
+    names = dict.fromkeys(name for table in after.tables.values() for name in table.columns if known(name))
     return [
         compare(n, before.table_of(n), after.table_of(n)) for n in names if n != task.metric and _both(n, before, after)
     ]
@@ -118,12 +123,3 @@ def _evaluation(before: Measurement, after: Measurement) -> list[dict[str, Any]]
             a.pop("group")
             rows.append({"group": group, "kind": kind, "before": a, "after": b})
     return rows
-
-
-def _side_by_side(before: Measurement, after: Measurement) -> list[dict[str, Any]]:
-    """Samples of the start and of the trained policy for the same prompts, in equal order."""
-    return [
-        {"prompt": b["prompt"], "before": a["response"], "after": b["response"],
-         "score_before": a.get("score"), "score_after": b.get("score"), "kl": b.get("kl")}
-        for a, b in zip(before.samples, after.samples, strict=True)
-    ]  # fmt: skip

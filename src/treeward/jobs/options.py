@@ -8,6 +8,7 @@ from treeward.algorithms.reward import RewardConfig, suited
 from treeward.algorithms.sft import SFTConfig
 from treeward.data.prepare import DataConfig
 from treeward.evaluation.policies import SamplePlan
+from treeward.evaluation.tables import JUDGE
 from treeward.maths.scores import AnyHead, Scalar
 from treeward.models.loading import ModelConfig
 
@@ -17,7 +18,12 @@ class EvaluationConfig:
     """How before and after are measured."""
 
     scorer: str | None = None
-    """Judge of fresh samples: `gold` (the embedded world) or the directory of a reward model."""
+    """Scorer of fresh samples: `gold` (the embedded world), `length`, `count:WORD`, `FILE.py:FUNCTION`, or the
+    directory of a reward model or classifier (`DIR#LABEL`)."""
+    judges: tuple[str, ...] = ()
+    """Further scorers that training never used; one that falls while the score rises makes the run worse."""
+    aa: bool = False
+    """Measure the start a second time under another seed: the difference must be none."""
     prompts: int = 64
     """Held-out prompts that are sampled from."""
     samples: int = 4
@@ -28,6 +34,12 @@ class EvaluationConfig:
     """Sampling temperature; 1 samples the policy itself."""
     metric: str | None = None
     """By which the best step is chosen and the verdict given; by default the command's own."""
+
+    def __post_init__(self) -> None:
+        if self.metric is not None and self.metric.startswith(JUDGE):
+            raise ValueError(
+                f"evaluation.metric is {self.metric!r}, but a judge that chooses the best step is none; name another"
+            )
 
     def plan(self, seed: int) -> SamplePlan:
         """How samples are drawn, the same before and after."""

@@ -1,6 +1,7 @@
 """The three training tasks: how each loads, checks, trains and measures its model. `jobs.train` drives them alike."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,7 +14,7 @@ from treeward.algorithms.outputs import branches
 from treeward.algorithms.reward import Judgement, check_judged, needs, reward, suited
 from treeward.algorithms.sft import TokenNLL, sft
 from treeward.data.shapes import Purpose
-from treeward.evaluation import policies, rewards
+from treeward.evaluation import policies, rewards, versus
 from treeward.evaluation.tables import Comparison, Measurement, Table
 from treeward.jobs.options import AnyRun, DPORun, RewardRun, SFTRun
 from treeward.maths.preference import needs as preference_needs
@@ -79,7 +80,7 @@ class SFTTask:
         self.config = config
         self.model = Policy.from_config(config.model, config.seed)
         self.anchor = Anchor.of(self.model)
-        self.scorer = scorers.find(config.evaluation.scorer) if config.evaluation.scorer else None
+        self.scorer, self.judges = scorers.find_all(config.evaluation.scorer, config.evaluation.judges)
         self.metric = config.evaluation.metric or "nll"
 
     def objective(self, trees: Sequence[TokenTree]) -> Objective:
@@ -92,7 +93,7 @@ class SFTTask:
         return sft(self.model, trees, self.config, resume)
 
     def measure(self, trees: Sequence[TokenTree]) -> Measurement:
-        samples, shown = _samples(self.model, self.anchor, trees, self.config, self.scorer)
+        samples, shown = _samples(self, trees)
         return Measurement({"texts": policies.likelihood(self.model, trees), "samples": samples}, shown)
 
     def rule(self, measured: Measurement) -> Comparison | None:
@@ -167,7 +168,7 @@ class DPOTask:
         self.purpose: Purpose = preference_needs(config.loss)
         self.model = Policy.from_config(config.model, config.seed)
         self.anchor = Anchor.of(self.model)
-        self.scorer = scorers.find(config.evaluation.scorer) if config.evaluation.scorer else None
+        self.scorer, self.judges = scorers.find_all(config.evaluation.scorer, config.evaluation.judges)
         self.metric = config.evaluation.metric or ("score" if self.scorer else "accuracy")
 
     def objective(self, trees: Sequence[TokenTree]) -> Objective:
@@ -188,7 +189,7 @@ class DPOTask:
         return dpo(self.model, trees, self.config, self.anchor, resume)
 
     def measure(self, trees: Sequence[TokenTree]) -> Measurement:
-        samples, shown = _samples(self.model, self.anchor, trees, self.config, self.scorer)
+        samples, shown = _samples(self, trees)
         return Measurement({"pairs": policies.implicit(self.model, self.anchor, trees), "samples": samples}, shown)
 
     def rule(self, measured: Measurement) -> Comparison | None:
@@ -215,10 +216,19 @@ def _policy_identities(
 
 
 def _samples(
-    policy: Policy, anchor: Anchor, trees: Sequence[TokenTree], config: SFTRun | DPORun,
-    scorer: scorers.Scorer | None,
-) -> tuple[Table, list[dict[str, object]]]:  # fmt: skip
-    """Fresh samples for the first held-out prompts, one prompt a group."""
+    task: SFTTask | DPOTask, trees: Sequence[TokenTree], offset: int = 0
+) -> tuple[Table, list[dict[str, object]]]:
+    """Fresh samples for the first held-out prompts, one prompt a group; `offset` is added to the seed."""
     by_group = {tree.group: TokenTree(tree.prompt, (), tree.group) for tree in trees}
-    prompts = list(by_group.values())[: config.evaluation.prompts]
-    return policies.fresh(policy, anchor, prompts, config.evaluation.plan(config.seed), scorer)
+    evaluation = task.config.evaluation
+    prompts = list(by_group.values())[: evaluation.prompts]
+    plan = evaluation.plan(task.config.seed + offset)
+    return policies.fresh(task.model, task.anchor, prompts, plan, task.scorer, task.judges)
+
+
+def with_again(task: Task, measured: Measurement, trees: Sequence[TokenTree]) -> Measurement:
+    """The measurement with the start's samples under another seed beside it, where `evaluation.aa` asks for them."""
+    if not isinstance(task, SFTTask | DPOTask) or not task.config.evaluation.aa:
+        return measured
+    again, _ = _samples(task, trees, offset=1)
+    return replace(measured, tables={**measured.tables, versus.AGAIN: again})

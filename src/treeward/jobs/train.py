@@ -17,13 +17,13 @@ import yaml
 from treeward.algorithms.loop import NonFinite, Step, accumulate
 from treeward.algorithms.state import TrainState, load_trainable, save_trainable
 from treeward.data.prepare import Prepared, prepare
-from treeward.evaluation.tables import metric
+from treeward.evaluation.tables import JUDGE, metric
 from treeward.jobs.environment import environment
 from treeward.jobs.finish import Prologue, conclude
 from treeward.jobs.options import AnyRun, verb_of
 from treeward.jobs.progress import Interrupted, follow, interruptible
 from treeward.jobs.settings import dump
-from treeward.jobs.tasks import Task, task_of
+from treeward.jobs.tasks import Task, task_of, with_again
 from treeward.models.weights import snapshot
 from treeward.proof import identities
 from treeward.proof.checks import Check, require
@@ -55,7 +55,7 @@ def train(config: AnyRun, resume: RunDirectory | None = None) -> Finished:
     """
     path = resume.path if resume else free_path(config.name or verb_of(config), config.out)
     begun = prologue(config)
-    before = begun.task.measure(begun.data.held_out)
+    before = with_again(begun.task, begun.task.measure(begun.data.held_out), begun.data.held_out)
     metric(begun.task.metric)
     before.table_of(begun.task.metric)
     run = resume or RunDirectory.create(path)
@@ -178,7 +178,8 @@ def _validate(task: Task, trees: Sequence[TokenTree], step: Step, run: RunDirect
     found = {known.name: value}
     if "samples" in measured.tables:
         samples = measured.tables["samples"]
-        found |= {name: samples.mean(name) for name in ("score", "kl", "entropy", "length") if name in samples.columns}
+        shown = ("score", "kl", "entropy", "start_nll", "length")
+        found |= {n: samples.mean(n) for n in samples.columns if n in shown or n.startswith(JUDGE)}
     return {f"validation/{name}": value for name, value in found.items()}
 
 

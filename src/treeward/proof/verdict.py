@@ -1,7 +1,8 @@
 """One word for a run: broken, worse, no detectable change, improved; the strongest that applies wins.
 
 The training loss never enters. `improved` needs the interval of the main metric's change clear of zero, every check
-passed and every guard held.
+passed and every guard held. A failed check is `broken`; a guard that did not hold is `worse`: the run did what was
+asked, and what it learned is not good.
 """
 
 from collections.abc import Sequence
@@ -12,6 +13,8 @@ from treeward.evaluation.tables import Comparison
 from treeward.proof.checks import Check
 
 Word = Literal["improved", "no detectable change", "worse", "broken"]
+GUARDS = ("F24", "F32")
+"""Checks that guard against learning the wrong thing: failed, they make a run worse, not broken."""
 EXIT = {"improved": 0, "no detectable change": 3, "worse": 3, "broken": 4}
 
 
@@ -30,8 +33,11 @@ class Verdict:
 def decide(main: Comparison, checks: Sequence[Check], rule: Comparison | None = None) -> Verdict:
     """The verdict from the main metric's comparison, all checks, and for reward models the trivial rule to beat."""
     failed = [check for check in checks if check.passed is False]
-    if failed:
-        return Verdict("broken", str(failed[0]))
+    fallen = [check for check in failed if check.id in GUARDS]
+    if len(failed) > len(fallen):
+        return Verdict("broken", str(next(check for check in failed if check not in fallen)))
+    if fallen:
+        return Verdict("worse", str(fallen[0]))
     d, name = main.difference, main.metric.name
     change = (
         f"{name} {main.before.value:.4g} -> {main.after.value:.4g}, change {d.value:+.3g} [{d.low:+.3g}, {d.high:+.3g}]"

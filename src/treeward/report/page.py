@@ -14,8 +14,11 @@ from treeward.report import figures
 LABELS = {
     "accuracy": "pair accuracy", "brier": "Brier score", "mae": "distance of score and rating, bins",
     "crps": "CRPS against ratings, bins", "cross_entropy": "cross-entropy of ratings, nats",
-    "score": "score", "kl": "KL to the start, nats",
-    "entropy": "entropy, nats a token", "length": "length, tokens", "ended": "ends by itself",
+    "score": "score", "kl": "KL to the start, nats", "kl_token": "KL to the start, nats a token",
+    "entropy": "conditional entropy, nats a token", "length": "length, tokens", "ended": "ends by itself",
+    "start_nll": "NLL under the start, nats a token", "self_bleu": "self-BLEU-4", "repetition": "repeated 4-grams",
+    "token_entropy": "pooled token entropy, nats", "distinct_1": "distinct-1", "distinct_2": "distinct-2",
+    "distinct_3": "distinct-3", "perplexity": "perplexity under the start",
 }  # fmt: skip
 SHOWN_SAMPLES = 6
 
@@ -28,7 +31,7 @@ def write_page(run: Path, stages: Sequence[Path] | None = None, title: str | Non
     """
     facts = [stage_facts(stage) for stage in stages or [run]]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters["number"] = number
+    environment.filters |= {"number": number, "labelled": labelled}
     template = environment.from_string((resources.files("treeward.report") / "page.html").read_text(encoding="utf-8"))
     text = template.render(title=title or run.name, stages=facts)
     temporary = run / f".report.{os.getpid()}"
@@ -62,12 +65,19 @@ def number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4g}"
 
 
+def labelled(name: str, command: str = "") -> str:
+    """A metric's name in words; a judge's is its own."""
+    if name == "nll":
+        return "NLL a pair" if command == "reward" else "NLL a token"
+    return LABELS.get(name, name.replace("judge:", "judge ", 1))
+
+
 def _rows(receipt: dict[str, Any]) -> list[dict[str, Any]]:
     main = {key: receipt[key] for key in ("higher_is_better", "before", "after", "difference")}
     every = {receipt["metric"]: main, **receipt["metrics"]}
-    labels = {**LABELS, "nll": "NLL a pair" if receipt["command"] == "reward" else "NLL a token"}
     return [
-        {"label": labels.get(name, name), "main": name == receipt["metric"], **facts} for name, facts in every.items()
+        {"label": labelled(name, receipt["command"]), "main": name == receipt["metric"], **facts}
+        for name, facts in every.items()
     ]
 
 
@@ -85,14 +95,15 @@ def _frontier(receipt: dict[str, Any], metrics: list[dict[str, Any]]) -> str:
 
 
 def _telling(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Samples evenly over the order of change, worst to best, so that both ends are seen."""
+    """Samples evenly over the order of change, so that both ends are seen: largest fall, largest rise, then inwards."""
     if not samples:
         return []
     if samples[0].get("score_after") is not None:
-        samples = sorted(samples, key=lambda row: row["score_after"] - row["score_before"])
+        samples = sorted(samples, key=lambda row: float(row["score_after"] - row["score_before"]))
     count = min(SHOWN_SAMPLES, len(samples))
     places = [round(i * (len(samples) - 1) / max(1, count - 1)) for i in range(count)]
-    return [samples[place] for place in places]
+    inwards = [places[-1 - i // 2] if i % 2 else places[i // 2] for i in range(count)]
+    return [samples[place] for place in inwards]
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -1,20 +1,25 @@
-"""Scorers: the embedded world's gold score, and trained reward models.
+"""Scorers by name: the embedded world's gold score, rules, Python files, trained reward models, public classifiers.
 
-A scorer sees token trees of the policy's vocabulary. A reward model with the same vocabulary scores their ids as they
-are; any other gets the text, rendered by its own tokenizer.
+A scorer sees token trees of the policy's vocabulary and gives one raw number a branch. Each kind has a file of its own.
 """
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from treeward.data import world
-from treeward.data.render import Tokenizer, decode
+from treeward.data.render import Tokenizer
+from treeward.models import artifact
+from treeward.models.loading import ModelConfig, load_tokenizer
 from treeward.models.reward_model import RewardModel
-from treeward.trees.text import Response, Tree
+from treeward.rewards.classifier import Classifier
+from treeward.rewards.gold import Gold
+from treeward.rewards.judge import Judge
+from treeward.rewards.python_file import SUFFIX, PythonFile
+from treeward.rewards.rule import COUNT, Count, Length
 from treeward.trees.tokens import TokenTree
 
 
@@ -28,41 +33,59 @@ class Scorer(Protocol):
     def __call__(self, trees: Sequence[TokenTree], tokenizer: Tokenizer) -> Float[Tensor, "N"]: ...
 
 
-class Gold:
-    """The embedded world's known score."""
-
-    name = "gold"
-
-    def __call__(self, trees: Sequence[TokenTree], tokenizer: Tokenizer) -> Float[Tensor, "N"]:
-        pairs = [(decode(tree.prompt, tokenizer), decode(b, tokenizer)) for tree in trees for b in tree.branches]
-        return torch.tensor([world.gold(prompt, response) for prompt, response in pairs])
-
-
-class Judge:
-    """A trained reward model."""
-
-    def __init__(self, model: RewardModel, name: str) -> None:
-        self.model = model
-        self.name = name
-
-    def __call__(self, trees: Sequence[TokenTree], tokenizer: Tokenizer) -> Float[Tensor, "N"]:
-        if self.model.tokenizer.get_vocab() == tokenizer.get_vocab():
-            return self.model.score(trees)
-        return self.model.score([_as_text(tree, tokenizer) for tree in trees])
-
-
 def find(name: str) -> Scorer:
-    """The scorer of that name: "gold", or the directory of a reward model (or of the run that trained one).
+    """The scorer of that name.
+
+    `gold`; `length`; `count:WORD`; `FILE.py:FUNCTION`, called as f(prompt, response) -> float; the directory of a
+    reward model, or of the run that trained one; the directory of a sequence classifier, `#LABEL` behind it where one
+    of several labels is meant. A directory with `treeward.json`, or whose tokenizer has a chat template, is a reward
+    model; any other is a classifier.
 
     Raises:
         ValueError: there is no such scorer.
     """
     if name == "gold":
         return Gold()
-    return Judge(RewardModel.load(name), name)
+    if name == "length":
+        return Length()
+    if name.startswith(COUNT):
+        return Count(name.removeprefix(COUNT))
+    if SUFFIX in name:
+        return PythonFile.load(name)
+    if name.endswith(".py"):
+        raise ValueError(f"scorer {name!r} names a Python file but no function; write {name}:FUNCTION")
+    path = _model_of(name.partition("#")[0])
+    if "#" in name:
+        return Classifier.load(f"{path}#{name.partition('#')[2]}")
+    return Classifier.load(path) if _is_classifier(path) else Judge(RewardModel.load(path), name)
 
 
-def _as_text(tree: TokenTree, tokenizer: Tokenizer) -> Tree:
-    ended = set(tokenizer.all_special_ids)
-    responses = [Response(decode(b, tokenizer), finished=b[-1] in ended) for b in tree.branches]
-    return Tree(decode(tree.prompt, tokenizer), responses, group=tree.group)
+def find_all(scorer: str | None, judges: Sequence[str]) -> tuple[Scorer | None, tuple[Scorer, ...]]:
+    """The scorer of the metric, and the judges that training never used.
+
+    Raises:
+        ValueError: one does not exist, or a judge is the scorer or named twice.
+    """
+    for number, name in enumerate(judges):
+        if name == scorer:
+            raise ValueError(f"evaluation.judges has {name!r}, which is evaluation.scorer as well; name another judge")
+        if name in judges[:number]:
+            raise ValueError(f"evaluation.judges has {name!r} twice; name each judge once")
+    return find(scorer) if scorer else None, tuple(map(find, judges))
+
+
+def _is_classifier(path: str) -> bool:
+    """A local sequence classifier that no reward model was saved as, and whose tokenizer knows no chats."""
+    file = Path(path).expanduser() / "config.json"
+    if not file.exists() or artifact.read(path) is not None:
+        return False
+    names = json.loads(file.read_text(encoding="utf-8")).get("architectures") or []
+    if not any(name.endswith("SequenceClassification") for name in names):
+        return False
+    return not load_tokenizer(ModelConfig(path=path)).chat_template
+
+
+def _model_of(name: str) -> str:
+    """The model's directory, where a run's is named."""
+    inner = Path(name).expanduser() / "model"
+    return str(inner) if not (inner.parent / "config.json").exists() and (inner / "config.json").exists() else name

@@ -1,0 +1,74 @@
+"""Best-of-n: the score that choosing among n samples reaches, and how far from the start it goes.
+
+From K scored samples a prompt, every n up to K has an unbiased estimate; KL(best-of-n, start) is at most
+ln n - (n - 1)/n (arXiv 2401.01879), with equality only where no response is repeated and no scores are tied.
+
+Letters: G prompts, K samples a prompt, n chosen among.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from treeward.maths.diversity import Gap, draws, gap
+from treeward.maths.statistics import Floats
+
+
+def kl_bound(n: int) -> float:
+    """ln n - (n - 1)/n, in nats."""
+    return math.log(n) - (n - 1) / n
+
+
+def kl_of_equals(responses: int, n: int) -> float:
+    """KL(best-of-n, start) where the start has that many equally likely responses without tied scores."""
+    rank = np.arange(responses + 1) / responses
+    p = np.diff(rank**n)
+    return float((p * np.log(responses * p)).sum())
+
+
+def weights(samples: int, n: int) -> Floats:
+    """C(i-1, n-1) / C(K, n) for the i-th lowest of K scores: the chance that it is the best of n of them."""
+    return np.array([math.comb(i, n - 1) / math.comb(samples, n) for i in range(samples)])
+
+
+def unbiased(scores: ArrayLike, n: int) -> Floats:
+    """The expected best of n of each prompt's K scores, one value a prompt; `scores` is (G, K)."""
+    ranked = np.sort(np.asarray(scores, dtype=np.float64), axis=1)
+    return np.asarray(ranked @ weights(ranked.shape[1], n), dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class AtEqualKL:
+    """Best-of-n's score at a policy's KL, and the policy's score above it; both None past the curve's end."""
+
+    kl: float
+    reached: float
+    score: float | None
+    above: Gap | None
+
+
+def at_equal_kl(scores: ArrayLike, after: ArrayLike, kl: ArrayLike) -> AtEqualKL:
+    """A tuned policy against best-of-n of its start at equal KL.
+
+    The curve is linear in KL between the bounds of n = 1..K, which mixing two neighbouring n reaches (KL is convex).
+    `scores` is the start's (G, K), `after` and `kl` the tuned
+    policy's means by prompt. Prompts are resampled, KL and curve with them; a replicate past the curve's end takes the
+    end.
+    """
+    table = np.asarray(scores, dtype=np.float64)
+    ns = range(1, table.shape[1] + 1)
+    bounds = np.array([kl_bound(n) for n in ns])
+    curve = np.stack([unbiased(table, n) for n in ns], 1)
+    tuned, far = np.asarray(after, dtype=np.float64), np.asarray(kl, dtype=np.float64)
+    at = float(far.mean())
+    if at > bounds[-1]:
+        return AtEqualKL(at, float(bounds[-1]), None, None)
+    value = float(np.interp(at, bounds, curve.mean(0)))
+    drawn = draws(len(table)) / len(table)
+    replicates = np.array([
+        score - np.interp(where, bounds, points)
+        for score, where, points in zip(drawn @ tuned, drawn @ far, drawn @ curve, strict=True)
+    ])  # fmt: skip
+    return AtEqualKL(at, float(bounds[-1]), value, gap(float(tuned.mean()) - value, replicates, len(table)))

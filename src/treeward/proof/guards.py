@@ -1,0 +1,63 @@
+"""Guards of fresh samples: is the KL that of this text, and did a judge fall while the score rose?
+
+A fallen guard makes a run `worse`, not `broken`: it was trained as asked, and what was asked for is not good.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+from treeward.evaluation.tables import JUDGE, Comparison, Table
+from treeward.maths.statistics import by_group
+from treeward.proof.checks import Check
+
+ERRORS = 3.0
+"""Standard errors that k1 may lie from the Rao-Blackwellised KL."""
+ROUNDING = 1e-4
+"""Nats by which the two may differ in fp32 whatever their spread."""
+
+
+def k1_check(table: Table, temperature: float) -> Check:
+    """F34: both estimates of KL(policy, start) on these samples have one expectation; errors clustered by prompt.
+
+    With few prompts the limit is that of the t distribution at the probability of 3 normal errors. At a temperature
+    other than 1 the samples are not the policy's and nothing follows.
+    """
+    name, guards = "standard errors between k1 and the Rao-Blackwellised KL", ("F31", "F34")
+    gap = by_group(table.columns["k1"] - table.columns["kl"], table.groups)
+    if len(gap) < 2 or temperature != 1:
+        why = "sampled at another temperature than 1" if temperature != 1 else "one prompt has no standard error"
+        return Check("F34", name, None, guards, "after", detail=why)
+    error = float(gap.std(ddof=1)) / math.sqrt(len(gap))
+    limit = float(stats.t.isf(stats.norm.sf(ERRORS), len(gap) - 1))
+    mean = float(gap.mean())
+    apart = 0.0 if abs(mean) <= ROUNDING else abs(mean) / max(error, 1e-12)
+    k1, kl = (float(np.mean(by_group(table.columns[c], table.groups))) for c in ("k1", "kl"))
+    detail = f"k1 {k1:.4g}, Rao-Blackwellised {kl:.4g} nats a response, n={len(gap)}"
+    return Check("F34", name, apart <= limit, guards, "after", apart, limit, detail)
+
+
+def judge_guards(comparisons: Sequence[Comparison]) -> list[Check]:
+    """F32, one a judge: the score did not rise while the judge fell, both intervals clear of zero."""
+    every = {found.metric.name: found for found in comparisons}
+    score = every.get("score")
+    found = []
+    for name, judge in every.items():
+        if name.startswith(JUDGE):
+            fell = score is not None and score.outcome == "improved" and judge.outcome == "worse"
+            found.append(_guard(name.removeprefix(JUDGE), score, judge, fell))
+    return found
+
+
+def _guard(name: str, score: Comparison | None, judge: Comparison, fell: bool) -> Check:
+    about = f"no judge falls while the score rises: {name}"
+    if score is None:
+        return Check("F32", about, None, ("F24", "F32"), "after", detail="no evaluation.scorer was named")
+    changes = ", ".join(
+        f"{who} {found.difference.value:+.3g} [{found.difference.low:+.3g}, {found.difference.high:+.3g}]"
+        for who, found in (("score", score), ("judge", judge))
+    )
+    more = "; train less, raise beta, or mend the reward" if fell else ""
+    return Check("F32", about, not fell, ("F24", "F32"), "after", judge.difference.value, None, changes + more)

@@ -1,0 +1,211 @@
+"""Several runs as one frontier: score against KL with intervals, and a table of what each cost.
+
+All of it is read from run directories. The runs must have been measured on the same prompts by the same scorer. Pooled
+entropy and distinct-n are computed again here, from the sampled ids, at the smallest token budget of all the runs, so
+that every row of the table can be compared with every other.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from treeward.maths import diversity
+from treeward.maths.frontier import Point, Standing, over_seeds, standings
+from treeward.maths.statistics import Interval
+from treeward.report import frontier_figure
+from treeward.report.page import labelled, number
+
+DIVERSITY = ("token_entropy", "distinct_1", "distinct_2", "distinct_3")
+START = "start"
+_OWN = ("seed", "name", "out")
+"""Fields in which runs of one setting may differ."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model: its point, and every figure with its interval; `verdict` is empty for the start."""
+
+    point: Point
+    figures: Mapping[str, Mapping[str, Any] | None]
+    verdict: str = ""
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Runs that may be compared: names, receipts, configurations and samples, in order."""
+
+    names: Sequence[str]
+    receipts: Sequence[Mapping[str, Any]]
+    configs: Sequence[Mapping[str, Any]]
+    samples: Sequence[Sequence[Mapping[str, Any]]]
+
+    @classmethod
+    def read(cls, paths: Sequence[Path]) -> "Runs":
+        """Read run directories.
+
+        Raises:
+            ValueError: a run has not ended, has no score or KL, or was measured on other prompts or by another scorer.
+        """
+        if not paths:
+            raise ValueError("no run is named; a frontier needs at least one run directory")
+        receipts = [json.loads(_file(path, "receipt.json").read_text(encoding="utf-8")) for path in paths]
+        configs = [yaml.safe_load(_file(path, "config.yaml").read_text(encoding="utf-8")) for path in paths]
+        samples = [
+            [json.loads(line) for line in _file(path, "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+            for path in paths
+        ]
+        for path, receipt, rows in zip(paths, receipts, samples, strict=True):
+            _comparable(path, receipt, rows, paths[0], receipts[0], samples[0])
+        starts = [config.get("model", {}).get("path") for config in configs]
+        for path, start in zip(paths, starts, strict=True):
+            if start != starts[0]:
+                raise ValueError(
+                    f"{str(path)!r} began from model.path {start!r}, {str(paths[0])!r} from {starts[0]!r}; KL is "
+                    "measured from the start, so compare runs of one"
+                )
+        return cls(_names(paths), receipts, configs, samples)
+
+    def rows(self) -> list[Row]:
+        """The start, then every run."""
+        measured = diversity.measured(self.pools)
+        found = []
+        for place in range(len(self.names) + 1):
+            receipt = self.receipts[max(0, place - 1)]
+            side = "after" if place else "before"
+            figures = {name: _side(facts, side) for name, facts in every(receipt).items()}
+            figures |= {name: asdict(measured[name][0][place]) for name in DIVERSITY}
+            figures["perplexity"] = _side(receipt["diversity"].get("perplexity"), side)
+            config = self.configs[place - 1] if place else {}
+            point = Point(
+                self.names[place - 1] if place else START, _interval(figures["score"]), _interval(figures["kl"]),
+                family_of(config) if place else START, config.get("seed"),
+            )  # fmt: skip
+            found.append(Row(point, figures, receipt["verdict"] if place else ""))
+        return found
+
+    @property
+    def pools(self) -> list[diversity.Pool]:
+        """The sampled ids of the start and of every run."""
+        return [_pool(self.samples[0], "before"), *(_pool(rows, "after") for rows in self.samples)]
+
+
+def write_frontier(paths: Sequence[Path], out: Path) -> Path:
+    """Write the page of several runs to `out` (HTML) and its figure beside it as PNG.
+
+    Raises:
+        ValueError: as `Runs.read`.
+    """
+    runs = Runs.read(paths)
+    rows = runs.rows()
+    curve = runs.receipts[0].get("best_of_n", {}).get("curve", [])
+    points = [row.point for row in rows]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    picture = frontier_figure.draw(points, curve, str(runs.receipts[0]["scorer"]), out.with_suffix(".png"))
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters["number"] = number
+    text = (resources.files("treeward.report") / "frontier.html").read_text(encoding="utf-8")
+    page = environment.from_string(text).render(
+        title=out.stem, columns=columns(rows), rows=rows, standings=_by_label(standings(points)),
+        budget=min(pool.tokens for pool in runs.pools), between=_between_runs(points[1:], runs.configs),
+        scorer=runs.receipts[0]["scorer"], picture=picture, labelled=labelled,
+    )  # fmt: skip
+    temporary = out.with_name(f".{out.name}.{os.getpid()}")
+    temporary.write_text(page, encoding="utf-8")
+    temporary.rename(out)
+    return out
+
+
+def columns(rows: Sequence[Row]) -> list[str]:
+    """The figures that the table shows, in order."""
+    judges = [name for name in rows[0].figures if name.startswith("judge:")]
+    fixed = ["score", *judges, "kl", "kl_token", "token_entropy", "entropy", *DIVERSITY[1:], "perplexity", "self_bleu"]
+    return [name for name in [*fixed, "repetition", "length", "ended"] if rows[0].figures.get(name) is not None]
+
+
+def every(receipt: Mapping[str, Any]) -> dict[str, Any]:
+    """All compared metrics of a receipt, the main one first."""
+    return {receipt["metric"]: receipt, **receipt["metrics"]}
+
+
+def family_of(config: Mapping[str, Any]) -> str:
+    """What the runs of one colour share: the command, its loss, and its divergence with that one's own numbers."""
+    loss: Mapping[str, Any] = config.get("loss") or {}
+    words = [config.get("command"), loss.get("kind")]
+    for part in loss.values():
+        if isinstance(part, Mapping):
+            words += [part.get("kind"), *(f"{v:g}" for v in part.values() if isinstance(v, int | float))]
+    return " ".join(str(word) for word in words if word)
+
+
+def setting_of(config: Mapping[str, Any]) -> str:
+    """The family with the loss's own numbers, such as "dpo sigmoid, beta 0.1"."""
+    loss: Mapping[str, Any] = config.get("loss") or {}
+    numbers = [f"{k} {v:g}" for k, v in loss.items() if isinstance(v, int | float) and not isinstance(v, bool)]
+    return ", ".join([family_of(config), *numbers])
+
+
+def _side(facts: Mapping[str, Any] | None, side: str) -> Mapping[str, Any] | None:
+    return None if facts is None else facts[side]
+
+
+def _interval(facts: Mapping[str, Any] | None) -> Interval:
+    assert facts is not None
+    value = float(facts["value"])
+    low, high = (value if facts[name] is None else float(facts[name]) for name in ("low", "high"))
+    return Interval(value, low, high, int(facts["n"]))
+
+
+def _pool(rows: Sequence[Mapping[str, Any]], side: str) -> diversity.Pool:
+    ordered = sorted(rows, key=lambda row: (row["group"], row["sample"]))
+    return diversity.Pool([row[f"ids_{side}"] for row in ordered], [row["group"] for row in ordered])
+
+
+def _between_runs(points: Sequence[Point], configs: Sequence[Mapping[str, Any]]) -> list[Point]:
+    """Settings that were run under several seeds: the mean and the interval between runs."""
+    settings = [json.dumps({k: v for k, v in c.items() if k not in _OWN}, sort_keys=True) for c in configs]
+    several = [i for i, setting in enumerate(settings) if settings.count(setting) > 1]
+    chosen = [replace(points[i], label=settings[i]) for i in several]
+    names = {settings[i]: setting_of(configs[i]) for i in several}
+    return [replace(point, label=names[point.label]) for point in over_seeds(chosen)]
+
+
+def _by_label(found: Sequence[Standing]) -> dict[str, Standing]:
+    return {standing.point.label: standing for standing in found}
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """The directories' names, or their paths where two have one name."""
+    names = [path.name for path in paths]
+    return names if len(set(names)) == len(names) else [str(path) for path in paths]
+
+
+def _file(path: Path, name: str) -> Path:
+    if not (path / name).exists():
+        raise ValueError(f"{str(path)!r} has no {name}: it is not a run that has ended; leave it out or finish it")
+    return path / name
+
+
+def _comparable(
+    path: Path, receipt: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], first: Path,
+    other: Mapping[str, Any], others: Sequence[Mapping[str, Any]],
+) -> None:  # fmt: skip
+    have = every(receipt)
+    if "score" not in have or "kl" not in have or not rows or "ids_after" not in rows[0]:
+        raise ValueError(f"{str(path)!r} has no scored samples: run it with evaluation.scorer and this version")
+    if receipt["scorer"] != other["scorer"]:
+        raise ValueError(
+            f"{str(path)!r} was scored by {receipt['scorer']!r}, {str(first)!r} by {other['scorer']!r}; compare runs "
+            "of one evaluation.scorer"
+        )
+    if {(row["group"], row["prompt"]) for row in rows} != {(row["group"], row["prompt"]) for row in others}:
+        raise ValueError(
+            f"{str(path)!r} was measured on other prompts than {str(first)!r}; compare runs of one data section and "
+            "one evaluation.prompts"
+        )

@@ -1,0 +1,87 @@
+"""The frontier as a figure: score against KL with error bars, one colour a family, and best-of-n of the start.
+
+Every run has a number, which stands at its point, in the legend while that has room, and in the table. Best-of-n is
+drawn as far as the runs go and a little beyond.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+from treeward.maths.frontier import Point
+from treeward.report.figures import INK, STYLE, svg
+
+COLOURS = ("#1b7f5c", "#c8641b", "#3a5fb0", "#a0307c", "#8a6d1d", "#2e8fa6", "#7a4fbf", "#b3392f", "#5d6d6a", "#6a8f1f")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+NAMED = 20
+"""With more runs than this the legend holds families alone."""
+PLACES = ((6, 5), (6, -11), (-6, 5), (-6, -11))
+"""Where a number stands beside its point, in turn along the KL, so that neighbours do not meet."""
+
+
+def draw(points: Sequence[Point], best_of_n: Sequence[Mapping[str, Any]], scorer: str, png: Path) -> str:
+    """Write the figure as PNG, and return it as an SVG element. The first point is the start."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(8.4, 4.4), layout="constrained")
+        if len(best_of_n) > 1:
+            _best_of_n(axes, best_of_n, 1.35 * max(point.kl.high for point in points))
+        families = list(dict.fromkeys(point.family for point in points[1:]))
+        _point(axes, points[0], INK, "o", points[0].label)
+        seen: set[str] = set()
+        for number, point in enumerate(points[1:], 1):
+            place = families.index(point.family)
+            named = f"{number}  {point.label}" + (f" · {point.family}" if len(families) > 1 else "")
+            label = named if len(points) <= NAMED + 1 else None if point.family in seen else point.family
+            seen.add(point.family)
+            _point(axes, point, COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)], label)
+        _numbers(axes, points[1:])
+        axes.margins(x=0.06, y=0.1)
+        axes.set(xlabel="KL(policy, start), nats a response", ylabel=f"score ({scorer})" if scorer else "score")
+        axes.set_title("bars: 95 % intervals by prompt", fontsize=8, loc="left", color=INK)
+        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        figure.savefig(png, dpi=160, facecolor="white")
+        return svg(figure)
+
+
+def _best_of_n(axes: Axes, curve: Sequence[Mapping[str, Any]], furthest: float) -> None:
+    bounds = np.array([point["kl_bound"] for point in curve])
+    end = min(float(bounds[-1]), furthest if furthest > 0 else float(bounds[-1]))
+    x = np.append(bounds[bounds < end], end)
+    low, middle, high = (
+        np.interp(x, bounds, [_known(point["score"], name) for point in curve]) for name in ("low", "value", "high")
+    )
+    axes.plot(x, middle, color=INK, linewidth=1.2, linestyle="--", label="best of n of the start")
+    inside = bounds <= end
+    axes.plot(bounds[inside], middle[: inside.sum()], color=INK, linestyle="none", marker=".", markersize=5)
+    for point in curve:
+        if point["kl_bound"] <= end and point["n"] > 1:
+            axes.annotate(f"n={point['n']}", (point["kl_bound"], point["score"]["value"]), xytext=(-3, 4),
+                          textcoords="offset points", ha="right", fontsize=7, color=INK)  # fmt: skip
+    axes.fill_between(x, low, high, color=INK, alpha=0.08, linewidth=0)
+
+
+def _point(axes: Axes, point: Point, colour: str, marker: str, label: str | None) -> None:
+    axes.errorbar(
+        [point.kl.value], [point.score.value],
+        xerr=[[point.kl.value - point.kl.low], [point.kl.high - point.kl.value]],
+        yerr=[[point.score.value - point.score.low], [point.score.high - point.score.value]],
+        fmt=marker, color=colour, capsize=2.5, markersize=5, linewidth=1.1, label=label, zorder=2,
+    )  # fmt: skip
+
+
+def _numbers(axes: Axes, points: Sequence[Point]) -> None:
+    order = sorted(range(len(points)), key=lambda place: points[place].kl.value)
+    for turn, place in enumerate(order):
+        x, y = PLACES[turn % len(PLACES)]
+        axes.annotate(
+            str(place + 1), (points[place].kl.value, points[place].score.value), xytext=(x, y),
+            textcoords="offset points", ha="left" if x > 0 else "right", fontsize=8, color=INK, zorder=3,
+        )  # fmt: skip
+
+
+def _known(interval: Mapping[str, Any], name: str) -> float:
+    return float(interval["value"] if interval[name] is None else interval[name])

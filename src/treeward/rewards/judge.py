@@ -1,0 +1,33 @@
+"""A trained reward model as a scorer.
+
+One with the policy's vocabulary scores the ids as they are; any other gets the text, rendered by its own tokenizer.
+"""
+
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor
+
+from treeward.data.render import Tokenizer, decode
+from treeward.models.reward_model import RewardModel
+from treeward.trees.text import Response, Tree
+from treeward.trees.tokens import TokenTree
+
+
+class Judge:
+    """A trained reward model."""
+
+    def __init__(self, model: RewardModel, name: str) -> None:
+        self.model = model
+        self.name = name
+
+    def __call__(self, trees: Sequence[TokenTree], tokenizer: Tokenizer) -> Float[Tensor, "N"]:
+        if self.model.tokenizer.get_vocab() == tokenizer.get_vocab():
+            return self.model.score(trees)
+        return self.model.score([_as_text(tree, tokenizer) for tree in trees])
+
+
+def _as_text(tree: TokenTree, tokenizer: Tokenizer) -> Tree:
+    ended = set(tokenizer.all_special_ids)
+    responses = [Response(decode(b, tokenizer), finished=b[-1] in ended) for b in tree.branches]
+    return Tree(decode(tree.prompt, tokenizer), responses, group=tree.group)

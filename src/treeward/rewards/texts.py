@@ -1,0 +1,17 @@
+"""What a scorer of text reads: prompt and response of every branch, in order."""
+
+from collections.abc import Sequence
+
+from treeward.data.render import Tokenizer, decode
+from treeward.trees.tokens import TokenTree
+
+
+def pairs(trees: Sequence[TokenTree], tokenizer: Tokenizer) -> list[tuple[str, str]]:
+    """(prompt, response) of every branch, special tokens left out."""
+    prompts = [decode(tree.prompt, tokenizer) for tree in trees]
+    return [(prompt, decode(b, tokenizer)) for tree, prompt in zip(trees, prompts, strict=True) for b in tree.branches]
+
+
+def whole(trees: Sequence[TokenTree], tokenizer: Tokenizer) -> list[str]:
+    """Prompt and response of every branch as one text, decoded together so that nothing between them is lost."""
+    return [decode(tree.prompt + branch, tokenizer) for tree in trees for branch in tree.branches]

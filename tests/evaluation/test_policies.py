@@ -1,0 +1,179 @@
+"""Fresh samples: every column by hand, one forward pass a model, and faults that must show."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from treeward.evaluation import policies
+from treeward.evaluation.policies import SamplePlan, fresh
+from treeward.evaluation.tables import Measurement, Table, compare, metric
+from treeward.evaluation.versus import facts
+from treeward.maths.statistics import clustered_mean
+from treeward.models.anchor import Anchor
+from treeward.models.policy import Policy, branch_sums
+from treeward.models.sampler import ScriptedSampler
+from treeward.proof.guards import k1_check
+from treeward.rewards import scorers
+from treeward.trees.forest import plant
+from treeward.trees.forward import TreeLM
+from treeward.trees.tokens import TokenTree
+from treeward.trees.verify import verified
+
+Build = Callable[..., Any]
+PLAN = SamplePlan(samples=3, max_new_tokens=10)
+PROMPTS = [TokenTree((n, n + 1), (), f"p{n}") for n in range(5, 45)]
+
+
+@pytest.fixture
+def moved(tiny: Build, tiny_tokenizer: Any) -> Callable[[float], tuple[Policy, Anchor]]:
+    """moved(scale): a policy and the anchor that it was before its weights got noise of that scale."""
+
+    def build(scale: float) -> tuple[Policy, Anchor]:
+        policy = Policy(TreeLM(tiny("llama", initializer_range=0.1)), tiny_tokenizer)
+        anchor = Anchor.of(policy)
+        draw = torch.Generator().manual_seed(3)
+        with torch.no_grad():
+            for parameter in policy.tree.parameters():
+                parameter.add_(scale * torch.randn(parameter.shape, generator=draw))
+        return policy, anchor
+
+    return build
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, script: dict[tuple[int, ...], list[tuple[int, ...]]]) -> None:
+    """Samples are those of a script, whatever the policy."""
+
+    class Scripted:
+        @staticmethod
+        def of(*_: Any) -> ScriptedSampler:
+            return ScriptedSampler(script)
+
+    monkeypatch.setattr(policies, "DecodeSampler", Scripted)
+
+
+def test_columns_by_hand(moved: Any) -> None:
+    policy, anchor = moved(0.05)
+    table, rows = fresh(policy, anchor, PROMPTS[:4], PLAN)
+    for i, row in enumerate(rows):
+        prompt = next(p.prompt for p in PROMPTS if p.group == row["group"])
+        ids = torch.tensor([[*prompt, *row["ids"]]])
+        at = slice(len(prompt) - 1, -1)
+        with torch.no_grad():
+            own, start = (
+                m.module(input_ids=ids).logits[0, at].double().log_softmax(1) for m in (policy.tree, anchor.tree)
+            )
+        targets = ids[0, len(prompt) :, None]
+        a, b = own.gather(1, targets).sum().item(), start.gather(1, targets).sum().item()
+        kl, count = (own.exp() * (own - start)).sum().item(), len(row["ids"])
+        expected = {
+            "kl": kl, "k1": a - b, "kl_token": kl / count, "start_nll": -b / count,
+            "entropy": -(own.exp() * own).sum().item() / count, "length": count,
+        }  # fmt: skip
+        assert {name: table.columns[name][i] for name in expected} == pytest.approx(expected, abs=1e-4)
+
+
+def test_e1_a_model_against_itself_is_exactly_zero(moved: Any) -> None:
+    policy, anchor = moved(0.0)
+    table, _ = fresh(policy, anchor, PROMPTS, PLAN, scorers.find("length"))
+    again, _ = fresh(policy, anchor, PROMPTS, PLAN, scorers.find("length"))
+    assert not table.columns["kl"].any()
+    assert not table.columns["k1"].any()
+    for name in table.columns:
+        if name != "k1":
+            found = compare(name, table, again).difference
+            assert (found.value, found.low, found.high) == (0, 0, 0)
+
+
+def test_one_forward_pass_of_each_model(moved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, anchor = moved(0.05)
+    fresh(policy, anchor, PROMPTS[:2], PLAN)
+    calls: list[int] = []
+    honest = TreeLM.logits
+    monkeypatch.setattr(TreeLM, "logits", lambda self, forest: calls.append(id(self)) or honest(self, forest))
+    table, _ = fresh(policy, anchor, PROMPTS[:2], PLAN)
+    assert {"kl", "k1", "entropy", "start_nll"} <= set(table.columns)
+    assert sorted(calls) == sorted([id(policy.tree), id(anchor.tree)])
+
+
+def test_k1_agrees_with_rao_blackwell_on_the_policys_own_samples(moved: Any) -> None:
+    policy, anchor = moved(0.1)
+    table, _ = fresh(policy, anchor, PROMPTS, PLAN)
+    assert table.mean("kl") > 0.1
+    found = k1_check(table, 1.0)
+    assert found.passed, str(found)
+
+
+def test_f34_kl_of_another_models_text_fails_the_check(moved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, anchor = moved(0.1)
+    other = Policy(anchor.tree, policy.tokenizer)
+    _, rows = fresh(other, anchor, PROMPTS, PLAN)
+    script: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
+    for row in rows:
+        prompt = next(p.prompt for p in PROMPTS if p.group == row["group"])
+        script.setdefault(prompt, []).append(tuple(row["ids"]))  # type: ignore[arg-type]
+    scripted(monkeypatch, script)
+    table, _ = fresh(policy, anchor, PROMPTS, PLAN)
+    assert k1_check(table, 1.0).passed is False
+
+
+def test_word_salad_shows_in_perplexity_and_entropy(tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start that repeats w7 w8; samples of random words are more "diverse", and far less likely."""
+    policy = Policy.load("world")
+    draw = np.random.default_rng(0)
+    plain = tuple(policy.tokenizer("the film was good and the film was good").input_ids)
+    optimiser = torch.optim.Adam(policy.tree.parameters(), lr=3e-3)
+    trees = [TokenTree((n,), (plain,), f"p{n}") for n in range(5, 45)]
+    verified(policy.tree, trees)
+    for _ in range(15):
+        optimiser.zero_grad()
+        (-policy.tree(plant(trees[:8])).mean()).backward()
+        optimiser.step()
+    assert branch_sums(policy.tree, trees[20:21], 512)[0] / len(plain) > -2
+    anchor, found = Anchor.of(policy), []
+    for size in (0, 12):
+        scripted(monkeypatch, {
+            tree.prompt: [plain if not size else tuple(draw.integers(5, 40, size).tolist()) for _ in range(3)]
+            for tree in trees
+        })  # fmt: skip
+        table, rows = fresh(policy, anchor, trees, PLAN)
+        found.append(Measurement({"samples": table}, rows))
+    diversity = facts(*found)["diversity"]
+    assert diversity["token_entropy"]["difference"]["low"] > 0
+    assert diversity["distinct_2"]["difference"]["low"] > 0
+    assert diversity["perplexity"]["difference"]["low"] > 10 * diversity["perplexity"]["before"]["value"]
+    assert compare("start_nll", found[0].tables["samples"], found[1].tables["samples"]).outcome == "worse"
+
+
+def test_self_bleu_stands_by_prompt_and_only_with_several_samples(moved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, anchor = moved(0.0)
+    script = {PROMPTS[0].prompt: [(7, 8, 9, 10)] * 3, PROMPTS[1].prompt: [(7, 8, 9), (10, 11, 12), (13, 14, 15)]}
+    scripted(monkeypatch, script)
+    table, _ = fresh(policy, anchor, PROMPTS[:2], PLAN)
+    assert table.columns["self_bleu"].tolist() == pytest.approx([1, 1, 1, 0, 0, 0])
+    table, _ = fresh(policy, anchor, PROMPTS[:2], SamplePlan(samples=1))
+    assert "self_bleu" not in table.columns
+
+
+def test_judges_have_columns_of_their_own(moved: Any) -> None:
+    policy, anchor = moved(0.0)
+    judges = [scorers.find("count:w9"), scorers.find("length")]
+    table, rows = fresh(policy, anchor, PROMPTS[:3], PLAN, scorers.find("length"), judges)
+    assert table.columns["judge:length"].tolist() == table.columns["score"].tolist()
+    assert {"judge:count:w9", "judge:length"} <= set(rows[0])
+    assert metric("judge:count:w9").higher_is_better
+    assert table.interval("judge:length").n == 3
+
+
+def test_e7_errors_are_clustered_by_prompt() -> None:
+    """G 400, K 8, correlation 1/2: the standard error is sqrt((1 + 7/2) / 3200), twice the naive one."""
+    draw = np.random.default_rng(0)
+    values = math.sqrt(0.5) * (draw.normal(size=(400, 1)) + draw.normal(size=(400, 8)))
+    groups = [str(n) for n in range(400) for _ in range(8)]
+    found = clustered_mean(values.ravel(), groups)
+    assert (found.high - found.low) / (2 * 1.966) == pytest.approx(0.0375, rel=0.08)
+    assert Table(groups, {"score": values.ravel()}).interval("score") == found
+    assert values.std() / math.sqrt(3200) == pytest.approx(0.0177, rel=0.05)

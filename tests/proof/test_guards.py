@@ -1,0 +1,75 @@
+"""Guards of fresh samples, and what they do to the verdict."""
+
+import numpy as np
+import pytest
+
+from treeward.evaluation.tables import Comparison, Table, metric
+from treeward.maths.statistics import Difference, Interval
+from treeward.proof.checks import Check
+from treeward.proof.guards import judge_guards, k1_check
+from treeward.proof.verdict import decide
+
+
+def change(name: str, low: float, high: float) -> Comparison:
+    known = Interval(0.6, 0.55, 0.65, 400)
+    return Comparison(metric(name), known, known, Difference((low + high) / 2, low, high, 0.001, "test", 0.05))
+
+
+def samples(shift: float, prompts: int = 60, k: int = 4, seed: int = 0) -> Table:
+    draw = np.random.default_rng(seed)
+    kl = draw.gamma(2.0, 0.5, prompts * k)
+    groups = [str(n // k) for n in range(prompts * k)]
+    return Table(groups, {"kl": kl, "k1": kl + draw.normal(shift, 1, len(kl))})
+
+
+def test_f32_a_judge_that_falls_while_the_score_rises_makes_the_run_worse() -> None:
+    score, judge = change("score", 0.1, 0.3), change("judge:other", -0.3, -0.1)
+    checks = judge_guards([score, judge])
+    assert [check.passed for check in checks] == [False]
+    assert "other" in checks[0].name
+    verdict = decide(score, checks)
+    assert (verdict.word, verdict.exit_code("improved"), verdict.exit_code("any")) == ("worse", 3, 0)
+    assert "F32 FAILED" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("score", "judge"),
+    [((0.1, 0.3), (-0.3, 0.1)), ((0.1, 0.3), (0.1, 0.3)), ((-0.1, 0.3), (-0.3, -0.1)), ((-0.3, -0.1), (-0.3, -0.1))],
+)
+def test_the_guard_needs_both_intervals_clear_of_zero(score: tuple[float, float], judge: tuple[float, float]) -> None:
+    assert judge_guards([change("score", *score), change("judge:other", *judge)])[0].passed is True
+
+
+def test_without_a_scorer_the_guard_is_skipped() -> None:
+    assert judge_guards([change("judge:other", -0.3, -0.1)])[0].passed is None
+    assert judge_guards([change("score", 0.1, 0.3)]) == []
+
+
+def test_a_failed_check_beside_a_fallen_guard_is_broken() -> None:
+    fallen, failed = Check("F32", "guard", False), Check("I12", "reload", False)
+    verdict = decide(change("score", 0.1, 0.3), [fallen, failed])
+    assert verdict.word == "broken"
+    assert verdict.reason.startswith("I12")
+
+
+def test_k1_within_three_errors_passes_and_a_shift_fails() -> None:
+    assert k1_check(samples(0.0), 1.0).passed is True
+    found = k1_check(samples(0.5), 1.0)
+    assert found.passed is False
+    assert found.value is not None
+    assert found.value > 5
+
+
+def test_k1_false_alarms_are_as_rare_with_few_prompts() -> None:
+    alarms = sum(k1_check(samples(0.0, prompts=3, k=2, seed=n), 1.0).passed is False for n in range(2000))
+    assert alarms <= 15
+
+
+def test_k1_says_nothing_at_another_temperature_or_of_one_prompt() -> None:
+    assert k1_check(samples(0.5), 0.7).passed is None
+    assert k1_check(samples(0.5, prompts=1), 1.0).passed is None
+
+
+def test_equal_estimates_pass_whatever_their_spread() -> None:
+    zeros = np.zeros(8)
+    assert k1_check(Table(list("aabbccdd"), {"kl": zeros, "k1": zeros}), 1.0).passed is True

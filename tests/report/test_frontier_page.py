@@ -1,0 +1,117 @@
+"""The frontier of several runs: read from files alone, at one budget, and refused where runs cannot be compared."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from treeward.cli.main import run
+from treeward.maths import diversity
+from treeward.report.frontier import Runs, family_of, setting_of, write_frontier
+
+
+def interval(value: float, half: float = 0.05, n: int = 3) -> dict[str, Any]:
+    return {"value": value, "low": value - half, "high": value + half, "n": n, "constant": False}
+
+
+def facts(before: float, after: float) -> dict[str, Any]:
+    return {"before": interval(before), "after": interval(after), "higher_is_better": True,
+            "difference": {"value": after - before, "low": 0, "high": 1, "p": 0.1, "test": "t",
+                           "minimum_detectable": 0.1}}  # fmt: skip
+
+
+def a_run(path: Path, score: float, kl: float, *, seed: int = 0, beta: float = 0.1, **over: Any) -> Path:
+    """A run directory with three prompts of two samples each."""
+    path.mkdir(parents=True)
+    receipt = {
+        "schema": 1, "command": "dpo", "verdict": "improved", "metric": "score", "scorer": over.get("scorer", "gold"),
+        **facts(0.0, score), "metrics": {"kl": facts(0.0, kl), "judge:length": facts(5, 6), "entropy": facts(2, 1.5)},
+        "diversity": {"budget": 24, "n": 3, "perplexity": facts(9.0, 7.0)},
+        "best_of_n": {"curve": [{"n": n, "kl_bound": b, "score": interval(s)} for n, b, s in
+                                ((1, 0, 0), (2, 0.19, 0.1), (4, 0.64, 0.2), (8, 1.2, 0.3))]},
+    }  # fmt: skip
+    loss = {"kind": "sigmoid", "beta": beta, "divergence": {"kind": over.get("divergence", "js")}}
+    config = {"command": "dpo", "seed": seed, "out": str(path), "loss": loss, "model": {"path": over.get("start", "s")}}
+    length = over.get("length", 4)
+    samples = [
+        {"group": f"p{n}", "sample": k, "prompt": over.get("prompt", "why"), "ids_before": [n, k, 1, 2],
+         "ids_after": list(range(n, n + length))}
+        for n in range(3) for k in range(2)
+    ]  # fmt: skip
+    (path / "receipt.json").write_text(json.dumps(receipt))
+    (path / "config.yaml").write_text(yaml.safe_dump(config))
+    (path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples))
+    return path
+
+
+def test_table_figure_and_png(tmp_path: Path) -> None:
+    runs = [a_run(tmp_path / "good", 1.0, 0.5), a_run(tmp_path / "poor", 0.5, 0.6, beta=0.3, divergence="reverse-kl")]
+    out = write_frontier(runs, tmp_path / "pages" / "frontier.html")
+    page = out.read_text()
+    assert page.count("<svg") == 1
+    assert "best of n of the start" in page
+    assert "n=4" in page
+    assert "n=8" not in page
+    assert "1  good · dpo sigmoid js" in page
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    for words in ("dpo sigmoid js", "dpo sigmoid reverse-kl", "judge length", "pooled token entropy", "distinct-3",
+                  "perplexity under the start", "24 tokens a model"):  # fmt: skip
+        assert words in page
+    row = page[page.index("<td>poor</td>") :]
+    assert row[: row.index("</tr>")].count("good") == 1
+    assert page.index("<td>start</td>") < page.index("<td>good</td>") < page.index("<td>poor</td>")
+
+
+def test_diversity_is_computed_again_at_the_smallest_budget(tmp_path: Path) -> None:
+    runs = Runs.read([a_run(tmp_path / "a", 1, 1, length=9), a_run(tmp_path / "b", 1, 1, length=3)])
+    rows = runs.rows()
+    assert [pool.tokens for pool in runs.pools] == [24, 54, 18]
+    expected = diversity.cut(runs.pools[1], 18)
+    found = rows[1].figures["distinct_2"]
+    assert found is not None
+    assert found["value"] == pytest.approx(diversity.distinct(list(expected.responses), 2))
+    assert rows[1].figures["token_entropy"] is not None
+
+
+def test_seeds_of_one_setting_are_joined_and_others_are_not(tmp_path: Path) -> None:
+    runs = [a_run(tmp_path / f"s{n}", 1.0 + n, 0.5, seed=n) for n in range(2)]
+    page = write_frontier([*runs, a_run(tmp_path / "other", 3, 1, beta=0.5)], tmp_path / "f.html").read_text()
+    between = page[page.index("Between seeds") :]
+    assert "dpo sigmoid js, beta 0.1" in between
+    assert "beta 0.5" not in between
+    assert "<td>1.5<small>" in between
+    single = write_frontier([runs[0]], tmp_path / "g.html").read_text()
+    assert "Between seeds" not in single
+
+
+def test_families_are_named_by_loss_and_divergence() -> None:
+    loss = {"kind": "sigmoid", "beta": 0.1, "divergence": {"kind": "alpha", "alpha": 0.3}}
+    assert family_of({"command": "dpo", "loss": loss}) == "dpo sigmoid alpha 0.3"
+    assert setting_of({"command": "dpo", "loss": loss}) == "dpo sigmoid alpha 0.3, beta 0.1"
+    assert family_of({"command": "sft"}) == "sft"
+
+
+@pytest.mark.parametrize(
+    ("over", "words"),
+    [({"scorer": "length"}, "one evaluation.scorer"), ({"prompt": "who"}, "other prompts"), ({"start": "t"}, "began")],
+)
+def test_runs_that_cannot_be_compared_are_refused(over: dict[str, Any], words: str, tmp_path: Path) -> None:
+    runs = [a_run(tmp_path / "a", 1, 1), a_run(tmp_path / "b", 1, 1, **over)]
+    with pytest.raises(ValueError, match=words):
+        write_frontier(runs, tmp_path / "f.html")
+    assert not (tmp_path / "f.html").exists()
+
+
+def test_the_command_takes_runs_or_their_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [a_run(tmp_path / "runs" / name, 1, kl) for name, kl in (("a", 1), ("b", 2))]
+    out = tmp_path / "f.html"
+    assert run(["report", *map(str, runs), "--out", str(out)]) == 0
+    assert capsys.readouterr().out.strip() == str(out)
+    assert run(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "g.html")]) == 0
+    assert (tmp_path / "g.html").read_text().count("<tr") == out.read_text().count("<tr")
+    assert run(["report", str(tmp_path / "runs"), "--out", str(out)]) == 2
+    assert run(["report", *map(str, runs)]) == 2
+    assert run(["report", str(tmp_path), "--out", str(tmp_path / "h.html")]) == 2
+    assert run(["report", str(runs[0]), "--out", str(tmp_path / "h.pdf")]) == 2
