@@ -109,7 +109,17 @@ def test_prompts_alone_are_refused_for_supervised_fine_tuning() -> None:
 
 @pytest.mark.parametrize("purpose", ["pairs", "sft"])
 def test_an_unknown_format_is_refused_with_the_known_ones(purpose: str) -> None:
-    with pytest.raises(ValueError, match=r"data\.format is 'jsonl'; it may be completion, graded, helpsteer, messages"):
+    with pytest.raises(ValueError, match=r"data\.format is 'jsonl'; it may be completion, graded, helpsteer, labelled"):
         reader("jsonl", purpose, "last")
-    known = ["completion", "graded", "helpsteer", "messages", "preference", "prompts", "text", "transcripts"]
+    known = [
+        "completion",
+        "graded",
+        "helpsteer",
+        "labelled",
+        "messages",
+        "preference",
+        "prompts",
+        "text",
+        "transcripts",
+    ]
     assert sorted(FORMATS) == known

@@ -29,10 +29,12 @@ def test_json_is_one_line_with_letters_as_they_are() -> None:
     assert "Où" in line
     assert json.loads(line) == {
         "prompt": "Où ?\nLà",
-        "responses": [{"text": " là", "finished": True, "score": None, "grades": []}],
+        "responses": [{"text": " là", "finished": True, "score": None, "grades": [], "ids": []}],
         "group": "où ? là",
         "subset": "",
         "weight": 1.0,
+        "prompt_ids": [],
+        "vocabulary": "",
     }
 
 

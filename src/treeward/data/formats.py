@@ -6,6 +6,7 @@ that is counted. A row that cannot be understood raises ValueError: that is an e
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from treeward.trees.text import Message, Response, Tree, normalised
@@ -46,7 +47,8 @@ def preference(row: Row) -> list[Tree]:
         _same_prompt(prompt, other)
         prompt = [turn for spoken in prompt for turn in _unflattened(spoken)]
     ratings = row.get("chosen_rating"), row.get("rejected_rating")
-    return [_pair(prompt, chosen, rejected, ratings)]
+    return [_sampled(_pair(prompt, chosen, rejected, ratings), row, [row.get("chosen_ids"), row.get("rejected_ids")],
+                     [row.get("chosen_finished"), row.get("rejected_finished")])]  # fmt: skip
 
 
 def transcripts(row: Row) -> list[Tree]:
@@ -61,7 +63,9 @@ def graded(row: Row) -> list[Tree]:
     """`prompt` with one graded `response`, or graded `responses`; grades in `scores`: a number, attributes by name
     (in the order of their names), or one such value a response.
     """
-    return [Tree(row["prompt"], _graded_responses(row))]
+    tree = Tree(row["prompt"], _graded_responses(row))
+    nothing = [None] * len(tree.responses)
+    return [_sampled(tree, row, row.get("responses_ids") or nothing, row.get("responses_finished") or nothing)]
 
 
 def helpsteer(row: Row) -> list[Tree]:
@@ -161,11 +165,11 @@ def reader(name: str, purpose: str, turns: str) -> Reader:
     if turns == "all" and (purpose in (*JUDGED, "prompts") or name not in ("messages", "transcripts")):
         raise ValueError("data.turns is 'all'; that is for sft on messages or transcripts: use 'last'")
     if purpose == "prompts":
-        return lambda row: [Tree(tree.prompt, (), tree.group) for tree in reader(name, "", "last")(row)]
+        return lambda row: [replace(tree, responses=()) for tree in reader(name, "", "last")(row)]
     if purpose == "sft" and name == "transcripts":
         return lambda row: transcript_turns(row, turns)
     if purpose == "sft" and name == "preference":
-        return lambda row: [Tree(tree.prompt, tree.responses[:1], tree.group) for tree in preference(row)]
+        return lambda row: [replace(tree, responses=tree.responses[:1]) for tree in preference(row)]
     if purpose == "sft" and name == "prompts":
         raise ValueError(
             "data.format 'prompts' has nothing to learn from; give prompt and completion, messages or text"
@@ -215,6 +219,17 @@ def _pair(prompt: Any, chosen: str, rejected: str, ratings: tuple[Any, Any]) -> 
         raise Dropped("empty prompt")
     scores = [None if rating is None else float(rating) for rating in ratings]
     return Tree(prompt, [Response(chosen, score=scores[0]), Response(rejected, score=scores[1])])
+
+
+def _sampled(tree: Tree, row: Row, ids: Sequence[Any], finished: Sequence[Any]) -> Tree:
+    """The tree with the ids that a policy sampled and whether each response ended, where the row says so."""
+    responses = tuple(
+        replace(each, ids=tuple(tokens or ()), finished=True if ended is None else bool(ended))
+        for each, tokens, ended in zip(tree.responses, ids, finished, strict=True)
+    )
+    return replace(
+        tree, responses=responses, prompt_ids=row.get("prompt_ids") or (), vocabulary=row.get("vocabulary") or ""
+    )
 
 
 def _filled(answer: str) -> Response:

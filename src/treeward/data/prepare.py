@@ -1,7 +1,7 @@
 """The whole way from a source to token trees: read, format, split by group, pair, render, drop and count."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 from treeward.data import formats, sources, store
@@ -137,7 +137,7 @@ def _trees(
             part = named(row["split"]) if row.get("split") else None
             subset, weight = str(row.get("subset") or ""), 1.0 if row.get("weight") is None else float(row["weight"])
             if subset or weight != 1:
-                tree = Tree(tree.prompt, tree.responses, tree.group, subset, weight)  # noqa: PLW2901
+                tree = replace(tree, subset=subset, weight=weight)  # noqa: PLW2901
             texts[part or part_of(tree.group, config.seed, config.validation, config.test)].append(tree)
     return texts
 

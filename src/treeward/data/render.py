@@ -53,7 +53,8 @@ def token_tree(
             chat template for a prompt of messages.
     """
     account = account if account is not None else Account()
-    prompt = prompt_ids(tree.prompt, tokenizer)
+    own = bool(tree.vocabulary) and tree.vocabulary == _vocabulary_of(tokenizer)
+    prompt = list(tree.prompt_ids) if own and tree.prompt_ids else prompt_ids(tree.prompt, tokenizer)
     if max_prompt is not None and len(prompt) > max_prompt:
         account.cut["prompt"] += 1
         opens = len(prompt) > 1 and prompt[0] == opening_id(tokenizer) and max_prompt > 1
@@ -61,7 +62,7 @@ def token_tree(
     end = end_id(tokenizer, isinstance(tree.prompt, tuple))
     branches = []
     for number, response in enumerate(tree.responses):
-        ids, whole = response_ids(response, tokenizer, end, max_response)
+        ids, whole = response_ids(response, tokenizer, end, max_response, own)
         account.responses += response.finished
         account.ended += response.finished and (not whole or ids[-1] == end)
         if not whole:
@@ -84,12 +85,18 @@ def prompt_ids(prompt: Prompt, tokenizer: Tokenizer) -> list[int]:
 
 
 def response_ids(
-    response: Response, tokenizer: Tokenizer, end: int, max_response: int | None
+    response: Response, tokenizer: Tokenizer, end: int, max_response: int | None, own: bool = False
 ) -> tuple[list[int], bool]:
-    """The ids of a response with its end token, and whether it is whole; a cut one gets no end token."""
-    ids = list(tokenizer(response.text, add_special_tokens=False).input_ids)
-    if response.finished:
-        ids.append(end)
+    """The ids of a response with its end token, and whether it is whole; a cut one gets no end token.
+
+    `own`: the response's sampled ids, where it has any, are this tokenizer's, and stand as they were sampled.
+    """
+    if own and response.ids:
+        ids = list(response.ids)
+    else:
+        ids = list(tokenizer(response.text, add_special_tokens=False).input_ids)
+        if response.finished:
+            ids.append(end)
     if max_response is not None and len(ids) > max_response:
         return ids[:max_response], False
     return ids, True
@@ -130,6 +137,11 @@ def adds_bos(tokenizer: Tokenizer) -> bool:
 def vocabulary_hash(tokenizer: Tokenizer) -> str:
     """SHA-256 of the vocabulary: tokens with their ids, sorted."""
     return sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
+
+
+@lru_cache(maxsize=4)
+def _vocabulary_of(tokenizer: Tokenizer) -> str:
+    return vocabulary_hash(tokenizer)
 
 
 def decode(ids: tuple[int, ...] | list[int], tokenizer: Tokenizer) -> str:

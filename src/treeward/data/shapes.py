@@ -41,8 +41,8 @@ def gather(trees: Sequence[Tree]) -> list[Tree]:
 
 
 def replace_responses(tree: Tree, responses: Sequence[Response]) -> Tree:
-    """The same prompt, group, subset and weight with other responses."""
-    return Tree(tree.prompt, responses, tree.group, tree.subset, tree.weight)
+    """The same tree with other responses."""
+    return replace(tree, responses=tuple(responses))
 
 
 def pair_labelled(trees: Sequence[Tree], seed: int) -> list[Tree]:

@@ -174,4 +174,4 @@ def _fixed(value: Any) -> Any:
 
 def _fewer(ids: TokenTree, text: Tree, keep: int) -> tuple[TokenTree, Tree]:
     fewer = replace(ids, branches=ids.branches[:keep], ratings=ids.ratings[:keep])
-    return fewer, Tree(text.prompt, text.responses[:keep], text.group, text.subset, text.weight)
+    return fewer, replace(text, responses=text.responses[:keep])

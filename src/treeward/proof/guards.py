@@ -13,8 +13,8 @@ from treeward.evaluation.tables import JUDGE, Comparison, Table
 from treeward.maths.statistics import by_group
 from treeward.proof.checks import Check
 
-ERRORS = 3.0
-"""Standard errors that k1 may lie from the Rao-Blackwellised KL."""
+ERRORS = 4.0
+"""Standard errors that k1 may lie from the Rao-Blackwellised KL; 3 would break one sound run in 370, 4 in 16,000."""
 ROUNDING = 1e-4
 """Nats by which the two may differ in fp32 whatever their spread."""
 
@@ -22,8 +22,8 @@ ROUNDING = 1e-4
 def k1_check(table: Table, temperature: float) -> Check:
     """F34: both estimates of KL(policy, start) on these samples have one expectation; errors clustered by prompt.
 
-    With few prompts the limit is that of the t distribution at the probability of 3 normal errors. At a temperature
-    other than 1 the samples are not the policy's and nothing follows.
+    With few prompts the limit is that of the t distribution at the probability of as many normal errors. At another
+    temperature than 1 the samples are not the policy's and nothing follows.
     """
     name, guards = "standard errors between k1 and the Rao-Blackwellised KL", ("F31", "F34")
     gap = by_group(table.columns["k1"] - table.columns["kl"], table.groups)

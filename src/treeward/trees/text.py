@@ -19,13 +19,15 @@ class Response:
     """One branch: its text, and what is known of it.
 
     `finished` False means that no end token is added or scored (the text was cut). `score` is a scorer's or rater's
-    number on any scale, higher is better; `grades` are a rater's numbers by attribute, where there are several.
+    number on any scale, higher is better; `grades` are a rater's numbers by attribute, where there are several. `ids`
+    are the tokens that a policy sampled, end token included, in the vocabulary that its tree names.
     """
 
     text: str
     finished: bool = True
     score: float | None = None
     grades: tuple[float, ...] = ()
+    ids: tuple[int, ...] = ()
 
     @property
     def ratings(self) -> tuple[float, ...]:
@@ -39,7 +41,8 @@ class Tree:
 
     For a pair the first response is the chosen one, the second the rejected. `group` is the unit of splitting and of
     every interval: the normalised prompt unless given. An empty prompt is allowed only with a group of its own.
-    `subset` names a part of the data that is reported apart; `weight` is what the tree counts for in `dpo`.
+    `subset` names a part of the data that is reported apart; `weight` is what the tree counts for in `dpo`. Of a
+    sampled tree `prompt_ids` are what sampling began from, and `vocabulary` is the hash of the tokens its ids mean.
     """
 
     prompt: Prompt
@@ -47,10 +50,12 @@ class Tree:
     group: str = ""
     subset: str = ""
     weight: float = 1.0
+    prompt_ids: tuple[int, ...] = ()
+    vocabulary: str = ""
 
     def __init__(
         self, prompt: str | Sequence[Message], responses: Sequence[Response | str] = (), group: str | None = None,
-        subset: str = "", weight: float = 1.0,
+        subset: str = "", weight: float = 1.0, prompt_ids: Sequence[int] = (), vocabulary: str = "",
     ) -> None:  # fmt: skip
         fixed: Prompt = prompt if isinstance(prompt, str) else tuple(dict(message) for message in prompt)
         if not fixed and group is None:
@@ -60,6 +65,8 @@ class Tree:
         object.__setattr__(self, "group", normalised(fixed) if group is None else group)
         object.__setattr__(self, "subset", subset)
         object.__setattr__(self, "weight", weight)
+        object.__setattr__(self, "prompt_ids", tuple(prompt_ids))
+        object.__setattr__(self, "vocabulary", vocabulary)
 
     def __hash__(self) -> int:
         return hash(self.to_json())
@@ -72,8 +79,10 @@ class Tree:
     def from_json(cls, line: str) -> "Tree":
         """The tree that `to_json` wrote."""
         row: dict[str, Any] = json.loads(line)
-        responses = [Response(**{**each, "grades": tuple(each.get("grades", ()))}) for each in row["responses"]]
-        return cls(row["prompt"], responses, row["group"], row.get("subset", ""), row.get("weight", 1.0))
+        for each in row["responses"]:
+            each |= {name: tuple(each.get(name, ())) for name in ("grades", "ids")}
+        row["responses"] = [Response(**each) for each in row["responses"]]
+        return cls(**row)
 
 
 def normalised(prompt: Prompt) -> str:
