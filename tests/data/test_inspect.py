@@ -89,6 +89,19 @@ def test_the_built_in_split_is_that_of_training(tmp_path: Path, tiny_tokenizer: 
         assert found[f"{part}_rows"] == len(trees) > 0
 
 
+def test_exact_shares_are_those_of_training(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    """Rows with a split of their own stay there and do not count; the 201 others are cut at 20 % and 30 %."""
+    from treeward.data.prepare import prepare
+
+    rows = [{"prompt": f"w{n % 40} w{n // 40}", "chosen": "w8", "rejected": "w9"} for n in range(201)]
+    own = [{**row, "prompt": f"own {n}", "split": "validation"} for n, row in enumerate(rows[:7])]
+    config = DataConfig(source=written(tmp_path, [*rows, *own]), validation=0.1, test=0.2, shares="exact")
+    found = inspect(config, gather(config), {"tiny": tiny_tokenizer}).flat()
+    trained = prepare(config, tiny_tokenizer, "pairs")
+    assert {part: len(trees) for part, trees in trained.parts.items()} == {"train": 141, "validation": 27, "test": 40}
+    assert (found["train_rows"], found["validation_rows"], found["test_rows"]) == (141, 27, 40)
+
+
 def test_labelled_text_is_paired_inside_its_split(tmp_path: Path, tiny_tokenizer: Any) -> None:
     rows = [{"text": f"w{n} w{n + 1}", "label": n % 2} for n in range(3, 53)]
     both = [*rows, {"text": "w3 w4", "label": 0}]

@@ -17,10 +17,10 @@ import numpy as np
 from treeward.data import formats, sources
 from treeward.data.floor import Floor, floor
 from treeward.data.lengths import WORDS, Figures, Lengths, bars, bars_of, describe, longer_wins, measure, quantiles
-from treeward.data.prepare import DataConfig, renamed
+from treeward.data.prepare import DataConfig, placed, renamed
 from treeward.data.render import Tokenizer
 from treeward.data.shapes import Purpose, pair_labelled, shaped
-from treeward.data.splits import PARTS, Part, named, part_of
+from treeward.data.splits import PARTS, Part, named
 from treeward.maths.statistics import Floats
 from treeward.trees.text import Tree
 
@@ -130,6 +130,7 @@ def gather(config: DataConfig) -> Gathered:
     found = Gathered(name, purpose, len(rows))
     read = formats.reader(name, purpose, config.turns)
     seen: set[bytes] = set()
+    texts: list[tuple[Part | None, Tree]] = []
     for number, row in enumerate(rows):
         found.duplicates += _again(row, seen)
         try:
@@ -143,7 +144,8 @@ def gather(config: DataConfig) -> Gathered:
         found.own_split = found.own_split or own is not None
         for tree in trees:
             found.groups.add(tree.group)
-            found.parts[own or part_of(tree.group, config.seed, config.validation, config.test)].append(tree)
+            texts.append((own, tree))
+    found.parts = placed(texts, config)
     found.part_groups = {part: Counter(tree.group for tree in trees) for part, trees in found.parts.items()}
     if name == "text" and purpose == "pairs":
         _pair_up(found, config.seed)

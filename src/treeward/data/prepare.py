@@ -8,7 +8,7 @@ from treeward.data import formats, sources, store
 from treeward.data.batched import token_trees
 from treeward.data.render import Account, Tokenizer
 from treeward.data.shapes import Purpose, pair_labelled, shaped
-from treeward.data.splits import PARTS, Part, named, part_of
+from treeward.data.splits import PARTS, Part, Shares, edges, named, part_at, unit
 from treeward.trees.text import Tree
 from treeward.trees.tokens import TokenTree
 
@@ -34,6 +34,9 @@ class DataConfig:
     """Share of the groups on which the best step is chosen; a `split` column in the data goes first."""
     test: float = 0.1
     """Share of the groups on which before and after are measured; a `split` column goes first."""
+    shares: Shares = "expected"
+    """expected: each group falls by its own chance, and new rows move no old ones; exact: the parts have the nearest
+    count of rows that cuts no group."""
     max_prompt: int = 512
     """Longest prompt in tokens; a longer one is cut on the left."""
     max_response: int = 512
@@ -121,7 +124,7 @@ def renamed(row: sources.Row, columns: dict[str, str]) -> sources.Row:
 def _trees(
     found: Sequence[sources.Row], read: formats.Reader, config: DataConfig, account: Account
 ) -> dict[Part, list[Tree]]:
-    texts: dict[Part, list[Tree]] = {part: [] for part in PARTS}
+    texts: list[tuple[Part | None, Tree]] = []
     for number, row in enumerate(found):
         try:
             trees = read(row)
@@ -136,8 +139,19 @@ def _trees(
             part = named(row["split"]) if row.get("split") else None
             if row.get("subset"):
                 tree = Tree(tree.prompt, tree.responses, tree.group, str(row["subset"]))  # noqa: PLW2901
-            texts[part or part_of(tree.group, config.seed, config.validation, config.test)].append(tree)
-    return texts
+            texts.append((part, tree))
+    return placed(texts, config)
+
+
+def placed(trees: Sequence[tuple[Part | None, Tree]], config: DataConfig) -> dict[Part, list[Tree]]:
+    """Trees by part: the one that their row names, else the one of their group."""
+    places = {tree.group: unit(tree.group, config.seed) for _, tree in trees}
+    free = [places[tree.group] for own, tree in trees if own is None]
+    ends = edges(free, config.validation, config.test, config.shares)
+    found: dict[Part, list[Tree]] = {part: [] for part in PARTS}
+    for own, tree in trees:
+        found[own or part_at(places[tree.group], ends)].append(tree)
+    return found
 
 
 def _render(

@@ -19,7 +19,7 @@ from treeward.models.anchor import Anchor
 from treeward.models.policy import Policy, branch_sums, in_order
 from treeward.models.sampler import DecodeSampler
 from treeward.rewards.scorers import Scorer
-from treeward.trees.forest import Forest, pack
+from treeward.trees.forest import Forest
 from treeward.trees.tokens import TokenTree
 from treeward.trees.verify import verified
 
@@ -84,7 +84,7 @@ def fresh(
 
 def _distances(policy: Policy, anchor: Anchor, trees: Sequence[TokenTree]) -> list[np.ndarray]:
     """KL a response and mean entropy a token of every branch, in order."""
-    forests = pack(trees, policy.token_budget, policy.tree.positions)
+    forests = policy.tree.packed(trees, policy.token_budget)
 
     def kl(forest: Forest) -> Tensor:
         own = policy.tree.logits(forest)

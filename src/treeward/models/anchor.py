@@ -16,7 +16,7 @@ from torch import Tensor
 from treeward.maths.logprobs import sum_by_branch
 from treeward.models.policy import Policy
 from treeward.models.weights import fingerprint
-from treeward.trees.forest import Forest, pack
+from treeward.trees.forest import Forest
 from treeward.trees.forward import TreeLM
 from treeward.trees.tokens import TokenTree
 from treeward.trees.verify import verified
@@ -62,7 +62,7 @@ class Anchor:
         found: dict[TokenTree, Tensor] = {}
         self.verified(trees)
         with self.model() as tree:
-            for forest in pack(list(dict.fromkeys(trees)), token_budget, tree.positions):
+            for forest in tree.packed(list(dict.fromkeys(trees)), token_budget):
                 found |= split_by_tree(forest, tree(forest))
         return found
 
