@@ -25,16 +25,41 @@ class Bin:
     n: int
 
 
-def reliability(p: ArrayLike, bins: int = 10) -> list[Bin]:
-    """Equal-mass bins of the confidence max(p, 1 - p) with the accuracy of the side that it names, ties half.
+@dataclass(frozen=True)
+class Level:
+    """One point of a plot of means: mean of x, mean of y with its interval over whole groups, and how many rows."""
 
-    Equal confidences share a bin, so the order of the rows changes nothing.
+    x: float
+    y: float
+    low: float
+    high: float
+    n: int
+
+
+def levels(x: ArrayLike, y: ArrayLike, groups: Sequence[str], bins: int = 8) -> list[Level]:
+    """Means of `y` in bins of equal mass of `x`; equal values of `x` share a bin."""
+    across, up = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    names = np.asarray(groups)
+    found = []
+    for part in equal_mass(across, bins):
+        mean = bootstrapped(lambda rows, here=up[part]: float(here[rows].mean()), list(names[part]))
+        found.append(Level(float(across[part].mean()), mean.value, mean.low, mean.high, len(part)))
+    return found
+
+
+def equal_mass(values: Floats, bins: int) -> list[NDArray[np.intp]]:
+    """Rows in bins of equal mass, lowest values first. Equal values share a bin, so the order of rows changes nothing.
     """
+    place = ((stats.rankdata(values) - 0.5) * bins / len(values)).astype(int)
+    return [np.flatnonzero(place == number) for number in np.unique(place)]
+
+
+def reliability(p: ArrayLike, bins: int = 10) -> list[Bin]:
+    """Equal-mass bins of the confidence max(p, 1 - p) with the accuracy of the side that it names, ties half."""
     stated = np.asarray(p, dtype=np.float64)
     confidence = np.maximum(stated, 1 - stated)
     right = np.where(stated == 0.5, 0.5, (stated > 0.5).astype(np.float64))
-    place = ((stats.rankdata(confidence) - 0.5) * bins / len(confidence)).astype(int)
-    parts = [np.flatnonzero(place == number) for number in np.unique(place)]
+    parts = equal_mass(confidence, bins)
     return [Bin(float(confidence[part].mean()), float(right[part].mean()), len(part)) for part in parts]
 
 
