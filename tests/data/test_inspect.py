@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from treeward.data.inspect import Inspection, gather, inspect
+from treeward.data.gather import gather
+from treeward.data.inspect import Inspection, inspect
 from treeward.data.prepare import DataConfig
 
 ROWS: list[dict[str, Any]] = [

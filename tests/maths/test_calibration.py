@@ -69,7 +69,7 @@ def test_levels_written_out() -> None:
     assert [(level.x, level.n) for level in found] == [(1.0, 2), (2.0, 2), (4.0, 2)]
     assert [level.y for level in found] == pytest.approx([0.2, 0.5, 0.8])
     assert all(level.low <= level.y <= level.high for level in found)
-    assert [(level.low, level.high) for level in found][0] == pytest.approx((0.1, 0.3))
+    assert (found[0].low, found[0].high) == pytest.approx((0.1, 0.3))
     assert [level.n for level in calibration.levels([1.0] * 4, y[:4], list("abcd"))] == [4]
 
 

@@ -60,7 +60,10 @@ def test_smoothing_is_corrected_for_its_start() -> None:
 
 def test_graded_runs_show_the_error_by_stated_spread(tmp_path: Path) -> None:
     rank = {"value": 0.25, "low": 0.125, "high": 0.375, "n": 41}
-    levels = [{"x": 1.0, "y": 0.5, "low": 0.4, "high": 0.7, "n": 20}, {"x": 2.0, "y": 0.9, "low": 0.7, "high": 1.1, "n": 21}]
+    levels = [
+        {"x": 1.0, "y": 0.5, "low": 0.4, "high": 0.7, "n": 20},
+        {"x": 2.0, "y": 0.9, "low": 0.7, "high": 1.1, "n": 21},
+    ]
     graded = {"spearman": rank, "spread_ranks_error": rank, "spread_levels": levels, "pit_counts": [4, 4, 5, 3, 4] * 2}
     page = write_page(run_directory(tmp_path / "run", graded=graded)).read_text()
     assert page.count("<svg") == 3

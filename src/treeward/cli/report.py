@@ -20,6 +20,8 @@ def run(verb: str, arguments: Sequence[str]) -> int:
         return 0
     stages = [path] if (path / "receipt.json").exists() else sorted(p.parent for p in path.glob("*/receipt.json"))
     if not stages:
-        raise ValueError(f"{words.places[0]!r} has neither receipt.json nor inspect.json: it is no run and no inspection")
+        raise ValueError(
+            f"{words.places[0]!r} has neither receipt.json nor inspect.json: it is no run and no inspection"
+        )
     print(write_page(path, sorted(stages, key=lambda p: (p / "receipt.json").stat().st_mtime)))
     return 0

@@ -5,11 +5,10 @@ ones; exact shares count rows and cut the groups, in the order of their hashes, 
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal, TypeVar
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
@@ -37,7 +36,7 @@ Edges = tuple[float, float]
 """Below the first is the test part, below the second the validation part, the rest is for training."""
 
 
-def edges(places: ArrayLike, validation: float, test: float, shares: Shares = "expected") -> Edges:
+def edges(places: Sequence[float], validation: float, test: float, shares: Shares = "expected") -> Edges:
     """Where the parts end on the unit line. `places` holds each row's `unit`, equal ones for rows of one group.
 
     With exact shares the test part, and test and validation together, have as many rows as are nearest to their share

@@ -48,8 +48,7 @@ def levels(x: ArrayLike, y: ArrayLike, groups: Sequence[str], bins: int = 8) -> 
 
 
 def equal_mass(values: Floats, bins: int) -> list[NDArray[np.intp]]:
-    """Rows in bins of equal mass, lowest values first. Equal values share a bin, so the order of rows changes nothing.
-    """
+    """Rows in bins of equal mass, lowest values first; equal values share a bin, so the order of rows is nothing."""
     place = ((stats.rankdata(values) - 0.5) * bins / len(values)).astype(int)
     return [np.flatnonzero(place == number) for number in np.unique(place)]
 
