@@ -61,11 +61,10 @@ def main() -> None:
         seconds = time.perf_counter() - clock
         over.set()
         watch.join()
-        peak, worker = (
-            resource.getrusage(who).ru_maxrss / 1e6 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-        )
-        print(f"{account}\n{asked.processes} processes: {seconds:.1f} s; peak {peak:.2f} GB, of it {max(seen) / 1e6:.2f} GB "
-              f"its own; largest worker {worker:.2f} GB ({TOKENIZER})")  # fmt: skip
+        peak, worker = (resource.getrusage(w).ru_maxrss / 1e6 for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        print(account)
+        print(f"{asked.processes} processes: {seconds:.1f} s; peak {peak:.2f} GB, of it {max(seen) / 1e6:.2f} GB its own; "
+              f"largest worker {worker:.2f} GB ({TOKENIZER})")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -72,11 +72,9 @@ def prepare_to(path: Path, config: DataConfig, tokenizer: Tokenizer, purpose: Pu
     rows = sources.flow(config.source, config.split, config.limit, config.seed)
     reading = Reading.of(next(iter(rows)), config, purpose)
     with store.writing(path) as writer:
-        total: Total | Prepared = Total(Account(), reading.format)
+        total: Total | Prepared
         if reading.alone:
-            reading = replace(reading, ends=ends_of(rows, reading))
-            for done in _done(Renderer(reading, tokenizer), _chunks(rows), processes):
-                _add(done, writer, total)
+            total = _streamed(rows, replace(reading, ends=ends_of(rows, reading)), tokenizer, processes, writer)
         else:
             total = prepare(config, tokenizer, purpose)
             for part in PARTS:
@@ -103,6 +101,15 @@ def ends_of(rows: Collection[sources.Row], reading: Reading) -> Edges:
         if not row.get("split"):
             places.extend(unit(tree.group, config.seed) for tree in trees)
     return edges(places, config.validation, config.test, config.shares)
+
+
+def _streamed(
+    rows: Iterable[sources.Row], reading: Reading, tokenizer: Tokenizer, processes: int, writer: store.Writer
+) -> Total:
+    total = Total(Account(), reading.format)
+    for done in _done(Renderer(reading, tokenizer), _chunks(rows), processes):
+        _add(done, writer, total)
+    return total
 
 
 def _chunks(rows: Iterable[sources.Row]) -> Iterator[Chunk]:

@@ -6,6 +6,7 @@ Letters: P pairs, `p` the stated probability that the chosen response is the bet
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -42,7 +43,7 @@ def levels(x: ArrayLike, y: ArrayLike, groups: Sequence[str], bins: int = 8) -> 
     names = np.asarray(groups)
     found = []
     for part in equal_mass(across, bins):
-        mean = bootstrapped(lambda rows, here=up[part]: float(here[rows].mean()), list(names[part]))
+        mean = bootstrapped(partial(_mean, up[part]), list(names[part]))
         found.append(Level(float(across[part].mean()), mean.value, mean.low, mean.high, len(part)))
     return found
 
@@ -108,6 +109,10 @@ def bootstrapped(statistic: Callable[[NDArray[np.intp]], float], groups: Sequenc
         found.append(statistic(np.concatenate([rows[group] for group in drawn])))
     low, high = np.nanquantile(found, [0.025, 0.975]) if not np.isnan(found).all() else (math.nan, math.nan)
     return Interval(statistic(np.arange(len(index))), float(low), float(high), len(names))
+
+
+def _mean(values: Floats, rows: NDArray[np.intp]) -> float:
+    return float(values[rows].mean())
 
 
 def _logits(p: ArrayLike) -> Floats:
