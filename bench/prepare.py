@@ -63,8 +63,8 @@ def main() -> None:
         watch.join()
         peak, worker = (resource.getrusage(w).ru_maxrss / 1e6 for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
         print(account)
-        print(f"{asked.processes} processes: {seconds:.1f} s; peak {peak:.2f} GB, of it {max(seen) / 1e6:.2f} GB its own; "
-              f"largest worker {worker:.2f} GB ({TOKENIZER})")  # fmt: skip
+        print(f"{asked.processes} processes: {seconds:.1f} s; peak {peak:.2f} GB, of it {max(seen) / 1e6:.2f} GB its "
+              f"own; largest worker {worker:.2f} GB ({TOKENIZER})")  # fmt: skip
 
 
 if __name__ == "__main__":
