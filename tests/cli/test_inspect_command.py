@@ -66,6 +66,19 @@ def test_the_page_is_self_contained_and_says_what_the_table_says(source: str) ->
     assert write_inspection(Path("looked")).read_text() == page
 
 
+def test_report_writes_the_page_again(source: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["inspect", source, "--out", "looked"]) == 0
+    page = Path("looked/inspect.html").read_text()
+    Path("looked/inspect.html").unlink()
+    capsys.readouterr()
+    assert run(["report", "looked"]) == 0
+    assert capsys.readouterr().out == "looked/inspect.html\n"
+    assert Path("looked/inspect.html").read_text() == page
+    Path("nothing").mkdir()
+    assert run(["report", "nothing"]) == 2
+    assert "neither receipt.json nor inspect.json" in capsys.readouterr().err
+
+
 def test_default_places_are_the_next_free_names(source: str) -> None:
     for _ in range(2):
         assert run(["inspect", source]) == 0

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from treeward.data.inspect import Inspection, gather, inspect
+from treeward.data.gather import gather
+from treeward.data.inspect import Inspection, inspect
 from treeward.data.prepare import DataConfig
 
 ROWS: list[dict[str, Any]] = [
@@ -87,6 +88,19 @@ def test_the_built_in_split_is_that_of_training(tmp_path: Path, tiny_tokenizer: 
     trained = prepare(config, tiny_tokenizer, "pairs")
     for part, trees in trained.parts.items():
         assert found[f"{part}_rows"] == len(trees) > 0
+
+
+def test_exact_shares_are_those_of_training(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    """Rows with a split of their own stay there and do not count; the 201 others are cut at 20 % and 30 %."""
+    from treeward.data.prepare import prepare
+
+    rows = [{"prompt": f"w{n % 40} w{n // 40}", "chosen": "w8", "rejected": "w9"} for n in range(201)]
+    own = [{**row, "prompt": f"own {n}", "split": "validation"} for n, row in enumerate(rows[:7])]
+    config = DataConfig(source=written(tmp_path, [*rows, *own]), validation=0.1, test=0.2, shares="exact")
+    found = inspect(config, gather(config), {"tiny": tiny_tokenizer}).flat()
+    trained = prepare(config, tiny_tokenizer, "pairs")
+    assert {part: len(trees) for part, trees in trained.parts.items()} == {"train": 141, "validation": 27, "test": 40}
+    assert (found["train_rows"], found["validation_rows"], found["test_rows"]) == (141, 27, 40)
 
 
 def test_labelled_text_is_paired_inside_its_split(tmp_path: Path, tiny_tokenizer: Any) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from treeward.data.inspect import gather, inspect
+from treeward.data.gather import gather
+from treeward.data.inspect import inspect
 from treeward.data.prepare import DataConfig
 
 pytestmark = pytest.mark.data

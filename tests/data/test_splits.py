@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from treeward.data.splits import NAMES, PARTS, named, part_of, shuffled, unit
+from treeward.data.splits import NAMES, PARTS, Part, edges, named, part_at, part_of, shuffled, unit
 
 GROUPS = st.lists(st.text(max_size=12), min_size=1, max_size=30)
 
@@ -51,6 +51,37 @@ def test_a_larger_validation_share_takes_from_training_only(seed: int) -> None:
 
 def test_shares_of_zero_leave_all_for_training() -> None:
     assert {part_of(f"g{n}", 0, 0.0, 0.0) for n in range(500)} == {"train"}
+
+
+def exact(groups: list[str], validation: float, test: float) -> list[Part]:
+    places = [unit(group, 0) for group in groups]
+    ends = edges(places, validation, test, "exact")
+    return [part_at(place, ends) for place in places]
+
+
+def test_exact_shares_of_helpsteer() -> None:
+    """8,678 rows, a prompt each: the published 6,942 and 1,736."""
+    parts = exact([f"prompt {n}" for n in range(8678)], 0.0, 0.2)
+    assert (parts.count("train"), parts.count("validation"), parts.count("test")) == (6942, 0, 1736)
+
+
+def test_exact_shares_take_the_groups_in_the_order_of_their_hashes() -> None:
+    groups = [f"g{n}" for n in range(10)]
+    parts = dict(zip(groups, exact(groups, 0.3, 0.2), strict=True))
+    ordered = sorted(groups, key=lambda group: unit(group, 0))
+    assert [parts[group] for group in ordered] == ["test"] * 2 + ["validation"] * 3 + ["train"] * 5
+
+
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=60), st.floats(0, 0.5), st.floats(0, 0.49))
+def test_exact_shares_are_off_by_less_than_half_the_group_at_the_edge(
+    rows: list[int], validation: float, test: float
+) -> None:
+    groups = [f"group {n}" for n in rows]
+    parts = exact(groups, validation, test)
+    largest = max(groups.count(group) for group in groups)
+    assert len(set(zip(groups, parts, strict=True))) == len(set(groups))
+    assert abs(parts.count("test") - test * len(rows)) <= largest / 2 + 1e-9
+    assert abs(parts.count("train") - (1 - test - validation) * len(rows)) <= largest / 2 + 1e-9
 
 
 @pytest.mark.parametrize(("name", "part"), NAMES.items())

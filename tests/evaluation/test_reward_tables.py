@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from treeward.data.splits import unit
 from treeward.evaluation import rewards
 from treeward.evaluation.rewards import Judged
+from treeward.evaluation.tables import Table
+from treeward.maths import calibration
 from treeward.maths.scores import AnyHead, Categorical, Scalar
 from treeward.trees.tokens import TokenTree
 
@@ -89,6 +92,22 @@ def test_what_ignores_its_input_is_said() -> None:
     assert math.isnan(facts["spearman"]["value"])
 
 
+def test_levels_of_the_spread_hold_the_mean_error() -> None:
+    """Sixteen responses of eight spreads: each level is a spread, and beside it the mean of its two errors."""
+    sd = np.repeat(np.arange(1.0, 9.0), 2)
+    mae = np.tile([0.25, 0.75], 8) + sd**2
+    zeros = np.zeros(16)
+    columns = {"sd": sd, "mae": mae, "mean_score": np.arange(16.0), "rating": np.arange(16.0)[::-1].copy()}
+    facts = rewards.graded_facts(Table([str(n) for n in range(16)], columns), 10)
+    assert [(level["x"], level["n"]) for level in facts["spread_levels"]] == [(float(n), 2) for n in range(1, 9)]
+    assert [level["y"] for level in facts["spread_levels"]] == pytest.approx([n**2 + 0.5 for n in range(1, 9)])
+    assert facts["spearman"]["value"] == pytest.approx(-1.0)
+    assert facts["spread_ranks_error"]["value"] > 0.9
+    assert "pit_counts" not in facts
+    even = Table([str(n) for n in range(16)], {**columns, "rating": zeros + 5, "pit": np.repeat([0.05, 0.95], [10, 6])})
+    assert rewards.graded_facts(even, 10)["pit_counts"] == [10, *[0] * 8, 6]
+
+
 def test_length_bias_and_like_lengths() -> None:
     trees = [tree(20, 10, group="a"), tree(10, 20, group="b"), tree(20, 19, group="c"), tree(19, 20, group="d")]
     table = judged(Scalar(), trees, [[2.0], [1.0], [1.0], [2.0], [2.0], [1.9], [1.9], [2.0]]).pairs()
@@ -112,6 +131,9 @@ def test_calibration_facts_split_their_halves_by_group() -> None:
     assert facts["temperature"] == pytest.approx(3.0, abs=0.8)
     assert facts["nll_with_temperature"] < facts["nll_without_temperature"]
     assert 120 < facts["n_temperature"] < 280
+    asked = table.columns["p"][[unit(group, 1) < 0.5 for group in table.groups]]
+    assert facts["temperature"] == pytest.approx(calibration.temperature(asked))
+    assert facts["n_temperature"] == 400 - len(asked)
     assert facts["ece"]["low"] <= facts["ece"]["value"] <= facts["ece"]["high"] + 0.05
     assert sum(point["n"] for point in facts["reliability"]) == 400
 

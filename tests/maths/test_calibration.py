@@ -60,3 +60,21 @@ def test_whole_groups_are_resampled() -> None:
     )
     assert many.n == 30
     assert many.high - many.low == pytest.approx(one.high - one.low, rel=0.01)
+
+
+def test_levels_written_out() -> None:
+    """Six rows in three bins of two; equal spreads stay together, whatever the order of the rows."""
+    x, y = [3.0, 1.0, 2.0, 1.0, 2.0, 5.0], [0.9, 0.1, 0.4, 0.3, 0.6, 0.7]
+    found = calibration.levels(x, y, list("abcdef"), 3)
+    assert [(level.x, level.n) for level in found] == [(1.0, 2), (2.0, 2), (4.0, 2)]
+    assert [level.y for level in found] == pytest.approx([0.2, 0.5, 0.8])
+    assert all(level.low <= level.y <= level.high for level in found)
+    assert (found[0].low, found[0].high) == pytest.approx((0.1, 0.3))
+    assert [level.n for level in calibration.levels([1.0] * 4, y[:4], list("abcd"))] == [4]
+
+
+def test_an_interval_of_a_level_counts_groups_not_rows() -> None:
+    y = np.random.default_rng(0).normal(size=20)
+    alone = calibration.levels(np.zeros(200), np.repeat(y, 10), [str(n) for n in range(200)])[0]
+    grouped = calibration.levels(np.zeros(200), np.repeat(y, 10), [str(n // 10) for n in range(200)])[0]
+    assert (grouped.high - grouped.low) > 2.5 * (alone.high - alone.low)

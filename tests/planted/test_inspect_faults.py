@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from treeward.data.inspect import gather, inspect
+from treeward.data.gather import gather
+from treeward.data.inspect import inspect
 from treeward.data.prepare import DataConfig
 from treeward.report.inspection_tables import remarks
 

@@ -56,3 +56,21 @@ def test_smoothing_is_corrected_for_its_start() -> None:
     assert smoothed([2.0, 2.0, 2.0]) == pytest.approx([2.0, 2.0, 2.0])
     assert smoothed([0.0, 1.0], keep=0.5) == pytest.approx([0.0, 2 / 3])
     assert smoothed([1.0, None]) == pytest.approx([1.0, 1.0])
+
+
+def test_graded_runs_show_the_error_by_stated_spread(tmp_path: Path) -> None:
+    rank = {"value": 0.25, "low": 0.125, "high": 0.375, "n": 41}
+    levels = [
+        {"x": 1.0, "y": 0.5, "low": 0.4, "high": 0.7, "n": 20},
+        {"x": 2.0, "y": 0.9, "low": 0.7, "high": 1.1, "n": 21},
+    ]
+    graded = {"spearman": rank, "spread_ranks_error": rank, "spread_levels": levels, "pit_counts": [4, 4, 5, 3, 4] * 2}
+    page = write_page(run_directory(tmp_path / "run", graded=graded)).read_text()
+    assert page.count("<svg") == 3
+    assert "rank correlation 0.25 [0.12, 0.38], 41 prompts" in page
+    assert "PIT: flat" in page
+    several = {**graded, "spread_ranks_error": {"value": None, "low": None, "high": None, "n": 41}}
+    del several["pit_counts"]
+    page = write_page(run_directory(tmp_path / "other", graded=several)).read_text()
+    assert "none: one side is constant" in page
+    assert "PIT: flat" not in page

@@ -136,3 +136,25 @@ def test_moving_a_forest_keeps_everything() -> None:
     moved = forest.to("cpu")
     assert moved.sources == forest.sources
     assert moved.targets.tolist() == forest.targets.tolist()
+
+
+def padded(forest: Forest) -> int:
+    """Tokens of the padded rows that an encoder reads."""
+    rows = [row for tree in forest.sources for row in tree.rows()]
+    return len(rows) * max(map(len, rows))
+
+
+def test_rows_are_packed_by_their_padded_size_written_out() -> None:
+    """Paths of 8, 7, 3, 2 and 2: two rows of 8 hold 16, a third would make 24; by tokens all but one would fit."""
+    trees = [sized(n) for n in (2, 8, 3, 7, 2)]
+    assert sizes(pack(trees, 20, layout="rows")) == [[8, 7], [2, 3, 2]]
+    assert sizes(pack(trees, 20)) == [[2, 8, 3, 7], [2]]
+
+
+@given(groves(trees=12), st.integers(1, 900))
+def test_padded_rows_stay_within_the_budget(trees: list[TokenTree], budget: int) -> None:
+    trees = [tree for tree in trees if tree.branches]
+    forests = pack(trees, budget, layout="rows")
+    assert Counter(id(t) for f in forests for t in f.sources) == Counter(map(id, trees))
+    bound = max([budget, *(len(tree.branches) * tree.longest_path for tree in trees)])
+    assert all(padded(forest) <= bound for forest in forests)

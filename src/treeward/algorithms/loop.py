@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from treeward.algorithms import ranks
 from treeward.algorithms.state import DataOrder, TrainState
-from treeward.trees.forest import Forest, pack
+from treeward.trees.forest import Forest
 from treeward.trees.forward import TreeModule
 from treeward.trees.tokens import TokenTree
 from treeward.trees.verify import verified
@@ -163,7 +163,7 @@ def accumulate(model: TreeModule, batch: Sequence[TokenTree], objective: Objecti
     if isinstance(objective, Prepared):
         objective.prepare(batch)
     model.train()
-    for forest in pack(mine, budget, model.positions):
+    for forest in model.packed(mine, budget):
         terms = objective(forest)
         losses = terms.values if terms.weights is None else terms.weights * terms.values
         (losses.sum() / count).backward()  # type: ignore[no-untyped-call]

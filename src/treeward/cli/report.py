@@ -1,18 +1,19 @@
-"""`treeward report RUN` and `treeward report RUN RUN ... --out frontier.html`, from run directories alone."""
+"""`treeward report DIR`, and `treeward report RUN RUN ... --out frontier.html`: pages, from directories alone."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from treeward.cli.parse import parse
 from treeward.report.frontier import write_frontier
+from treeward.report.inspection import write_inspection
 from treeward.report.page import write_page
 
-USAGE = """treeward report RUN: write RUN/report.html again.
+USAGE = """treeward report DIR: write the page of a run or an inspection again.
 treeward report RUN [RUN ...] --out FILE.html: one frontier of several runs, score against KL, and its figure as PNG."""
 
 
 def run(verb: str, arguments: Sequence[str]) -> int:
-    """Write the page of a run, or of a directory whose folders are runs; with --out the frontier of several runs."""
+    """Write the page of a run, of a directory whose folders are runs, or of an inspection; with --out a frontier."""
     words = parse(arguments, ("help",))
     options = dict(words.options)
     if "help" in words.flags or not words.places or set(options) - {"out"}:
@@ -24,7 +25,11 @@ def run(verb: str, arguments: Sequence[str]) -> int:
         return 0
     if len(words.places) > 1:
         raise ValueError("several runs make one frontier: name the page to write with --out FILE.html")
-    print(write_page(Path(words.places[0]), _runs(words.places[0])))
+    path = Path(words.places[0])
+    if (path / "inspect.json").exists() and not (path / "receipt.json").exists():
+        print(write_inspection(path))
+        return 0
+    print(write_page(path, _runs(words.places[0])))
     return 0
 
 
@@ -33,7 +38,7 @@ def _runs(place: str) -> list[Path]:
     path = Path(place)
     runs = [path] if (path / "receipt.json").exists() else [p.parent for p in path.glob("*/receipt.json")]
     if not runs:
-        raise ValueError(f"{place!r} is not a run directory: it has no receipt.json")
+        raise ValueError(f"{place!r} has neither receipt.json nor inspect.json: it is no run and no inspection")
     return sorted(runs, key=lambda p: (p / "receipt.json").stat().st_mtime)
 
 

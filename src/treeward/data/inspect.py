@@ -5,48 +5,40 @@ there is an error. Pairs are counted as training would use them, before any cut.
 """
 
 import math
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from hashlib import sha256
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 
-from treeward.data import formats, sources
 from treeward.data.floor import Floor, floor
-from treeward.data.lengths import WORDS, Figures, Lengths, bars, bars_of, describe, longer_wins, measure, quantiles
-from treeward.data.prepare import DataConfig, renamed
+from treeward.data.gather import Gathered, mark
+from treeward.data.lengths import (
+    WORDS,
+    Figures,
+    Ints,
+    Lengths,
+    bars,
+    bars_of,
+    describe,
+    longer_wins,
+    measure,
+    quantiles,
+)
+from treeward.data.prepare import DataConfig
 from treeward.data.render import Tokenizer
-from treeward.data.shapes import Purpose, pair_labelled, shaped
-from treeward.data.splits import PARTS, Part, named, part_of
+from treeward.data.shapes import Purpose
+from treeward.data.splits import PARTS, Part
 from treeward.maths.statistics import Floats
 from treeward.trees.text import Tree
 
+FLOOR_PAIRS = 20_000
+"""The word floor sees this many pairs of a part, the first ones."""
+
 BRANCHES: Mapping[str, int] = {"pairs": 2, "sft": 1, "prompts": 0}
-
-
-@dataclass
-class Gathered:
-    """The rows of a source as trees by part, and what was wrong with the others."""
-
-    format: str
-    purpose: Purpose
-    rows: int
-    parts: dict[Part, list[Tree]] = field(default_factory=lambda: {part: [] for part in PARTS})
-    part_groups: dict[Part, Counter[str]] = field(default_factory=dict)
-    groups: set[str] = field(default_factory=set)
-    dropped: Counter[str] = field(default_factory=Counter)
-    unreadable: str | None = None
-    duplicates: int = 0
-    both_labels: int = 0
-    own_split: bool = False
-
-    @property
-    def trees(self) -> list[Tree]:
-        """All trees, part after part."""
-        return [tree for part in PARTS for tree in self.parts[part]]
 
 
 @dataclass(frozen=True)
@@ -118,46 +110,12 @@ class Inspection:
         }  # fmt: skip
 
 
-def gather(config: DataConfig) -> Gathered:
-    """Read `config.source`, count what is wrong with its rows, and split the rest by prompt.
-
-    Raises:
-        ValueError: the source, a column or the name of a split is wrong.
-    """
-    read_rows = sources.rows(config.source, config.split, config.limit, config.seed)
-    rows = [renamed(row, config.columns) for row in read_rows]
-    name, purpose = _kind(rows, config.format)
-    found = Gathered(name, purpose, len(rows))
-    read = formats.reader(name, purpose, config.turns)
-    seen: set[bytes] = set()
-    for number, row in enumerate(rows):
-        found.duplicates += _again(row, seen)
-        try:
-            trees = read(row)
-        except KeyError as missing:
-            raise ValueError(f"row {number} has no column {missing}; it has {', '.join(sorted(row))}") from None
-        except (formats.Dropped, ValueError, TypeError, AttributeError, IndexError) as reason:
-            _lose(found, row, number, read, reason)
-            continue
-        own = named(row["split"]) if row.get("split") else None
-        found.own_split = found.own_split or own is not None
-        for tree in trees:
-            found.groups.add(tree.group)
-            found.parts[own or part_of(tree.group, config.seed, config.validation, config.test)].append(tree)
-    found.part_groups = {part: Counter(tree.group for tree in trees) for part, trees in found.parts.items()}
-    if name == "text" and purpose == "pairs":
-        _pair_up(found, config.seed)
-    elif name in ("graded", "helpsteer"):
-        found.parts = {part: shaped(trees, "pairs", found.dropped) for part, trees in found.parts.items()}
-    return found
-
-
 def inspect(
     config: DataConfig,
     gathered: Gathered,
     tokenizers: Mapping[str, Tokenizer],
     embedding_rows: int | None = None,
-    progress: Callable[[Sequence[Tree], str], Iterable[Tree]] = lambda trees, what: trees,
+    progress: Callable[[Collection[Tree], str], Iterable[Tree]] = lambda trees, what: trees,
 ) -> Inspection:
     """The figures of rows gathered with `config`, lengths under each tokenizer by name (in words, if there is none).
 
@@ -167,7 +125,8 @@ def inspect(
         ValueError: a tokenizer can neither open an empty prompt nor end a response.
     """
     trees = gathered.trees
-    gaps = np.array([_gap(tree) for tree in trees]) if gathered.purpose == "pairs" else np.array([])
+    seen = glance(gathered)
+    gaps = seen.gaps
     budgets = (config.max_prompt, config.max_response)
     tokens: list[Figures] = []
     histograms: dict[str, Any] = {"rating_gap": bars(gaps[np.isfinite(gaps)])}
@@ -176,66 +135,14 @@ def inspect(
         tokens.append({"tokenizer": name, **_vocabulary(tokenizer, lengths, embedding_rows),
                        **describe(lengths, gaps, budgets)})  # fmt: skip
         histograms[name] = bars_of(lengths)
-    held_out = _texts(gathered, "test") or _texts(gathered, "validation")
+    characters = longer_wins(seen.characters, "longer_wins_characters") if len(seen.characters) else {}
     return Inspection(
-        config, gathered.format, gathered.purpose, _counts(gathered), _ratings(gaps), _characters(gathered),
-        floor(_texts(gathered, "train"), held_out), tuple(tokens), histograms,
+        config, gathered.format, gathered.purpose, _counts(gathered, seen.contradictions), _ratings(gaps), characters,
+        floor(seen.texts["train"], seen.held_out), tuple(tokens), histograms,
     )  # fmt: skip
 
 
-def _kind(rows: Sequence[sources.Row], asked: str) -> tuple[str, Purpose]:
-    """The format, and what these rows could train: pairs if they can, else sft, else only prompts."""
-    first = rows[0]
-    name = asked
-    if asked == "auto":
-        name = formats.detect(first, first, "prompts" if set(first) <= {"prompt", "split"} else "pairs")
-    if name == "prompts":
-        return name, "prompts"
-    labelled = name == "text" and {row.get("label") for row in rows} <= {0, 1}
-    return name, "pairs" if labelled or name not in ("text", "messages", "completion") else "sft"
-
-
-def _again(row: sources.Row, seen: set[bytes]) -> bool:
-    """Whether these texts, ratings and labels apart from ids and splits, stood in a row before."""
-    texts = {key: row[key] for key in ("prompt", "chosen", "rejected", "messages", "completion", "text") if key in row}
-    mark = sha256(repr(texts).encode("utf-8", "surrogatepass")).digest()
-    known = mark in seen
-    seen.add(mark)
-    return known
-
-
-def _lose(found: Gathered, row: sources.Row, number: int, read: formats.Reader, reason: Exception) -> None:
-    """Count a row that gives no tree; its prompt still counts as a prompt."""
-    if isinstance(reason, formats.Dropped):
-        found.dropped[str(reason)] += 1
-    else:
-        found.dropped["unreadable"] += 1
-        found.unreadable = found.unreadable or f"row {number}: {reason}"
-    try:
-        found.groups |= {tree.group for tree in read(_answered(row))}
-    except (formats.Dropped, ValueError, TypeError, AttributeError, KeyError, IndexError):
-        return
-
-
-def _answered(row: sources.Row) -> sources.Row:
-    """The same prompt with two responses that will do."""
-    chosen = row["chosen"]
-    if isinstance(chosen, str):
-        head = chosen.rpartition(formats.TURN)[0] + formats.TURN if row.get("prompt") is None else ""
-        return {**row, "chosen": f"{head} a", "rejected": f"{head} b"}
-    return {**row, **{side: [*chosen[:-1], {"role": "assistant", "content": side}] for side in ("chosen", "rejected")}}
-
-
-def _pair_up(found: Gathered, seed: int) -> None:
-    """Labelled texts are split first and then paired inside a split, as training does."""
-    labels: dict[str, set[float | None]] = {}
-    for tree in found.trees:
-        labels.setdefault(tree.responses[0].text, set()).add(tree.responses[0].score)
-    found.both_labels = sum(len(said) > 1 for said in labels.values())
-    found.parts = {part: pair_labelled(trees, seed) for part, trees in found.parts.items()}
-
-
-def _counts(found: Gathered) -> Counts:
+def _counts(found: Gathered, contradictions: int) -> Counts:
     parts = found.part_groups
     sides = Counter(group for groups in parts.values() for group in groups)
     leaked = {group for group, n in sides.items() if n > 1}
@@ -253,34 +160,49 @@ def _counts(found: Gathered) -> Counts:
         duplicates=found.duplicates,
         identical_pairs=found.dropped["identical pair"], differing_prompts=found.dropped["prompts differ"],
         empty_responses=found.dropped["empty response"],
-        contradictions=found.both_labels or (_contradictions(found.trees) if pairs else 0),
+        contradictions=found.both_labels or contradictions,
         other_dropped=sum(others.values()),
         other_reasons=(f"{reasons}; {found.unreadable}" if found.unreadable else reasons) or None,
     )  # fmt: skip
 
 
-def _contradictions(trees: Sequence[Tree]) -> int:
-    """Pairs that are there in both orders, each counted once."""
-    pairs = {(tree.group, tree.responses[0].text, tree.responses[1].text) for tree in trees}
-    return sum((group, rejected, chosen) in pairs for group, chosen, rejected in pairs) // 2
+@dataclass(frozen=True)
+class Glance:
+    """What one pass over the pairs says: rating gaps and length differences in characters by pair, how many are there
+    in both orders, and the texts that the word floor is fitted to and measured on, FLOOR_PAIRS of each at most.
+    """
+
+    gaps: Floats
+    characters: Ints
+    contradictions: int
+    texts: Mapping[Part, list[tuple[str, str]]]
+
+    @property
+    def held_out(self) -> list[tuple[str, str]]:
+        """The test part's texts, else the validation part's."""
+        return self.texts["test"] or self.texts["validation"]
+
+
+def glance(found: Gathered) -> Glance:
+    """Go through the pairs once; nothing is found where the data has none."""
+    gaps, characters = array("d"), array("q")
+    texts: dict[Part, list[tuple[str, str]]] = {part: [] for part in PARTS}
+    forward: set[bytes] = set()
+    backward: set[bytes] = set()
+    for part, tree in found.parted() if found.purpose == "pairs" else ():
+        chosen, rejected = (response.text for response in tree.responses)
+        gaps.append(_gap(tree))
+        characters.append(len(chosen) - len(rejected))
+        forward.add(mark(repr((tree.group, chosen, rejected))))
+        backward.add(mark(repr((tree.group, rejected, chosen))))
+        if len(texts[part]) < FLOOR_PAIRS:
+            texts[part].append((chosen, rejected))
+    return Glance(np.array(gaps), np.array(characters, dtype=np.int64), len(forward & backward) // 2, texts)
 
 
 def _gap(tree: Tree) -> float:
     chosen, rejected = (response.ratings for response in tree.responses)
     return fmean(chosen) - fmean(rejected) if chosen and rejected else math.nan
-
-
-def _texts(found: Gathered, part: Part) -> list[tuple[str, str]]:
-    """Chosen and rejected texts of a part; none where the data has no pairs."""
-    trees = found.parts[part] if found.purpose == "pairs" else []
-    return [(tree.responses[0].text, tree.responses[1].text) for tree in trees]
-
-
-def _characters(found: Gathered) -> Figures:
-    """Whether the longer response wins, in characters: a figure that depends on no tokenizer."""
-    pairs = [(len(chosen), len(rejected)) for part in PARTS for chosen, rejected in _texts(found, part)]
-    differences = np.array([chosen - rejected for chosen, rejected in pairs], dtype=np.int64)
-    return longer_wins(differences, "longer_wins_characters") if pairs else {}
 
 
 def _ratings(gaps: Floats) -> Ratings:

@@ -1,6 +1,6 @@
 """The whole way from a source to token trees: read, format, split by group, pair, render, drop and count."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
@@ -8,9 +8,11 @@ from treeward.data import formats, sources, store
 from treeward.data.batched import token_trees
 from treeward.data.render import Account, Tokenizer
 from treeward.data.shapes import Purpose, pair_labelled, shaped
-from treeward.data.splits import PARTS, Part, named, part_of
+from treeward.data.splits import PARTS, Edges, Part, Shares, edges, named, part_at, unit
 from treeward.trees.text import Tree
 from treeward.trees.tokens import TokenTree
+
+UNPAIRED = "text without a partner of the other label"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,9 @@ class DataConfig:
     """Share of the groups on which the best step is chosen; a `split` column in the data goes first."""
     test: float = 0.1
     """Share of the groups on which before and after are measured; a `split` column goes first."""
+    shares: Shares = "expected"
+    """expected: each group falls by its own chance, and new rows move no old ones; exact: the parts have the nearest
+    count of rows that cuts no group."""
     max_prompt: int = 512
     """Longest prompt in tokens; a longer one is cut on the left."""
     max_response: int = 512
@@ -82,28 +87,71 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, purpose: Purpose) -> Prepa
     """
     if store.is_prepared(config.source):
         return Prepared(**vars(store.load(config.source, asdict(config), asdict(DataConfig()), tokenizer, purpose)))
-    found = [
-        renamed(row, config.columns) for row in sources.rows(config.source, config.split, config.limit, config.seed)
-    ]
-    name = config.format if config.format != "auto" else formats.detect(found[0], found[0], purpose)
-    account = Account(rows=len(found))
-    texts = _trees(found, formats.reader(name, purpose, config.turns), config, account)
-    if name == "text" and purpose in ("pairs", "ranked"):
+    found = sources.rows(config.source, config.split, config.limit, config.seed)
+    prepared = rendered(found, Reading.of(found[0], config, purpose), tokenizer)
+    if not prepared.account.used:
+        raise ValueError(f"data.source {config.source!r}: nothing is left of {lost(prepared.account, config)}")
+    return prepared
+
+
+def lost(account: Account, config: DataConfig) -> str:
+    """The account, with the mend where the limit alone is to blame."""
+    sorted_by_label = config.limit is not None and account.dropped[UNPAIRED] == account.rows
+    more = f"; the first {config.limit} rows have one label only: raise data.limit, or mix the rows of the file"
+    return f"{account}{more if sorted_by_label else ''}"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How rows become trees: the configuration, the format by name, the purpose; the parts' ends if they are known."""
+
+    config: DataConfig
+    format: str
+    purpose: Purpose
+    ends: Edges | None = None
+
+    @classmethod
+    def of(cls, first: sources.Row, config: DataConfig, purpose: Purpose) -> "Reading":
+        """The reading of data whose first row is this one.
+
+        Raises:
+            ValueError: the columns fit no format.
+        """
+        named_here = renamed(first, config.columns)
+        known = config.format != "auto"
+        return cls(config, config.format if known else formats.detect(named_here, named_here, purpose), purpose)
+
+    @property
+    def alone(self) -> bool:
+        """Whether each row gives its trees by itself; labelled texts are paired and single ratings gathered."""
+        paired = self.format == "text" and self.purpose in ("pairs", "ranked")
+        return not paired and not (self.format in ("graded", "helpsteer") and self.purpose in formats.JUDGED)
+
+
+def rendered(rows: Sequence[sources.Row], reading: Reading, tokenizer: Tokenizer, first: int = 0) -> Prepared:
+    """These rows as texts and ids by part, with their account; `first` is the number of the first row.
+
+    Raises:
+        ValueError: a column or a value is wrong; the row is named.
+    """
+    config, purpose = reading.config, reading.purpose
+    account = Account(rows=len(rows))
+    found = [renamed(row, config.columns) for row in rows]
+    texts = placed(_trees(found, formats.reader(reading.format, purpose, config.turns), account, first), reading)
+    if reading.format == "text" and purpose in ("pairs", "ranked"):
         unpaired = {part: len(trees) for part, trees in texts.items()}
         texts = {part: pair_labelled(trees, config.seed) for part, trees in texts.items()}
         left = sum(unpaired.values()) - 2 * sum(map(len, texts.values()))
         if left:
-            account.dropped["text without a partner of the other label"] += left
+            account.dropped[UNPAIRED] += left
     elif purpose in formats.JUDGED:
         texts = {part: shaped(trees, purpose, account.dropped) for part, trees in texts.items()}
-    prepared = Prepared({}, {}, account, name)
+    prepared = Prepared({}, {}, account, reading.format)
     for part in PARTS:
         _render(texts[part], part, prepared, config, tokenizer, purpose)
     best = [row["best_accuracy"] for row in found if "best_accuracy" in row]
     prepared.best_accuracy = sum(best) / len(best) if best and purpose == "pairs" else None
     account.used = sum(map(len, prepared.parts.values()))
-    if not account.used:
-        raise ValueError(f"data.source {config.source!r}: nothing is left of {account}")
     return prepared
 
 
@@ -120,10 +168,10 @@ def renamed(row: sources.Row, columns: dict[str, str]) -> sources.Row:
 
 
 def _trees(
-    found: Sequence[sources.Row], read: formats.Reader, config: DataConfig, account: Account
-) -> dict[Part, list[Tree]]:
-    texts: dict[Part, list[Tree]] = {part: [] for part in PARTS}
-    for number, row in enumerate(found):
+    found: Iterable[sources.Row], read: formats.Reader, account: Account, first: int = 0
+) -> list[tuple[Part | None, Tree]]:
+    texts: list[tuple[Part | None, Tree]] = []
+    for number, row in enumerate(found, first):
         try:
             trees = read(row)
         except formats.Dropped as reason:
@@ -133,13 +181,25 @@ def _trees(
             raise ValueError(f"row {number} has no column {missing}; it has {', '.join(sorted(row))}") from None
         except ValueError as problem:
             raise ValueError(f"row {number}: {problem}") from None
+        part = named(row["split"]) if row.get("split") else None
         for tree in trees:
-            part = named(row["split"]) if row.get("split") else None
             subset, weight = str(row.get("subset") or ""), 1.0 if row.get("weight") is None else float(row["weight"])
             if subset or weight != 1:
                 tree = replace(tree, subset=subset, weight=weight)  # noqa: PLW2901
-            texts[part or part_of(tree.group, config.seed, config.validation, config.test)].append(tree)
+            texts.append((part, tree))
     return texts
+
+
+def placed(trees: Sequence[tuple[Part | None, Tree]], reading: Reading) -> dict[Part, list[Tree]]:
+    """Trees by part: the one that their row names, else the one of their group."""
+    config = reading.config
+    places = {tree.group: unit(tree.group, config.seed) for _, tree in trees}
+    free = [places[tree.group] for own, tree in trees if own is None]
+    ends = reading.ends or edges(free, config.validation, config.test, config.shares)
+    found: dict[Part, list[Tree]] = {part: [] for part in PARTS}
+    for own, tree in trees:
+        found[own or part_at(places[tree.group], ends)].append(tree)
+    return found
 
 
 def _render(

@@ -4,7 +4,7 @@ Errors are one line, name the place and the mend, and leave nothing behind.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,36 @@ Row = dict[str, Any]
 READERS: Mapping[str, str] = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 
 
-def rows(source: str, split: str | None = None, limit: int | None = None, seed: int = 0) -> list[Row]:
-    """The rows of `source`, each with a `split` key where the source has splits.
+BATCH = 1000
+"""Rows read at a time."""
+
+
+class Flow:
+    """Rows that stay where they are: each pass reads them anew, a batch at a time."""
+
+    def __init__(self, parts: Mapping[str, datasets.Dataset], limit: int | None = None) -> None:
+        self._parts = {name: part.with_format("arrow") for name, part in parts.items()}
+        self._every = sum(map(len, parts.values()))
+        self._limit = limit
+
+    def __len__(self) -> int:
+        return self._every if self._limit is None else min(self._every, self._limit)
+
+    def __contains__(self, row: object) -> bool:
+        return any(row == each for each in self)
+
+    def __iter__(self) -> Iterator[Row]:
+        left = len(self)
+        single = len(self._parts) == 1
+        for name, part in self._parts.items():
+            for start in range(0, min(left, len(part)), BATCH):
+                batch = part[start : min(start + BATCH, left)].to_pylist()
+                yield from batch if single else ({"split": name, **row} for row in batch)
+            left -= min(left, len(part))
+
+
+def flow(source: str, split: str | None = None, limit: int | None = None, seed: int = 0) -> Collection[Row]:
+    """The rows of `source`, each with a `split` key where the source has splits; only the world's lie in memory.
 
     `source` is "world", "world-texts" or "world-graded" (the embedded world; "world:20000" for that many rows), a path
     (jsonl, jsonl.gz, json, parquet, csv, a directory that `datasets` saved or that holds such files), or a hub id,
@@ -31,10 +59,15 @@ def rows(source: str, split: str | None = None, limit: int | None = None, seed: 
     known = world.source(source)
     if known and split is not None:
         raise ValueError(f"data.split {split!r} is not in {source!r}, which has no splits")
-    found = known(seed) if known else _flatten(_read(source), source, split)
+    found: Collection[Row] = known(seed)[:limit] if known else Flow(_parts(_read(source), source, split), limit)
     if not found:
         raise ValueError(f"data.source {source!r} has no rows")
-    return found[:limit] if limit is not None else found
+    return found
+
+
+def rows(source: str, split: str | None = None, limit: int | None = None, seed: int = 0) -> list[Row]:
+    """`flow`, read into memory."""
+    return list(flow(source, split, limit, seed))
 
 
 def _read(source: str) -> Any:
@@ -87,11 +120,10 @@ def _quietly(*arguments: Any, **named: Any) -> Any:
         logger.setLevel(level)
 
 
-def _flatten(found: Any, source: str, split: str | None) -> list[Row]:
+def _parts(found: Any, source: str, split: str | None) -> dict[str, datasets.Dataset]:
     parts = {"train": found} if isinstance(found, datasets.Dataset) else dict(found)
-    if split is not None:
-        if split not in parts:
-            raise ValueError(f"data.split {split!r} is not in {source!r}; it has {', '.join(sorted(parts))}")
-        parts = {split: parts[split]}
-    single = len(parts) == 1
-    return [row if single else {"split": name, **row} for name, part in parts.items() for row in part.to_list()]
+    if split is None:
+        return parts
+    if split not in parts:
+        raise ValueError(f"data.split {split!r} is not in {source!r}; it has {', '.join(sorted(parts))}")
+    return {split: parts[split]}

@@ -1,14 +1,20 @@
 """Training, validation and test parts, by group: seeded, and the same whatever the order of the rows.
 
-A group falls where its own hash says, so a prompt cannot stand on two sides, and new rows move no old ones.
+A group falls where its own hash says, so a prompt cannot stand on two sides. With expected shares new rows move no old
+ones; exact shares count rows and cut the groups, in the order of their hashes, where the count is reached.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal, TypeVar
+
+import numpy as np
 
 Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
+
+Shares = Literal["expected", "exact"]
+"""Whether a share is each group's chance, or a count of rows."""
 
 NAMES: dict[str, Part] = {
     "train": "train", "training": "train",
@@ -26,12 +32,35 @@ def unit(text: str, seed: int) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def part_of(group: str, seed: int, validation: float, test: float) -> Part:
-    """The part that this group belongs to; `validation` and `test` are shares."""
-    place = unit(group, seed)
-    if place < test:
+Edges = tuple[float, float]
+"""Below the first is the test part, below the second the validation part, the rest is for training."""
+
+
+def edges(places: Sequence[float], validation: float, test: float, shares: Shares = "expected") -> Edges:
+    """Where the parts end on the unit line. `places` holds each row's `unit`, equal ones for rows of one group.
+
+    With exact shares the test part, and test and validation together, have as many rows as are nearest to their share
+    without cutting a group: 20 % of 8,678 groups of one row are 1,736, and 6,942 are left.
+    """
+    if shares == "expected":
+        return test, test + validation
+    known, counts = np.unique(np.asarray(places, dtype=np.float64), return_counts=True)
+    middles = np.cumsum(counts) - counts / 2
+    bounds = np.append(known, 1.0)
+    first, second = (int((middles < share * counts.sum()).sum()) for share in (test, test + validation))
+    return float(bounds[first]), float(bounds[second])
+
+
+def part_at(place: float, ends: Edges) -> Part:
+    """The part of a group whose `unit` is `place`."""
+    if place < ends[0]:
         return "test"
-    return "validation" if place < test + validation else "train"
+    return "validation" if place < ends[1] else "train"
+
+
+def part_of(group: str, seed: int, validation: float, test: float) -> Part:
+    """The part that this group belongs to by chance; `validation` and `test` are shares."""
+    return part_at(unit(group, seed), (test, test + validation))
 
 
 def named(value: object) -> Part:

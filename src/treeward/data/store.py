@@ -12,10 +12,11 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TextIO, runtime_checkable
 
 from treeward.data.render import Account, Tokenizer, end_id, vocabulary_hash
 from treeward.data.splits import PARTS, Part
@@ -32,14 +33,20 @@ AGAIN = "prepare the data again with `treeward inspect --save`"
 
 
 @runtime_checkable
-class Trees(Protocol):
+class Made(Protocol):
+    """What is kept beside the trees of prepared data."""
+
+    account: Account
+    format: str
+    best_accuracy: float | None
+
+
+@runtime_checkable
+class Trees(Made, Protocol):
     """What is kept of prepared data."""
 
     parts: dict[Part, list[TokenTree]]
     texts: dict[Part, list[Tree]]
-    account: Account
-    format: str
-    best_accuracy: float | None
 
 
 @dataclass
@@ -64,25 +71,70 @@ def save(path: Path, trees: Trees, tokenizer: Tokenizer, options: Mapping[str, A
     Raises:
         ValueError: the directory exists.
     """
+    with writing(path) as writer:
+        for part in PARTS:
+            writer.add(part, len(trees.parts[part]), lines(trees, part))
+        writer.chats = chats(trees.texts)
+        writer.close(trees, tokenizer, options, purpose)
+
+
+@dataclass
+class Writer:
+    """Prepared data that is being written: lines as they come, then what they were made with."""
+
+    place: Path
+    files: dict[Part, TextIO]
+    rows: Counter[Part]
+    chats: bool = False
+
+    def add(self, part: Part, rows: int, written: Iterator[str] | list[str]) -> None:
+        """Append this many trees to a part."""
+        self.files[part].writelines(written)
+        self.rows[part] += rows
+
+    def close(self, facts: "Made", tokenizer: Tokenizer, options: Mapping[str, Any], purpose: str) -> None:
+        """Write what the trees were made with."""
+        found = {
+            "schema": SCHEMA, "purpose": purpose, "format": facts.format, **_made_with(self.chats, tokenizer),
+            "data": dict(options), "account": vars(facts.account), "best_accuracy": facts.best_accuracy,
+            "rows": {part: self.rows[part] for part in PARTS},
+        }  # fmt: skip
+        (self.place / FILE).write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Writer]:
+    """A writer to a new directory, which is there when the block has ended well, and not before.
+
+    Raises:
+        ValueError: the directory exists.
+    """
     if path.exists():
         raise ValueError(f"{str(path)!r} exists; prepared data is never overwritten: name another directory")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.mkdir()
+    files: dict[Part, TextIO] = {part: (temporary / f"{part}.jsonl").open("w", encoding="utf-8") for part in PARTS}
     try:
-        for part in PARTS:
-            with (temporary / f"{part}.jsonl").open("w", encoding="utf-8") as file:
-                file.writelines(map(_line, trees.parts[part], trees.texts[part]))
-        facts = {
-            "schema": SCHEMA, "purpose": purpose, "format": trees.format, **_made_with(trees.texts, tokenizer),
-            "data": dict(options), "account": vars(trees.account), "best_accuracy": trees.best_accuracy,
-            "rows": {part: len(trees.parts[part]) for part in PARTS},
-        }  # fmt: skip
-        (temporary / FILE).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        yield Writer(temporary, files, Counter())
+        for file in files.values():
+            file.close()
         temporary.rename(path)
     except BaseException:
+        for file in files.values():
+            file.close()
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def lines(trees: Trees, part: Part) -> Iterator[str]:
+    """A part's lines."""
+    return map(_line, trees.parts[part], trees.texts[part])
+
+
+def chats(texts: Mapping[Part, list[Tree]]) -> bool:
+    """Whether a prompt is made of messages: then the template decides its ids."""
+    return any(isinstance(tree.prompt, tuple) for trees in texts.values() for tree in trees)
 
 
 def load(
@@ -108,16 +160,15 @@ def load(
     if made != purpose:
         read = {part: [_fewer(*pair, BRANCHES[purpose]) for pair in pairs] for part, pairs in read.items()}
     texts = {part: [text for _, text in pairs] for part, pairs in read.items()}
-    _same_tokenizer(source, facts, _made_with(texts, tokenizer))
+    _same_tokenizer(source, facts, _made_with(chats(texts), tokenizer))
     losses: Facts = {k: Counter(v) if isinstance(v, dict) else v for k, v in facts["account"].items()}
     best = facts["best_accuracy"] if purpose == "pairs" else None
     return Stored({part: [ids for ids, _ in pairs] for part, pairs in read.items()}, texts, Account(**losses),
                   facts["format"], best)  # fmt: skip
 
 
-def _made_with(texts: Mapping[Part, list[Tree]], tokenizer: Tokenizer) -> Facts:
+def _made_with(chats: bool, tokenizer: Tokenizer) -> Facts:
     """What decides the ids of these trees: the vocabulary, the end token, and for chats the template."""
-    chats = any(isinstance(tree.prompt, tuple) for trees in texts.values() for tree in trees)
     return {
         "tokenizer": str(getattr(tokenizer, "name_or_path", "")), "vocabulary": len(tokenizer.get_vocab()),
         "fingerprint": vocabulary_hash(tokenizer), "end": end_id(tokenizer, chats),

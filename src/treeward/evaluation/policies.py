@@ -22,7 +22,7 @@ from treeward.models.anchor import Anchor
 from treeward.models.policy import Policy, branch_sums, in_order
 from treeward.models.sampler import DecodeSampler
 from treeward.rewards.scorers import Scorer
-from treeward.trees.forest import Forest, pack
+from treeward.trees.forest import Forest
 from treeward.trees.tokens import TokenTree
 from treeward.trees.verify import verified
 
@@ -130,7 +130,7 @@ def _distances(policy: Policy, anchor: Anchor, trees: Sequence[TokenTree]) -> di
         return torch.stack(sums, 1)
 
     with torch.no_grad():
-        forests = pack(trees, policy.token_budget, policy.tree.positions)
+        forests = policy.tree.packed(trees, policy.token_budget)
         kl, ratio, entropy, nll = in_order(trees, forests, measure).double().numpy().T
     lengths = np.array([len(branch) for tree in trees for branch in tree.branches], dtype=np.float64)
     return {"kl": kl, "k1": ratio, "kl_token": kl / lengths, "entropy": entropy / lengths, "start_nll": nll / lengths}

@@ -151,15 +151,16 @@ def length_facts(table: Table) -> dict[str, Any]:
 
 
 def graded_facts(table: Table, bins: int) -> dict[str, Any]:
-    """Rank correlation of score and rating, and whether the spread ranks the error.
+    """Rank correlation of score and rating, whether the spread ranks the error, and the error by levels of the spread.
 
-    With one distribution a response also the PIT's mean and variance (1/2 and 1/12 if calibrated), and what a model
-    that ignores its input would reach: MAE, CRPS and entropy of the marginal.
+    With one distribution a response also the PIT's mean and variance (1/2 and 1/12 if calibrated) and its counts in
+    tenths, and what a model that ignores its input would reach: MAE, CRPS and entropy of the marginal.
     """
     c = table.columns
     found: dict[str, Any] = {
         "spearman": asdict(calibration.rank_correlation(c["mean_score"], c["rating"], table.groups)),
         "spread_ranks_error": asdict(calibration.rank_correlation(c["sd"], c["mae"], table.groups)),
+        "spread_levels": [asdict(level) for level in calibration.levels(c["sd"], c["mae"], table.groups)],
     }
     if "pit" in c:
         s = torch.tensor(c["rating"])
@@ -167,6 +168,7 @@ def graded_facts(table: Table, bins: int) -> dict[str, Any]:
         marginal = targets.mean(0).clamp(min=1e-12).log().expand(len(s), -1)
         found |= {
             "pit_mean": float(c["pit"].mean()), "pit_variance": float(c["pit"].var()),
+            "pit_counts": np.histogram(c["pit"], bins=10, range=(0, 1))[0].tolist(),
             "marginal_mae": float((s - s.median()).abs().mean()), "marginal_crps": float(crps(marginal, s).mean()),
             "marginal_entropy": marginal_entropy(targets),
         }  # fmt: skip

@@ -1,21 +1,23 @@
 """Look into a data set: figures, histograms and a page in one directory; the prepared trees in another, if asked for.
 
-Everything is computed before anything is written, and each directory appears whole or not at all.
+The figures are computed before anything is written, and each directory appears whole or not at all.
 """
 
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from treeward.data import store
-from treeward.data.inspect import Gathered, Inspection, gather
+from treeward.data.gather import Gathered, gather
+from treeward.data.inspect import Inspection
 from treeward.data.inspect import inspect as figures_of
-from treeward.data.prepare import DataConfig, Prepared, prepare
+from treeward.data.prepare import DataConfig
 from treeward.data.render import Tokenizer
+from treeward.data.streamed import prepare_to
 from treeward.jobs.progress import follow
 from treeward.models.loading import ModelConfig, embedding_rows, load_tokenizer
 from treeward.report.inspection import write_inspection
@@ -40,6 +42,9 @@ class InspectRun:
     """The directory for inspect.json, histograms and page; it must not exist. By default a free name under runs/."""
     save: str | None = None
     """A directory for the tokenised splits, which data.source reads back in training; it must not exist."""
+    processes: int = 1
+    """Processes that tokenise what is saved; memory does not grow with the rows, but where texts are paired or ratings
+    of one prompt gathered."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +75,12 @@ def inspect(config: InspectRun) -> Inspected:
         lost = _lost(gathered)
         raise ValueError(f"data.source {config.data.source!r}: nothing is left of {gathered.rows} rows: {lost}")
     found = figures_of(config.data, gathered, tokenizers, rows, _follow)
-    prepared = None
+    account = None
     if config.save is not None:
-        prepared = prepare(config.data, next(iter(tokenizers.values())), gathered.purpose)
+        tokenizer = next(iter(tokenizers.values()))
+        account = prepare_to(Path(config.save), config.data, tokenizer, gathered.purpose, config.processes)
     _write(path, found)
-    if config.save is not None and prepared is not None:
-        _save(config, prepared, next(iter(tokenizers.values())), gathered)
-    return Inspected(path, found.flat(), str(prepared.account) if prepared else None)
+    return Inspected(path, found.flat(), str(account) if account else None)
 
 
 def _check_places(config: InspectRun, path: Path) -> None:
@@ -110,7 +114,7 @@ def _has_tokenizer(model: str) -> bool:
     return not path.is_dir() or any(path.glob("tokenizer*")) or any(path.glob("vocab*"))
 
 
-def _follow(trees: Sequence[Tree], what: str) -> Iterable[Tree]:
+def _follow(trees: Collection[Tree], what: str) -> Iterable[Tree]:
     return follow(trees, len(trees), what)
 
 
@@ -130,9 +134,3 @@ def _write(path: Path, found: Inspection) -> None:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-
-
-def _save(config: InspectRun, prepared: Prepared, tokenizer: Tokenizer, gathered: Gathered) -> None:
-    assert config.save is not None
-    store.save(Path(config.save), prepared, tokenizer, asdict(config.data), gathered.purpose)
-    log.info("saved: %s", ", ".join(f"{len(trees)} {part}" for part, trees in prepared.parts.items()))

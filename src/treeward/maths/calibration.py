@@ -6,6 +6,7 @@ Letters: P pairs, `p` the stated probability that the chosen response is the bet
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,16 +26,40 @@ class Bin:
     n: int
 
 
-def reliability(p: ArrayLike, bins: int = 10) -> list[Bin]:
-    """Equal-mass bins of the confidence max(p, 1 - p) with the accuracy of the side that it names, ties half.
+@dataclass(frozen=True)
+class Level:
+    """One point of a plot of means: mean of x, mean of y with its interval over whole groups, and how many rows."""
 
-    Equal confidences share a bin, so the order of the rows changes nothing.
-    """
+    x: float
+    y: float
+    low: float
+    high: float
+    n: int
+
+
+def levels(x: ArrayLike, y: ArrayLike, groups: Sequence[str], bins: int = 8) -> list[Level]:
+    """Means of `y` in bins of equal mass of `x`; equal values of `x` share a bin."""
+    across, up = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    names = np.asarray(groups)
+    found = []
+    for part in equal_mass(across, bins):
+        mean = bootstrapped(partial(_mean, up[part]), list(names[part]))
+        found.append(Level(float(across[part].mean()), mean.value, mean.low, mean.high, len(part)))
+    return found
+
+
+def equal_mass(values: Floats, bins: int) -> list[NDArray[np.intp]]:
+    """Rows in bins of equal mass, lowest values first; equal values share a bin, so the order of rows is nothing."""
+    place = ((stats.rankdata(values) - 0.5) * bins / len(values)).astype(int)
+    return [np.flatnonzero(place == number) for number in np.unique(place)]
+
+
+def reliability(p: ArrayLike, bins: int = 10) -> list[Bin]:
+    """Equal-mass bins of the confidence max(p, 1 - p) with the accuracy of the side that it names, ties half."""
     stated = np.asarray(p, dtype=np.float64)
     confidence = np.maximum(stated, 1 - stated)
     right = np.where(stated == 0.5, 0.5, (stated > 0.5).astype(np.float64))
-    place = ((stats.rankdata(confidence) - 0.5) * bins / len(confidence)).astype(int)
-    parts = [np.flatnonzero(place == number) for number in np.unique(place)]
+    parts = equal_mass(confidence, bins)
     return [Bin(float(confidence[part].mean()), float(right[part].mean()), len(part)) for part in parts]
 
 
@@ -84,6 +109,10 @@ def bootstrapped(statistic: Callable[[NDArray[np.intp]], float], groups: Sequenc
         found.append(statistic(np.concatenate([rows[group] for group in drawn])))
     low, high = np.nanquantile(found, [0.025, 0.975]) if not np.isnan(found).all() else (math.nan, math.nan)
     return Interval(statistic(np.arange(len(index))), float(low), float(high), len(names))
+
+
+def _mean(values: Floats, rows: NDArray[np.intp]) -> float:
+    return float(values[rows].mean())
 
 
 def _logits(p: ArrayLike) -> Floats:

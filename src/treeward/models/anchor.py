@@ -24,7 +24,6 @@ from treeward.maths.logprobs import sum_by_branch
 from treeward.models.policy import Policy
 from treeward.models.store import MEND, LogpStore, key
 from treeward.models.weights import fingerprint
-from treeward.trees.forest import pack
 from treeward.trees.forward import TreeLM
 from treeward.trees.tokens import TokenTree
 from treeward.trees.verify import verified
@@ -121,7 +120,7 @@ class Anchor:
         """Per-token log-probabilities of each branch, on the CPU."""
         found: dict[TokenTree, list[Tensor]] = {}
         with self.model() as tree:
-            for forest in pack(list(trees), token_budget, tree.positions):
+            for forest in tree.packed(list(trees), token_budget):
                 lengths = [len(branch) for source in forest.sources for branch in source.branches]
                 parts = iter(tree(forest).float().cpu().split(lengths))
                 found |= {source: [next(parts) for _ in source.branches] for source in forest.sources}

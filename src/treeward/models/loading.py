@@ -15,7 +15,7 @@ from treeward.data.render import Tokenizer
 from treeward.models.device import AskedDevice, AskedPrecision, choose_device, choose_precision, keep_freed_memory
 from treeward.models.kernels import fuse_gelu
 from treeward.models.weights import set_dropout
-from treeward.trees.attention import Backend
+from treeward.trees.forest import Backend
 from treeward.trees.forward import Precision
 
 TINY = 2_000_000

@@ -13,7 +13,7 @@ from treeward.data.render import Tokenizer, end_id, token_tree
 from treeward.maths.logprobs import sum_by_branch
 from treeward.models import adapters
 from treeward.models.loading import ModelConfig, load
-from treeward.trees.forest import Forest, pack
+from treeward.trees.forest import Forest
 from treeward.trees.forward import TreeLM
 from treeward.trees.text import Tree
 from treeward.trees.tokens import TokenTree
@@ -81,7 +81,7 @@ def token_logps(policy: Policy, trees: Sequence[Tree | TokenTree]) -> list[list[
     found: dict[int, list[Tensor]] = {}
     with torch.no_grad():
         verified(policy.tree, planted)
-        for forest in pack(planted, policy.token_budget, policy.tree.positions):
+        for forest in policy.tree.packed(planted, policy.token_budget):
             parts = policy.tree(forest).cpu().split([len(b) for tree in forest.sources for b in tree.branches])
             for tree in forest.sources:
                 found[id(tree)], parts = list(parts[: len(tree.branches)]), parts[len(tree.branches) :]
@@ -108,7 +108,7 @@ def branch_sums(tree: TreeLM, trees: Sequence[TokenTree], budget: int) -> Float[
 
     with torch.no_grad():
         verified(tree, trees)
-        return in_order(trees, pack(trees, budget, tree.positions), sums)
+        return in_order(trees, tree.packed(trees, budget), sums)
 
 
 def in_order(

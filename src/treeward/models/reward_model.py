@@ -20,7 +20,6 @@ from treeward.models import adapters, artifact
 from treeward.models.heads import output_layer, outside_backbone, zero_head
 from treeward.models.loading import ModelConfig, load
 from treeward.models.policy import TOKEN_BUDGET, in_order, tokenised
-from treeward.trees.forest import pack
 from treeward.trees.forward import TreeScorer
 from treeward.trees.text import Tree
 from treeward.trees.tokens import TokenTree
@@ -107,7 +106,7 @@ class RewardModel:
         planted = tokenised(trees, self.tokenizer)
         with torch.no_grad():
             verified(self.tree, planted)
-            return in_order(planted, pack(planted, self.token_budget, self.tree.positions), self.tree)
+            return in_order(planted, self.tree.packed(planted, self.token_budget), self.tree)
 
     def score(self, trees: Sequence[Tree | TokenTree]) -> Float[Tensor, "N"]:
         """The raw score of every branch, in order: the scalar, or the mean of the distribution on 1..B.

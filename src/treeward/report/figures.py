@@ -71,6 +71,35 @@ def reliability(points: Sequence[Mapping[str, Any]]) -> str:
         return svg(figure)
 
 
+def spread(graded: Mapping[str, Any]) -> str:
+    """Absolute error against the stated spread, means of bins of equal mass with intervals over groups; and, with one
+    distribution a response, the PIT's counts in tenths with the band in which 95 % of even counts lie.
+    """
+    return svg(spread_figure(graded))
+
+
+def spread_figure(graded: Mapping[str, Any]) -> Figure:
+    """The figure of `spread`, its title the rank correlation with its interval."""
+    counts = graded.get("pit_counts")
+    with plt.rc_context(STYLE):
+        figure, found = plt.subplots(1, 2 if counts else 1, figsize=(7.2 if counts else 3.6, 2.8), layout="constrained",
+                                     squeeze=False)  # fmt: skip
+        axes = found[0]
+        for level in graded["spread_levels"]:
+            interval = {"low": level["low"], "value": level["y"], "high": level["high"]}
+            axes[0].errorbar([level["x"]], [level["y"]], yerr=_reach(interval), fmt="o", color=ACCENT, capsize=2,
+                             markersize=4, linewidth=1.0)  # fmt: skip
+        rank = graded["spread_ranks_error"]
+        said = "none: one side is constant" if rank["value"] is None else \
+            f"{rank['value']:.2f} [{rank['low']:.2f}, {rank['high']:.2f}], {rank['n']} prompts"  # fmt: skip
+        axes[0].set_title(f"rank correlation {said}", fontsize=9, color=INK, loc="left")
+        axes[0].set(xlabel="stated spread (standard deviation), bins", ylabel="absolute error, bins")
+        axes[0].set_ylim(bottom=0)
+        if counts:
+            _evenness(axes[1], counts)
+    return figure
+
+
 def smoothed(values: Sequence[float | None], keep: float = 0.9) -> list[float]:
     """Exponential moving average, corrected for its start; gaps repeat the last value."""
     out: list[float] = []
@@ -97,6 +126,17 @@ def _cross(axes: Axes, kl: Mapping[str, Any], score: Mapping[str, Any], colour: 
         [kl["value"]], [score["value"]], xerr=_reach(kl), yerr=_reach(score), fmt="o", color=colour, capsize=3,
         markersize=5, linewidth=1.2, label=name, zorder=2,
     )  # fmt: skip
+
+
+def _evenness(axes: Axes, counts: Sequence[int]) -> None:
+    """Counts of equal bins, and where 95 % of them lie if all places are alike (a normal approximation)."""
+    n, bins = sum(counts), len(counts)
+    even = n / bins
+    doubt = 1.96 * (even * (1 - 1 / bins)) ** 0.5
+    axes.axhspan(even - doubt, even + doubt, color=SOFT, alpha=0.35, linewidth=0)
+    axes.stairs(counts, [place / bins for place in range(bins + 1)], color=ACCENT, linewidth=1.3)
+    axes.set_title("PIT: flat if the distributions are right", fontsize=9, color=INK, loc="left")
+    axes.set(xlabel="where the rating falls in the stated distribution", ylabel="responses", ylim=(0, None))
 
 
 def _reach(interval: Mapping[str, Any]) -> list[list[float]]:

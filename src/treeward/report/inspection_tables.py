@@ -154,7 +154,7 @@ def _preference(facts: Facts) -> Section:
     else:
         rows.append(("word floor, held out", *_interval(facts, "floor")))
         note += (f"word floor: Bradley-Terry linear in {facts['floor_words']:,} words, trained on "
-                 f"{facts['floor_pairs']:,} pairs: a model that reads should beat it")  # fmt: skip
+                 f"{facts['floor_pairs']:,} pairs (20,000 at most): a model that reads should beat it")  # fmt: skip
     return Section("what length and words give away", ("", "value", "95 % interval", "n"), tuple(rows), note)
 
 

@@ -54,6 +54,7 @@ def stage_facts(run: Path) -> dict[str, Any]:
         "curves": figures.curves(metrics, receipt["metric"]) if metrics else "",
         "frontier": _frontier(receipt, metrics),
         "reliability": figures.reliability(receipt["calibration"]["reliability"]) if "calibration" in receipt else "",
+        "spread": figures.spread(receipt["graded"]) if "spread_levels" in receipt.get("graded", {}) else "",
         "samples": _telling(samples),
         "sampled": len(samples),
         "failed": [check for check in receipt["checks"] if check["passed"] is False],

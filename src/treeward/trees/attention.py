@@ -12,7 +12,7 @@ word when a 4-D mask is given.
 
 from collections.abc import Sequence
 from inspect import signature
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Bool
@@ -21,9 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from treeward.trees.forest import PROMPT, Forest
-
-Backend = Literal["tree", "rows"]
+from treeward.trees.forest import PROMPT, Backend, Forest
 
 NAME = "treeward"
 """The attention implementation, registered with transformers, that reads a forest's mask tree by tree."""

@@ -10,6 +10,7 @@ Letters: T packed tokens, S scored tokens, N branches.
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Int
@@ -18,6 +19,9 @@ from torch import Tensor
 from treeward.trees.tokens import TokenTree
 
 log = logging.getLogger(__name__)
+
+Backend = Literal["tree", "rows"]
+"""How a forest goes through the model: one packed row, or one padded row a branch."""
 
 PROMPT = -1
 """The `branch` of a prompt token: visible to every branch of its tree."""
@@ -89,10 +93,63 @@ def plant(trees: Sequence[TokenTree]) -> Forest:
     )
 
 
-def pack(trees: Iterable[TokenTree], token_budget: int, positions: int | None = None) -> list[Forest]:
-    """First-fit decreasing: forests of at most `token_budget` tokens.
+class Load(Protocol):
+    """What some trees cost in a forward pass, and by what size a tree is packed first."""
 
-    A tree larger than the budget raises the budget to its size, and that is said. Each forest keeps its trees in the
+    @property
+    def cost(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    def joined(self, other: Any) -> "Load":
+        """The load of both in one forest."""
+        ...
+
+
+class Packed(NamedTuple):
+    """One row that holds all trees: every token once."""
+
+    cost: int
+
+    @property
+    def size(self) -> int:
+        return self.cost
+
+    def joined(self, other: "Packed") -> "Packed":
+        return Packed(self.cost + other.cost)
+
+    @classmethod
+    def of(cls, tree: TokenTree) -> "Packed":
+        return cls(len(tree))
+
+
+class Padded(NamedTuple):
+    """One row a branch, each as long as the longest."""
+
+    rows: int
+    size: int
+
+    @property
+    def cost(self) -> int:
+        return self.rows * self.size
+
+    def joined(self, other: "Padded") -> "Padded":
+        return Padded(self.rows + other.rows, max(self.size, other.size))
+
+    @classmethod
+    def of(cls, tree: TokenTree) -> "Padded":
+        return cls(len(tree.branches), tree.longest_path)
+
+
+LOADS: dict[Backend, type[Packed] | type[Padded]] = {"tree": Packed, "rows": Padded}
+
+
+def pack(
+    trees: Iterable[TokenTree], token_budget: int, positions: int | None = None, layout: Backend = "tree"
+) -> list[Forest]:
+    """First-fit decreasing: forests that cost at most `token_budget` tokens in this layout.
+
+    A tree costs its tokens; as rows a forest costs its rows times the longest of them, padding included. A tree that
+    costs more than the budget raises the budget to its cost, and that is said. Each forest keeps its trees in the
     order given, so the same trees always give the same forests.
 
     Raises:
@@ -103,21 +160,22 @@ def pack(trees: Iterable[TokenTree], token_budget: int, positions: int | None = 
     trees = list(trees)
     if positions is not None:
         check_positions(trees, positions)
-    largest = max(map(len, trees), default=0)
+    loads = [LOADS[layout].of(tree) for tree in trees]
+    largest = max((load.cost for load in loads), default=0)
     if largest > token_budget:
         log.info("token budget raised from %d to %d: the largest tree has that many tokens", token_budget, largest)
         token_budget = largest
     bins: list[list[int]] = []
-    room: list[int] = []
-    for index in sorted(range(len(trees)), key=lambda i: -len(trees[i])):
-        size = len(trees[index])
-        place = next((b for b, left in enumerate(room) if left >= size), None)
+    filled: list[Load] = []
+    for index in sorted(range(len(trees)), key=lambda i: -loads[i].size):
+        joined = (each.joined(loads[index]) for each in filled)
+        place = next((b for b, load in enumerate(joined) if load.cost <= token_budget), None)
         if place is None:
-            bins.append([])
-            room.append(token_budget)
-            place = len(bins) - 1
-        bins[place].append(index)
-        room[place] -= size
+            bins.append([index])
+            filled.append(loads[index])
+        else:
+            bins[place].append(index)
+            filled[place] = filled[place].joined(loads[index])
     return [plant([trees[i] for i in sorted(members)]) for members in bins]
 
 

@@ -9,6 +9,7 @@ them from the public model), L padded width.
 """
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from inspect import signature
 from typing import Any, Literal
@@ -19,8 +20,8 @@ from torch import Tensor, nn
 
 from treeward.maths.logprobs import token_logps
 from treeward.maths.scores import AnyHead, Ordinal, Scalar, cumulative_logits, freed
-from treeward.trees.attention import Backend, causal, mask, use_slices
-from treeward.trees.forest import Forest
+from treeward.trees.attention import causal, mask, use_slices
+from treeward.trees.forest import Backend, Forest, pack
 from treeward.trees.tokens import TokenTree
 
 Precision = Literal["fp32", "bf16"]
@@ -66,6 +67,10 @@ class TreeModule(nn.Module):
         """The verified backend."""
         assert self.backend is not None, "verify the layout first (treeward.trees.verify.verified)"
         return self.backend
+
+    def packed(self, trees: Sequence[TokenTree], budget: int) -> list[Forest]:
+        """The trees in forests that cost at most `budget` tokens in this layout, padding included."""
+        return pack(trees, budget, self.positions, self.backend or "tree")
 
     @abstractmethod
     def forward(self, forest: Forest) -> Tensor:

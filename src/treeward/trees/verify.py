@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from treeward.trees.attention import Backend, rule
-from treeward.trees.forest import check_positions, plant
+from treeward.trees.attention import rule
+from treeward.trees.forest import Backend, check_positions, plant
 from treeward.trees.forward import TreeModule
 from treeward.trees.tokens import TokenTree
 
