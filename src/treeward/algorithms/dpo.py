@@ -2,16 +2,20 @@
 
 The loss is any member of `maths.preference.AnyPreferenceLoss`, on pairs, rankings or single labelled responses
 (`algorithms.preferences`). The anchor is the policy as it was before the first step; its log-probabilities cannot
-change, so they are computed once, before it, and for losses that need no anchor not at all.
+change, so they are computed once, before it, and for losses that need no anchor not at all. An anchor that follows the
+policy (EMA) is asked anew at each batch.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from torch import Tensor
+
 from treeward.algorithms.loop import LoopConfig, Step, fit, reached
 from treeward.algorithms.preferences import (
     AnyObjective,
+    Following,
     Known,
     LabelledPreference,
     PairPreference,
@@ -21,7 +25,7 @@ from treeward.algorithms.preferences import (
 from treeward.maths.divergences import AnyDivergence, ReverseKL
 from treeward.maths.preference import KTO, AnyPreferenceLoss, PlackettLuce, Sigmoid, needs
 from treeward.maths.reward import check_margin
-from treeward.models.anchor import Anchor
+from treeward.models.anchor import Anchor, AnyAnchor, Frozen, MovingAnchor, anchor_of
 from treeward.models.policy import Policy, tokenised
 from treeward.trees.text import Tree
 from treeward.trees.tokens import TokenTree
@@ -38,6 +42,8 @@ class DPOConfig(LoopConfig):
     """The preference loss."""
     divergence: AnyDivergence = field(default_factory=ReverseKL)
     """The f-divergence from the anchor: the loss sees its score of each log-ratio."""
+    anchor: AnyAnchor = field(default_factory=Frozen)
+    """What log-ratios are measured against."""
     margin: float = 0.0
     """Largest margin asked for between the implicit rewards: margin * min(rating gap, 1), or itself without ratings."""
 
@@ -57,7 +63,9 @@ class DPOConfig(LoopConfig):
             )
 
 
-def objective(policy: Policy, anchor: Anchor, trees: Sequence[TokenTree], config: DPOConfig) -> AnyObjective:
+def objective(
+    policy: Policy, anchor: Anchor, trees: Sequence[TokenTree], config: DPOConfig
+) -> AnyObjective | Following:
     """The objective of these trees; the anchor's log-probabilities are computed here, where the loss needs them.
 
     Raises:
@@ -65,11 +73,20 @@ def objective(policy: Policy, anchor: Anchor, trees: Sequence[TokenTree], config
     """
     check_shape(config.loss, trees)
     budget = config.token_budget or policy.token_budget
-    known: Known | None = anchor.branch_logps(trees, budget) if config.loss.needs_anchor else None
+    if isinstance(anchor, MovingAnchor) and config.loss.needs_anchor:
+        known: dict[TokenTree, Tensor] = {}
+        return Following(_of_shape(policy, anchor, known, config, budget), known, anchor, budget)
+    fixed = anchor.branch_logps(trees, budget) if config.loss.needs_anchor else None
+    return _of_shape(policy, anchor, fixed, config, budget)
+
+
+def _of_shape(
+    policy: Policy, anchor: Anchor, known: Known | None, config: DPOConfig, budget: int
+) -> AnyObjective:  # fmt: skip
     if isinstance(config.loss, KTO):
         assert known is not None
         return LabelledPreference(
-            policy.tree, config.loss, known, lambda others: anchor.branch_logps(others, budget), budget
+            policy.tree, config.loss, known, lambda others: anchor.computed_logps(others, budget), budget
         )
     if isinstance(config.loss, PlackettLuce):
         assert known is not None
@@ -100,7 +117,7 @@ def dpo(
     """Train `policy` in place on pairs (chosen first, rejected second), on rankings or on labelled responses, as the
     loss asks; yields a `Step` after each optimiser step.
 
-    `anchor` is the policy as it stands unless another is given.
+    `anchor` is what `config.anchor` asks for unless another is given.
 
     Raises:
         NonFinite: a loss or gradient is not finite.
@@ -110,7 +127,12 @@ def dpo(
     config = config or DPOConfig()
     planted = tokenised(trees, policy.tokenizer)
     verified(policy.tree, planted)
-    anchor = anchor or Anchor.of(policy)
+    anchor = anchor or anchor_of(policy, config.anchor)
     budget = config.token_budget or policy.token_budget
     found = objective(policy, anchor, reached(config, planted), config)
-    yield from fit(policy.tree, planted, found, config, budget, resume)
+    if not isinstance(anchor, MovingAnchor):
+        yield from fit(policy.tree, planted, found, config, budget, resume)
+        return
+    for step in fit(policy.tree, planted, found, config, budget, resume, {"anchor": anchor.tree}):
+        anchor.follow()
+        yield step

@@ -112,11 +112,12 @@ class NonFinite(FloatingPointError):
 
 def fit(
     model: TreeModule, trees: Sequence[TokenTree], objective: Objective, config: LoopConfig, budget: int,
-    resume: Path | None = None,
+    resume: Path | None = None, companions: Mapping[str, nn.Module] | None = None,
 ) -> Iterator[Step]:  # fmt: skip
     """Train `model` on `trees` until `config` says stop; yields after every optimiser step.
 
     `budget` is the token budget where the config names none. `resume` is a directory that `TrainState.save` wrote.
+    `companions` are other models whose weights change with the steps: they are saved and put back too.
 
     Raises:
         NonFinite: a loss or gradient is not finite.
@@ -126,7 +127,7 @@ def fit(
         raise ValueError("there is nothing to train on: the training part is empty")
     verified(model, trees)
     total = config.total(len(trees))
-    state = TrainState(model, config.order(len(trees)), total, config, fingerprint(trees))
+    state = TrainState(model, config.order(len(trees)), total, config, fingerprint(trees), companions or {})
     if resume is not None:
         state.load(resume)
     while state.index < total:

@@ -23,6 +23,7 @@ from treeward.maths.logprobs import branch_lengths, sum_by_branch
 from treeward.maths.preference import KTO, LabelledScores, PairLoss, PairScores, PlackettLuce
 from treeward.maths.reward import rated_margin
 from treeward.maths.scores import Scalar
+from treeward.models.anchor import MovingAnchor
 from treeward.models.policy import branch_sums
 from treeward.trees.forest import Forest
 from treeward.trees.forward import TreeLM
@@ -182,6 +183,33 @@ class LabelledPreference:
 
 
 AnyObjective = PairPreference | RankedPreference | LabelledPreference
+
+
+@dataclass(frozen=True)
+class Following:
+    """An objective whose anchor moves: `known`, which it reads, is filled anew for each batch."""
+
+    inner: AnyObjective
+    known: dict[TokenTree, Tensor]
+    anchor: MovingAnchor
+    budget: int
+
+    def count(self, tree: TokenTree) -> int:
+        return self.inner.count(tree)
+
+    def prepare(self, batch: Sequence[TokenTree]) -> None:
+        """The anchor's log-probabilities as it is now."""
+        self.known.clear()
+        self.known.update(self.anchor.computed_logps(batch[ranks.rank() :: ranks.world()], self.budget))
+        if isinstance(self.inner, LabelledPreference):
+            self.inner.prepare(batch)
+
+    def __call__(self, forest: Forest) -> Terms:
+        return self.inner(forest)
+
+    def at_start(self, forest: Forest, anchor: Known) -> float:
+        """The known mean loss of these trees where the policy is the anchor."""
+        return self.inner.at_start(forest, anchor)
 
 
 def mismatched(batch: Sequence[TokenTree]) -> list[TokenTree]:

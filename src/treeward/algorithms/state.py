@@ -4,7 +4,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -67,11 +67,17 @@ class TrainState:
 
     `data` is the fingerprint of what is trained on; a checkpoint of other data or another plan is refused.
 
+    `companions` are models that change with the steps without being trained (an EMA anchor), by name.
+
     `notes` holds plain values of whoever drives the loop (the best step so far); they are saved too.
     """
 
-    def __init__(self, model: nn.Module, order: DataOrder, total: int, config: Rates, data: str = "") -> None:
+    def __init__(
+        self, model: nn.Module, order: DataOrder, total: int, config: Rates, data: str = "",
+        companions: Mapping[str, nn.Module] | None = None,
+    ) -> None:  # fmt: skip
         self.model = model
+        self.companions = dict(companions or {})
         self.order = order
         self.index = 0
         self.notes: dict[str, Any] = {}
@@ -110,6 +116,10 @@ class TrainState:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         save_trainable(self.model, temporary / "weights.safetensors")
+        for name, companion in self.companions.items():
+            save_file(
+                {n: p.detach().contiguous() for n, p in companion.named_parameters()}, temporary / f"{name}.safetensors"
+            )
         torch.save({"optimizer": self.optimizer.state_dict(), "random": torch.get_rng_state()}, temporary / "state.pt")
         facts = {
             "index": self.index, "notes": self.notes, "plan": self._plan, "next_rows": self.order.batch(self.index),
@@ -140,6 +150,8 @@ class TrainState:
                 f"{self.order.batch(facts['index'])[:3]}...: the order of the data has changed"
             )
         load_trainable(self.model, directory / "weights.safetensors")
+        for name, companion in self.companions.items():
+            put_back(dict(companion.named_parameters()), directory / f"{name}.safetensors")
         saved = torch.load(directory / "state.pt", weights_only=True)
         self.optimizer.load_state_dict(saved["optimizer"])
         torch.set_rng_state(saved["random"])
@@ -157,8 +169,18 @@ def load_trainable(model: nn.Module, file: Path) -> None:
     Raises:
         ValueError: the file's tensors are not the model's trainable ones.
     """
+    put_back(dict(trainable(model)), file)
+
+
+def put_back(own: Mapping[str, Tensor], file: Path) -> None:
+    """Put a file's tensors into these, in place.
+
+    Raises:
+        ValueError: the file is not there, or its tensors are others.
+    """
+    if not file.exists():
+        raise ValueError(f"{str(file)!r} is missing: the checkpoint belongs to another configuration")
     saved = load_file(file)
-    own = dict(trainable(model))
     if saved.keys() != own.keys():
         odd = sorted(saved.keys() ^ own.keys())
         raise ValueError(f"{str(file)!r} belongs to another model: {odd[0]!r} is on one side only")

@@ -20,7 +20,7 @@ from treeward.jobs.options import AnyRun, DPORun, RewardRun, SFTRun
 from treeward.maths.preference import needs as preference_needs
 from treeward.maths.reward import Graded
 from treeward.maths.scores import Scalar
-from treeward.models.anchor import Anchor
+from treeward.models.anchor import Anchor, anchor_of
 from treeward.models.policy import Policy
 from treeward.models.reward_model import RewardModel
 from treeward.proof import identities
@@ -161,13 +161,17 @@ class RewardTask:
 
 
 class DPOTask:
-    """A preference loss: the score of fresh samples where a scorer is named, else held-out implicit accuracy."""
+    """A preference loss: the score of fresh samples where a scorer is named, else held-out implicit accuracy.
+
+    Training measures log-ratios against `reference`; evaluation and checks against the start, `anchor`.
+    """
 
     def __init__(self, config: DPORun) -> None:
         self.config = config
         self.purpose: Purpose = preference_needs(config.loss)
         self.model = Policy.from_config(config.model, config.seed)
-        self.anchor = Anchor.of(self.model)
+        self.reference = anchor_of(self.model, config.anchor)
+        self.anchor = self.reference if config.anchor.is_start else Anchor.of(self.model)
         self.scorer, self.judges = scorers.find_all(config.evaluation.scorer, config.evaluation.judges)
         self.metric = config.evaluation.metric or ("score" if self.scorer else "accuracy")
 
@@ -186,7 +190,7 @@ class DPOTask:
         ]
 
     def steps(self, trees: Sequence[TokenTree], resume: Path | None) -> Iterator[Step]:
-        return dpo(self.model, trees, self.config, self.anchor, resume)
+        return dpo(self.model, trees, self.config, self.reference, resume)
 
     def measure(self, trees: Sequence[TokenTree]) -> Measurement:
         samples, shown = _samples(self, trees)

@@ -13,16 +13,20 @@ import hashlib
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 import transformers
 from jaxtyping import Float
 from torch import Tensor
 
+from treeward.data.render import vocabulary_hash
 from treeward.maths.logprobs import sum_by_branch
 from treeward.models.policy import Policy
-from treeward.models.store import MEND, LogpStore, key
+from treeward.models.store import MEND, LogpStore, default_path, key
 from treeward.models.weights import fingerprint
 from treeward.trees.forward import TreeLM
 from treeward.trees.tokens import TokenTree
@@ -32,6 +36,44 @@ AUDITED = 8
 """Stored entries that are computed again at a reading."""
 AUDIT_LIMIT = {"fp32": 1e-4, "bf16": 1e-1}
 """Largest deviation of a token's log-probability, in nats, between a stored value and one computed now."""
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A model that stands still."""
+
+    path: str | None = None
+    """Another model as the anchor; by default the policy as it was loaded, with LoRA the base model."""
+    store: str = "auto"
+    """Where its log-probabilities are kept for other runs: auto (the user's cache directory), off, or a file."""
+
+    @property
+    def is_start(self) -> bool:
+        """Whether it is the policy as it was loaded."""
+        return self.path is None
+
+    def open(self) -> LogpStore | None:
+        """The store that is named, or none."""
+        if self.store == "off":
+            return None
+        return LogpStore(default_path() if self.store == "auto" else Path(self.store))
+
+
+@dataclass(frozen=True)
+class EMA:
+    """An exponential moving average of the policy, which follows it (WARP's anchor, arXiv:2406.16768)."""
+
+    rate: float = 0.01
+    """mu: after each step the anchor becomes (1 - mu) anchor + mu policy."""
+
+    is_start: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate < 1:
+            raise ValueError(f"anchor.rate is {self.rate}; it lies between 0 and 1 (0.01 is usual)")
+
+
+AnyAnchor = Frozen | EMA
 
 
 class Anchor:
@@ -60,18 +102,16 @@ class Anchor:
             raise ValueError(f"the anchor is the policy with its adapter off, but {moving[0]!r} trains as well")
         return cls(policy.tree, policy, policy.adapter, store)
 
-    @property
-    def moves(self) -> bool:
-        """Whether its log-probabilities may change between steps."""
-        return False
+    @cached_property
+    def _weights(self) -> str:
+        return self.hash or fingerprint(self.tree, without="lora_")
 
     @property
     def identity(self) -> str:
         """Everything that its log-probabilities depend on, beside the ids."""
-        weights = self.hash or fingerprint(self.tree, without="lora_")
         config: Any = self.tree.module.config
         facts = (
-            weights, config.to_json_string(use_diff=False), self.tree.precision,
+            self._weights, config.to_json_string(use_diff=False), self.tree.precision,
             self._policy.tree.backend, self.tree.device.type, torch.__version__, transformers.__version__,
         )  # fmt: skip
         return hashlib.sha256(repr(facts).encode()).hexdigest()
@@ -95,9 +135,9 @@ class Anchor:
             ValueError: a value of the store is not what the anchor gives now.
         """
         unique = list(dict.fromkeys(trees))
-        self.verified(unique)
         if self.store is None:
-            return {tree: _sums(parts) for tree, parts in self._computed(unique, token_budget).items()}
+            return self.computed_logps(unique, token_budget)
+        self.verified(unique)
         identity = self.identity
         keys = {tree: [key(identity, tree.prompt, branch) for branch in tree.branches] for tree in unique}
         known = self.store.read([k for tree in unique for k in keys[tree]])
@@ -115,6 +155,12 @@ class Anchor:
             self.store.write(new)
         known |= new
         return {tree: _sums([known[k] for k in keys[tree]]) for tree in unique}
+
+    def computed_logps(self, trees: Sequence[TokenTree], token_budget: int) -> dict[TokenTree, Float[Tensor, "N"]]:
+        """The same without the store: for trees that are seen once, or an anchor that moves."""
+        unique = list(dict.fromkeys(trees))
+        self.verified(unique)
+        return {tree: _sums(parts) for tree, parts in self._computed(unique, token_budget).items()}
 
     def _computed(self, trees: Sequence[TokenTree], token_budget: int) -> dict[TokenTree, list[Tensor]]:
         """Per-token log-probabilities of each branch, on the CPU."""
@@ -154,15 +200,28 @@ class MovingAnchor(Anchor):
         self.rate = rate
         self.hash = None
 
-    @property
-    def moves(self) -> bool:
-        return True
-
     def follow(self) -> None:
         """One step towards the policy as it is now."""
         with torch.no_grad():
             for own, other in zip(self.tree.parameters(), self._policy.tree.parameters(), strict=True):
                 own.lerp_(other, self.rate)
+
+
+def anchor_of(policy: Policy, asked: AnyAnchor) -> Anchor:
+    """The anchor that a configuration asks for, taken from the policy as it stands.
+
+    Raises:
+        ValueError: another model is named that cannot be loaded or has another tokenizer; the policy has an adapter
+            and an EMA is asked for.
+    """
+    if isinstance(asked, EMA):
+        return MovingAnchor(policy, asked.rate)
+    if asked.path is None:
+        return Anchor.of(policy, asked.open())
+    other = Policy.load(asked.path, precision=policy.tree.precision, device=policy.tree.device.type)
+    if vocabulary_hash(other.tokenizer) != vocabulary_hash(policy.tokenizer):
+        raise ValueError(f"anchor.path {asked.path!r} has another tokenizer than the policy; name one of its family")
+    return Anchor(other.tree.requires_grad_(False).eval(), other, store=asked.open())
 
 
 def _frozen(policy: Policy) -> TreeLM:
