@@ -8,7 +8,7 @@ import pytest
 
 from treeward.data import world
 from treeward.data.prepare import DataConfig
-from treeward.data.prompts import openings
+from treeward.data.prompts import drawn, openings
 
 TOKENIZER = world.tokenizer()
 
@@ -62,3 +62,14 @@ def test_prompts_of_the_data_are_whole(tmp_path: Path) -> None:
 def test_nothing_left_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="leaves no prompt"):
         openings(source(tmp_path, [{"text": "good ."}]), TOKENIZER, (3, 3), 0)
+
+
+def test_some_prompts_are_drawn_by_name_and_seed_in_their_order(tmp_path: Path) -> None:
+    texts = [{"text": f"the plot is {word} ."} for word in world.ADJECTIVE]
+    found, _ = openings(source(tmp_path, texts), TOKENIZER, (4, 4), 0)
+    some = drawn(found, 7, 0)
+    assert len(some) == 7
+    assert [prompt for prompt in found if prompt in some] == some
+    assert set(some) < set(drawn(found, 9, 0))
+    assert set(some) != set(drawn(found, 7, 1))
+    assert drawn(found, None, 0) == found

@@ -154,3 +154,20 @@ def test_a_directory_without_a_head_is_refused(tmp_path: Path, tiny: Any, tiny_t
     tiny_tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="no trained head"):
         scorers.find(str(tmp_path))
+
+
+def test_a_reward_model_of_whole_texts_reads_prompt_and_response_as_one(tmp_path: Path) -> None:
+    from treeward.models.artifact import annotate
+    from treeward.models.loading import ModelConfig
+    from treeward.models.reward_model import RewardModel
+    from treeward.trees.text import Tree
+
+    model = RewardModel.from_config(ModelConfig())
+    torch.nn.init.ones_(model.tree.module.score.weight)  # type: ignore[union-attr, arg-type]
+    model.save(tmp_path)
+    annotate(tmp_path / "model", {"data": {"format": "text"}})
+    tree = TokenTree((1, *model.tokenizer("the plot is", add_special_tokens=False).input_ids), ((20, 21), (22, 2)))
+    found = scorers.find(str(tmp_path / "model"))([tree], model.tokenizer)
+    texts = [model.tokenizer.decode([*tree.prompt[1:], *branch], skip_special_tokens=True) for branch in tree.branches]
+    torch.testing.assert_close(found, model.score([Tree("", [text], group=text) for text in texts]))
+    assert (found - model.score([tree])).abs().min() > 1e-3

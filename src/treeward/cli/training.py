@@ -10,6 +10,7 @@ from treeward.cli.parse import Words, parse
 from treeward.jobs import settings
 from treeward.jobs.members import Ensembled, train_members
 from treeward.jobs.options import RUNS, AnyRun, RewardRun
+from treeward.jobs.sweep import Swept, axis, sweep
 from treeward.jobs.train import Finished, estimate, prologue, train
 from treeward.runs.directory import RunDirectory, free_path
 
@@ -28,6 +29,8 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     given = dict(words.options)
     if "resume" in given:
         return resume(Words((given["resume"],), tuple(o for o in words.options if o[0] != "resume"), words.flags))
+    if "sweep" in given:
+        return show_sweep(swept(verb, words))
     config = configured(verb, words)
     if "print-config" in words.flags:
         print(yaml.safe_dump({"command": verb, **settings.dump(config)}, sort_keys=False), end="")
@@ -75,6 +78,19 @@ def overridden(words: Words, base: Mapping[str, Any] | None = None) -> dict[str,
     return values
 
 
+def swept(verb: str, words: Words) -> Swept:
+    """Run every point of a command line's `--sweep KEY=V1,V2,...` options.
+
+    Raises:
+        ValueError: an axis or a point's configuration is wrong, or a flag asks for one run alone.
+    """
+    if words.flags:
+        raise ValueError(f"--sweep runs every point; leave --{min(words.flags)} away, or the sweep")
+    axes = [axis(text) for key, text in words.options if key == "sweep"]
+    rest = Words(words.places, tuple(option for option in words.options if option[0] != "sweep"), words.flags)
+    return sweep(verb, overridden(rest, recipe_of(verb, rest)), axes)
+
+
 def resume(words: Words) -> int:
     """Go on with a run from its last checkpoint; its own configuration stands."""
     if len(words.places) != 1 or words.options:
@@ -112,6 +128,20 @@ def show(finished: Finished) -> int:
     return finished.exit_code
 
 
+def show_sweep(found: Swept) -> int:
+    """One line a point, and where the frontier is."""
+    for name, finished in found.runs.items():
+        receipt = finished.receipt
+        change = interval(receipt["difference"])
+        kl = f", KL {interval(receipt['metrics']['kl']['after'])}" if "kl" in receipt["metrics"] else ""
+        value = f"{receipt['metric']} {interval(receipt['after'])}, n={receipt['after']['n']}"
+        print(f"{name}: {value}; change {change}{kl}; {receipt['verdict']}")
+    for name, reason in found.failed.items():
+        print(f"{name}: not trained: {reason}")
+    print(f"sweep      {found.path}" + (f"\nfrontier   {found.frontier}" if found.frontier else ""))
+    return found.exit_code
+
+
 def show_members(found: Ensembled) -> int:
     """Each way of joining the members, with its accuracy and its gain on the first of them."""
     for name, facts in found.ways.items():
@@ -142,5 +172,6 @@ def help_text(verb: str) -> str:
         return "treeward resume RUN: go on from the last checkpoint, bit for bit at equal threads and versions."
     names = ", ".join(settings.recipes())
     return "\n".join([f"{RUNS[verb].__doc__}", "", f"recipes: {names}", "", *field_lines(RUNS[verb]),
+                      "  --sweep KEY=V1,V2,...                every value (or combination) in one go, one frontier",
                       "  --print-config                       show the resolved run and stop",
                       "  --dry-run                            data, checks and an estimate, then stop"])  # fmt: skip

@@ -5,6 +5,7 @@ what is made of it cannot leak.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from treeward.data import formats, sources
@@ -47,6 +48,12 @@ def openings(
     if not kept:
         raise ValueError(f"data.source {config.source!r} leaves no prompt: {dict(dropped)}")
     return [prompt for prompt in prompts if kept[prompt.group] is prompt], +dropped
+
+
+def drawn(prompts: Sequence[Prompt], count: int | None, seed: int) -> list[Prompt]:
+    """This many prompts, those that come first by the hash of their names and the seed, in the order given."""
+    first = {p.group for p in sorted(prompts, key=lambda prompt: unit(prompt.group, seed))[:count]}
+    return [prompt for prompt in prompts if prompt.group in first]
 
 
 def _given(config: DataConfig, tokenizer: Tokenizer) -> tuple[list[Prompt], Counter[str]]:

@@ -93,7 +93,12 @@ def _closing_checks(
 def _credentials(config: AnyRun, data: Prepared, after: Measurement) -> dict[str, Any]:
     """What a reward model's artifact says of its data, its accuracy, and the scale of its scores on held-out text."""
     found: dict[str, Any] = {
-        "data": {"source": config.data.source, "fingerprint": fingerprint(data.train), "trees": len(data.train)}
+        "data": {
+            "source": config.data.source,
+            "format": data.format,
+            "fingerprint": fingerprint(data.train),
+            "trees": len(data.train),
+        }
     }
     pairs = after.tables.get("pairs")
     if pairs is not None:

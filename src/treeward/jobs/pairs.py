@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from treeward.data.prepare import DataConfig
-from treeward.data.prompts import Prompt, openings
+from treeward.data.prompts import Prompt, drawn, openings
 from treeward.data.render import decode, vocabulary_hash
 from treeward.data.selection import AnySelection, BestWorst, Picks, Ranking, clear
 from treeward.evaluation.pairs import Yield
@@ -47,6 +47,8 @@ class PairsRun:
     """Where prompts come from, with their split; texts without prompts give their first tokens."""
     prompt_tokens: int | tuple[int, int] = 8
     """First tokens of a text that make its prompt, where the data has no prompts; [2, 8] draws from a range."""
+    prompts: int | None = None
+    """Use only this many prompts, drawn by their names and the seed; all by default."""
     samples: int = 8
     """K, samples a prompt."""
     max_new_tokens: int = 64
@@ -76,6 +78,8 @@ class PairsRun:
         low, high = self.range
         if not 1 <= low <= high:
             raise ValueError(f"prompt_tokens is {self.prompt_tokens}; it is a number from 1, or [fewest, most]")
+        if self.prompts is not None and self.prompts < 1:
+            raise ValueError(f"prompts is {self.prompts}; it must be at least 1")
         if self.samples < 2:
             raise ValueError(f"samples is {self.samples}; a comparison needs at least 2")
         if self.min_gap < 0:
@@ -112,6 +116,7 @@ def make_pairs(config: PairsRun, policy: Policy | None = None) -> Made:
     policy = policy or Policy.from_config(config.model, config.seed)
     scorer = scorers.find(config.scorer)
     prompts, dropped = openings(config.data, policy.tokenizer, config.range, config.seed)
+    prompts = drawn(prompts, config.prompts, config.seed)
     sampler = DecodeSampler.of(policy, config.max_new_tokens, config.temperature)
     generator = fingerprint(policy.tree)[:16]
     done = len(run.lines("samples.jsonl"))

@@ -33,6 +33,8 @@ class RewardModel:
         self.tree = tree
         self.tokenizer = tokenizer
         self.adapter = adapter
+        self.reads_whole = False
+        """Whether it was trained on whole texts, without prompts."""
 
     @classmethod
     def load(cls, path: str, *, seed: int = 0, **options: Any) -> "RewardModel":
@@ -80,7 +82,9 @@ class RewardModel:
         tree = TreeScorer(module, loaded.precision, loaded.backend, head).to(module.device)
         if thresholds is not None and tree.thresholds is not None:
             tree.thresholds.data.copy_(freed(thresholds))
-        return cls(tree, loaded.tokenizer, adapter)
+        found = cls(tree, loaded.tokenizer, adapter)
+        found.reads_whole = bool(saved) and saved.get("data", {}).get("format") == "text"
+        return found
 
     @property
     def head(self) -> AnyHead:

@@ -1,6 +1,7 @@
 """A trained reward model as a scorer.
 
-One with the policy's vocabulary scores the ids as they are; any other gets the text, rendered by its own tokenizer.
+One with the policy's vocabulary scores the ids as they are; any other gets the text, rendered by its own tokenizer. One
+that was trained on labelled texts, which have no prompts, gets prompt and response as one whole text.
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from treeward.data.render import Tokenizer, decode
 from treeward.models.reward_model import RewardModel
+from treeward.rewards import texts
 from treeward.trees.text import Response, Tree
 from treeward.trees.tokens import TokenTree
 
@@ -22,6 +24,8 @@ class Judge:
         self.name = name
 
     def __call__(self, trees: Sequence[TokenTree], tokenizer: Tokenizer) -> Float[Tensor, "N"]:
+        if self.model.reads_whole:
+            return self.model.score([Tree("", [text], group=text) for text in texts.whole(trees, tokenizer)])
         if self.model.tokenizer.get_vocab() == tokenizer.get_vocab():
             return self.model.score(trees)
         return self.model.score([_as_text(tree, tokenizer) for tree in trees])

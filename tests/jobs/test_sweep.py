@@ -1,0 +1,80 @@
+"""`--sweep`: the product of the axes, one run each, one store, one frontier."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from treeward.cli.main import run
+from treeward.jobs import sweep as job
+from treeward.jobs.sweep import axis, points, sweep
+from treeward.models.anchor import Anchor
+
+SHORT: dict[str, Any] = {
+    "data": {"source": "world:300", "test": 0.2}, "steps": 2, "batch_size": 16, "lr": 1e-3, "require": "any",
+    "model": {"config": {"num_hidden_layers": 1}, "device": "cpu"},
+    "evaluation": {"prompts": 4, "samples": 2, "max_new_tokens": 8, "scorer": "gold"},
+}  # fmt: skip
+
+
+def test_points_are_the_product_in_order() -> None:
+    found = points([axis("loss.beta=0.1, 0.5"), axis("seed=0,1")])
+    assert list(found) == [
+        "loss.beta=0.1,seed=0",
+        "loss.beta=0.1,seed=1",
+        "loss.beta=0.5,seed=0",
+        "loss.beta=0.5,seed=1",
+    ]
+    assert found["loss.beta=0.5,seed=0"] == [("loss.beta", "0.5"), ("seed", "0")]
+
+
+@pytest.mark.parametrize("text", ["loss.beta", "=1,2", "loss.beta=", "loss.beta=,"])
+def test_what_is_no_axis_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not KEY=VALUE,VALUE"):
+        axis(text)
+
+
+def test_every_point_is_a_run_and_the_store_serves_them_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    computed, asked = Anchor._computed, []
+
+    def counted(self: Anchor, given: Any, budget: int) -> Any:
+        asked.append(sum(len(tree.branches) for tree in given))
+        return computed(self, given, budget)
+
+    monkeypatch.setattr(Anchor, "_computed", counted)
+    kept = {"anchor": {"store": str(tmp_path / "s.sqlite")}}
+    found = sweep("dpo", SHORT | kept | {"out": str(tmp_path / "s")}, [axis("loss.kind=sigmoid,ipo,hinge")])
+    assert list(found.runs) == ["loss.kind=sigmoid", "loss.kind=ipo", "loss.kind=hinge"]
+    assert all((tmp_path / "s" / name / "receipt.json").exists() for name in found.runs)
+    assert found.frontier is not None
+    page = found.frontier.read_text()
+    assert all(name in page for name in found.runs)
+    assert found.frontier.with_suffix(".png").exists()
+    training = [n for n in asked if n > 8]
+    assert training == [32 * 2], "two batches of 16 pairs, computed for the first point alone"
+    assert found.exit_code == 0
+
+
+def test_a_wrong_point_is_found_before_the_first_run(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"loss.kind is 'sigmoyd', did you mean 'sigmoid'"):
+        sweep("dpo", SHORT | {"out": str(tmp_path / "s")}, [axis("loss.kind=ipo,sigmoyd")])
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_point_that_fails_its_checks_does_not_stop_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["dpo", "--data.source", "world:300", "--data.test", "0.2", "--steps", "2", "--batch-size", "16",
+             "--model.config.num_hidden_layers", "1", "--evaluation.prompts", "2", "--evaluation.samples", "2",
+             "--evaluation.max-new-tokens", "4", "--require", "any", "--sweep", "lr=1e-3,10"]  # fmt: skip
+    assert run(words) == 2
+    said = capsys.readouterr().out
+    assert "lr=10: not trained: F42" in said
+    assert "lr=1e-3: accuracy" in said
+    assert sorted(p.name for p in (tmp_path / "runs" / "dpo-sweep").iterdir()) == ["lr=1e-3"]
+
+
+def test_flags_for_one_run_are_refused() -> None:
+    assert run(["dpo", "--sweep", "seed=0,1", "--dry-run"]) == 2
+    assert job.axis("seed=0,1") == ("seed", ("0", "1"))
