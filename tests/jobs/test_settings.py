@@ -4,13 +4,14 @@ import pytest
 
 from treeward.jobs.inspect import InspectRun
 from treeward.jobs.options import RUNS, DPORun
+from treeward.jobs.pairs import PairsRun
 from treeward.jobs.settings import build, dump, merge, override, recipe, recipes
 
 
 @pytest.mark.parametrize("name", recipes())
 def test_every_recipe_builds_and_survives_a_round_trip(name: str) -> None:
     values = recipe(name)
-    cls = {**RUNS, "inspect": InspectRun}[values.pop("command")]
+    cls = {**RUNS, "inspect": InspectRun, "pairs": PairsRun}[values.pop("command")]
     config = build(cls, values)
     assert build(cls, dump(config)) == config
 

@@ -83,7 +83,7 @@ class RewardModel:
         if thresholds is not None and tree.thresholds is not None:
             tree.thresholds.data.copy_(freed(thresholds))
         found = cls(tree, loaded.tokenizer, adapter)
-        found.reads_whole = bool(saved) and saved.get("data", {}).get("format") == "text"
+        found.reads_whole = (saved or {}).get("data", {}).get("format") == "text"
         return found
 
     @property
