@@ -2,7 +2,8 @@
 
 `texts.jsonl`: snippets of rt_polarity and reviews cut into blocks of sentences, for the language model, with the split
 of the text they come from. `reward.jsonl` and `judge.jsonl`: the labelled snippets in two halves by the hash of their
-text, so that the judge has read no snippet that the reward model learned from.
+text, so that the judge has read no snippet that the reward model learned from. `prompts.jsonl`: texts whose first
+tokens are prompts, 1,000 of the training part and 160 of the test part.
 """
 
 import gzip
@@ -14,6 +15,8 @@ from typing import Any
 
 BLOCK = 420
 """Characters of a block of sentences, about 100 tokens of the small tokenizer."""
+PROMPTS = {"train": 1000, "test": 160}
+"""Texts of each part whose openings are prompts."""
 SHARE = 5
 """One review in this many is read by the language model, to fit its training into half an hour on one core."""
 
@@ -41,6 +44,12 @@ def half(text: str) -> int:
     return hashlib.sha256(f"half:{text}".encode()).digest()[0] % 2
 
 
+def some(texts: Iterable[dict[str, Any]], part: str, count: int) -> list[dict[str, Any]]:
+    """This many texts of a part, the first by the hash of their text."""
+    found = [row for row in texts if row["split"] == part]
+    return sorted(found, key=lambda row: hashlib.sha256(f"prompt:{row['text']}".encode()).digest())[:count]
+
+
 def write(path: Path, found: Iterable[dict[str, Any]]) -> None:
     """A JSONL file, to a temporary name first."""
     temporary = path.with_suffix(".partial")
@@ -49,9 +58,9 @@ def write(path: Path, found: Iterable[dict[str, Any]]) -> None:
 
 
 def prepare(data: Path, out: Path) -> None:
-    """Write the three files into `out`, unless they are there."""
+    """Write the files into `out`, unless they are there."""
     out.mkdir(parents=True, exist_ok=True)
-    if (out / "texts.jsonl").exists():
+    if (out / "prompts.jsonl").exists():
         return
     snippets = rows(data / "sentiment/rt_polarity.jsonl.gz")
     reviews = rows(data / "sentiment/movie_reviews.jsonl.gz")
@@ -62,3 +71,4 @@ def prepare(data: Path, out: Path) -> None:
         kept = [row for row in snippets if half(row["text"]) == number]
         write(out / f"{name}.jsonl", ({"text": r["text"], "label": r["label"], "split": r["split"]} for r in kept))
     write(out / "texts.jsonl", texts.values())
+    write(out / "prompts.jsonl", (row for part, count in PROMPTS.items() for row in some(texts.values(), part, count)))
