@@ -17,13 +17,16 @@ from pathlib import Path
 import dpo
 import peer
 import reward
+import sample
 import score
+import sweep
 from records import Record, Setting, Unequal, write
 
 ROOT = Path(__file__).resolve().parent.parent
 
 BENCHES: dict[str, Callable[[Setting], list[Record]]] = {
-    "dpo": dpo.bench, "reward": reward.bench, "score": score.bench,
+    "dpo": dpo.bench, "reward": reward.bench, "score": score.bench, "sample": sample.bench,
+    "sweep": sweep.bench,
 }  # fmt: skip
 """What each bench measures and prints; a new bench is one file and one entry here."""
 

@@ -1,0 +1,57 @@
+"""Treeward's side of the sampling bench, one task a process. Modes: prepare (model and prompts for both), time."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from child import Answer, Stopwatch, Task, reply
+from pairs import TOKENIZER, read
+from treeward.models.loading import ModelConfig
+from treeward.models.policy import Policy, branch_logps
+from treeward.models.sampler import DecodeSampler
+from treeward.trees.tokens import TokenTree
+from treeward.trees.verify import verified
+
+NEW = 64
+
+
+def measure(task: Task) -> Answer:
+    """Sample; the layout's verification stands apart, and the samples are scored outside the clock."""
+    torch.set_num_threads(task.threads)
+    data, work = Path(task.data), Path(task.work)
+    if task.mode == "prepare":
+        prepare(data, work, task.pairs)
+        return Answer(steps=[])
+    precision = "bf16" if task.precision == "bf16" else "fp32"
+    policy = Policy.load(str(work / "model"), precision=precision, device="cpu")
+    prompts = [
+        TokenTree(tuple(ids), (), str(n)) for n, ids in enumerate(json.loads((work / "prompts.json").read_text()))
+    ]
+    sampler = DecodeSampler(policy.tree, (), NEW)
+    with Stopwatch() as proof, torch.no_grad():
+        verified(policy.tree, [TokenTree(tree.prompt, (tree.prompt,)) for tree in prompts])
+    draw = torch.Generator().manual_seed(0)
+    sampler(prompts[:2], 2, draw)
+    with Stopwatch() as watch:
+        trees = sampler(prompts, task.batch_size, draw)
+    assert all(len(branch) == NEW for tree in trees for branch in tree.branches), "a sample ended early"
+    steps = [{"logp": logp} for logp in branch_logps(policy, trees).tolist()]
+    return Answer(seconds=watch.seconds, others=watch.others, before=proof.seconds, steps=steps)
+
+
+def prepare(data: Path, work: Path, count: int) -> None:
+    """A GPT-2 of random weights wide enough that its next token is not uniform, and the first 8 tokens of dialogues."""
+    gpt2 = ModelConfig(
+        path=str(data / "model_configs/gpt2"), init="random", tokenizer=str(data / TOKENIZER), device="cpu",
+        config={"initializer_range": 0.04},
+    )  # fmt: skip
+    policy = Policy.from_config(gpt2, seed=0)
+    policy.save(work)
+    texts = [pair.prompt for pair in read(data, 4 * count)]
+    ids = [policy.tokenizer(text, add_special_tokens=False).input_ids[:8] for text in texts]
+    (work / "prompts.json").write_text(json.dumps([row for row in ids if len(row) == 8][:count]))
+
+
+if __name__ == "__main__":
+    reply(measure)
