@@ -148,8 +148,8 @@ def line(name: str, receipt: Mapping[str, Any], side: str, verdict: str) -> str:
     """A run's figures before or after training."""
     metrics, diversity = receipt["metrics"], receipt["diversity"]
     (judge,) = (facts for key, facts in metrics.items() if key.startswith("judge:"))
-    found = [receipt[side], judge[side], metrics["kl"][side], diversity["entropy"][side],
-             diversity["distinct-2"][side], diversity["perplexity"][side]]  # fmt: skip
+    found = [receipt[side], judge[side], metrics["kl"][side], diversity["token_entropy"][side],
+             diversity["distinct_2"][side], diversity["perplexity"][side]]  # fmt: skip
     return " | ".join([f"| {name}", *map(shown, found), f"{verdict} |"])
 
 

@@ -38,7 +38,8 @@ def measure(task: Task) -> Answer:
 def logp(model: torch.nn.Module, rows: torch.Tensor, start: int) -> torch.Tensor:
     """The sum of each row's log-probabilities after its prompt."""
     logps = model(rows).logits[:, start - 1 : -1].float().log_softmax(2)
-    return logps.gather(2, rows[:, start:, None]).squeeze(2).sum(1)
+    sums: torch.Tensor = logps.gather(2, rows[:, start:, None]).squeeze(2).sum(1)
+    return sums
 
 
 if __name__ == "__main__":
