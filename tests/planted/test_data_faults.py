@@ -88,3 +88,26 @@ def test_all_failures_are_reported_together_and_accepted_by_id(prepared: Any, po
     assert {check.id for check in accepted if check.passed is None} == {"F04", "F48"}
     with pytest.raises(ValueError, match="F99"):
         require(checks, ["F04", "F48", "F99"])
+
+
+def test_f08_the_prompt_is_repeated_in_the_response(prepared: Any, policy: Any) -> None:
+    for part, trees in prepared.texts.items():
+        prepared.texts[part] = [
+            replace(tree, responses=tuple(replace(r, text=f"{tree.prompt}{r.text}") for r in tree.responses))
+            for tree in trees
+        ]
+    assert failed(prepared, policy.tokenizer) == {"F08"}
+
+
+def test_f08_prompts_of_the_start_token_alone(prepared: Any, policy: Any) -> None:
+    prepared.parts["train"] = [replace(tree, prompt=(1,)) for tree in prepared.train]
+    assert failed(prepared, policy.tokenizer) == {"F08"}
+
+
+@pytest.mark.parametrize(("gap", "names"), [(0.05, {"F08"}), (0.5, set())])
+def test_f08_a_gap_near_zero(gap: float, names: set[str], prepared: Any, policy: Any) -> None:
+    prepared.parts = {
+        part: [replace(tree, ratings=((n % 7 + gap,), (n % 7 + 0.0,))) for n, tree in enumerate(trees)]
+        for part, trees in prepared.parts.items()
+    }
+    assert failed(prepared, policy.tokenizer) == names

@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from treeward.data.prepare import Prepared
 from treeward.data.render import Tokenizer, decode, template_faults
 from treeward.data.shapes import Purpose
 from treeward.proof.checks import Check, below
 from treeward.trees.tokens import TokenTree
 
+GAP = 0.1
+"""Median gap of the ratings of a pair, in standard deviations of all ratings, below which it is noise."""
 GROUPS = 30
 """Fewer held-out groups than this cannot carry an interval."""
 
@@ -23,7 +27,7 @@ def data_checks(data: Prepared, tokenizer: Tokenizer, embedding_rows: int, purpo
         _dropped(data),
         _groups(data),
     ]
-    return [*found, *_pairs(data, everything)] if purpose == "pairs" else found
+    return [*found, *_pairs(data, everything), *_made(data, everything)] if purpose == "pairs" else found
 
 
 def _ends(data: Prepared) -> Check:
@@ -96,3 +100,28 @@ def _pairs(data: Prepared, trees: Sequence[TokenTree]) -> list[Check]:
         below("F04", "pairs present in both orders", both_ways, 0, ["F04"]),
         below("F05", "share of pairs whose ratings contradict their order", wrong, 0.01, ["F05"]),
     ]  # fmt: skip
+
+
+def _made(data: Prepared, trees: Sequence[TokenTree]) -> list[Check]:
+    """F08: the ways in which pairs made of samples are known to be malformed."""
+    texts = [tree for part in data.texts.values() for tree in part]
+    said = [(tree.prompt.strip(), r.text) for tree in texts if isinstance(tree.prompt, str) for r in tree.responses]
+    echoes = [(prompt, text) for prompt, text in said if prompt and text.strip().startswith(prompt)]
+    responses = max(1, sum(len(tree.responses) for tree in texts))
+    bare = 0 if data.format == "text" else sum(len(tree.prompt) == 1 for tree in trees)
+    shown = f"{echoes[0][1][:60]!r} after {echoes[0][0][:60]!r}; give the response alone" if echoes else ""
+    found = [
+        below("F08", "share of responses that begin with their prompt", len(echoes) / responses, 0.01, ["F08"],
+              detail=shown),
+        below("F08", "share of prompts of one token", bare / max(1, len(trees)), 0.01, ["F08"]),
+    ]  # fmt: skip
+    if trees and all(tree.ratings for tree in trees):
+        grades = np.array([tree.grades for tree in trees])
+        gap = float(np.median(grades[:, 0] - grades[:, 1]) / max(float(grades.std()), 1e-12))
+        detail = (
+            "" if gap >= GAP else "the scores hardly tell the sides apart: ask for a larger min_gap, or more samples"
+        )
+        found.append(
+            Check("F08", "median gap of the ratings, in their sd", gap >= GAP, ("F08",), "before", gap, GAP, detail)
+        )
+    return found
