@@ -21,10 +21,10 @@ lint: $(STAMP)
 	$(VENV)/bin/lint-imports
 
 fast: $(STAMP)
-	$(PYTHON) -m pytest -m 'not slow'
+	$(PYTHON) -m pytest -n 2 --dist loadfile -m 'not slow'
 
 test: lint
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n 2 --dist loadfile
 
 bench: $(STAMP)
 	$(PYTHON) bench/run.py $(if $(ONLY),--only $(ONLY))
