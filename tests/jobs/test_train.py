@@ -70,7 +70,8 @@ def test_receipt_follows_the_schema(tmp_path: Path) -> None:
         assert set(receipt[side]) == {"value", "low", "high", "n", "constant"}
     assert set(receipt["difference"]) == {"value", "low", "high", "p", "test", "minimum_detectable"}
     assert set(receipt["metrics"]) == {
-        "accuracy", "kl", "kl_token", "entropy", "start_nll", "length", "ended", "repetition", "self_bleu"
+        "accuracy", "log_ratio_chosen", "log_ratio_rejected", "kl", "kl_token", "entropy", "start_nll", "length",
+        "ended", "repetition", "self_bleu"
     }  # fmt: skip
     assert set(receipt["diversity"]) == {
         "budget", "n", "token_entropy", "distinct_1", "distinct_2", "distinct_3", "perplexity"

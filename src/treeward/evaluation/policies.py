@@ -61,7 +61,9 @@ def implicit(policy: Policy, anchor: Anchor, trees: Sequence[TokenTree]) -> Tabl
     ratios = torch.split((now - start).double(), [len(tree.branches) for tree in trees])
     groups, *sides = zip(*_opposed(trees, [r.numpy() for r in ratios]), strict=True)
     chosen, rejected = map(np.array, sides)
-    return Table(groups, {"accuracy": wins(chosen, rejected), "chosen": chosen, "rejected": rejected})
+    return Table(
+        groups, {"accuracy": wins(chosen, rejected), "log_ratio_chosen": chosen, "log_ratio_rejected": rejected}
+    )
 
 
 def _opposed(trees: Sequence[TokenTree], values: Sequence[np.ndarray]) -> list[tuple[str, float, float]]:

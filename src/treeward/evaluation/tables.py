@@ -31,6 +31,8 @@ METRICS = {
     for metric in (
         Metric("nll", False, "bootstrap", "negative log-likelihood, nats a token (policy) or a pair (reward model)"),
         Metric("accuracy", True, "accuracy", "share of pairs whose chosen side scores higher, ties one half"),
+        Metric("log_ratio_chosen", True, "bootstrap", "log(policy / start) of the chosen response, nats"),
+        Metric("log_ratio_rejected", False, "bootstrap", "log(policy / start) of the rejected response, nats"),
         Metric("brier", False, "bootstrap", "squared error of the stated probability of the chosen side"),
         Metric("mae", False, "bootstrap", "distance of the mean score from the rating, in bins"),
         Metric("crps", False, "bootstrap", "continuous ranked probability score against the rating, in bins"),

@@ -20,6 +20,8 @@ STYLE: Any = {
     "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none",
 }  # fmt: skip
 Rows = Sequence[Mapping[str, Any]]
+TRAINING: Mapping[str, str] = {"accuracy": "rewards/accuracies"}
+"""What a batch's metric is called that is measured on the validation part under another name."""
 
 
 def curves(metrics: Rows, main: str) -> str:
@@ -34,12 +36,21 @@ def curves(metrics: Rows, main: str) -> str:
         key = f"validation/{main}"
         points = [(row["step"], row[key]) for row in metrics if row.get(key) is not None]
         if points:
-            axes[1].plot(*zip(*points, strict=True), color=ACCENT, marker="o", markersize=3.5, linewidth=1.4)
-            axes[1].set(xlabel="step", ylabel=f"validation {main}")
+            _validation(axes[1], metrics, main, points)
         else:
             axes[1].plot(steps, [row["grad_norm"] for row in metrics], color=ACCENT, linewidth=1.0)
             axes[1].set(xlabel="step", ylabel="gradient norm")
         return svg(figure)
+
+
+def _validation(axes: Axes, metrics: Rows, main: str, points: Sequence[tuple[float, float]]) -> None:
+    """The metric on the validation part, and where the batches measure it too, theirs."""
+    own = [row[TRAINING[main]] for row in metrics if main in TRAINING and TRAINING[main] in row]
+    if len(own) == len(metrics):
+        axes.plot([row["step"] for row in metrics], smoothed(own), color=SOFT, linewidth=1.2, label="training")
+    axes.plot(*zip(*points, strict=True), color=ACCENT, marker="o", markersize=3.5, linewidth=1.4, label="validation")
+    axes.set(xlabel="step", ylabel=main)
+    axes.legend(frameon=False)
 
 
 def frontier(

@@ -12,7 +12,9 @@ import jinja2
 from treeward.report import figures
 
 LABELS = {
-    "accuracy": "pair accuracy", "brier": "Brier score", "mae": "distance of score and rating, bins",
+    "accuracy": "pair accuracy", "log_ratio_chosen": "log-ratio of the chosen response, nats",
+    "log_ratio_rejected": "log-ratio of the rejected response, nats",
+    "brier": "Brier score", "mae": "distance of score and rating, bins",
     "crps": "CRPS against ratings, bins", "cross_entropy": "cross-entropy of ratings, nats",
     "score": "score", "kl": "KL to the start, nats", "kl_token": "KL to the start, nats a token",
     "entropy": "conditional entropy, nats a token", "length": "length, tokens", "ended": "ends by itself",
