@@ -9,8 +9,9 @@ OUT/
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -119,14 +120,12 @@ def make_pairs(config: PairsRun, policy: Policy | None = None) -> Made:
     prompts = drawn(prompts, config.prompts, config.seed)
     sampler = DecodeSampler.of(policy, config.max_new_tokens, config.temperature)
     generator = fingerprint(policy.tree)[:16]
-    done = len(run.lines("samples.jsonl"))
-    run.write_lines("samples.jsonl", run.lines("samples.jsonl")[: done - done % CHUNK])
-    starts = range(done - done % CHUNK, len(prompts), CHUNK)
+    starts = range(_whole_chunks(run), len(prompts), CHUNK)
     for start in follow(starts, len(starts), "chunks of prompts"):
         for row in sampled(prompts[start : start + CHUNK], policy, sampler, scorer, config, start):
             run.append("samples.jsonl", row | {"generator": generator})
     found = Yield(config.samples, dropped)
-    rows = selected(run.lines("samples.jsonl"), config, found, vocabulary_hash(policy.tokenizer))
+    rows = selected(run.each("samples.jsonl"), config, found, vocabulary_hash(policy.tokenizer))
     written = _write(run.path / "pairs.jsonl", rows)
     if not written:
         raise ValueError(f"no pair is left of {found.prompts} prompts: every score is equal or min_gap is too large")
@@ -154,7 +153,7 @@ def sampled(
 
 
 def selected(
-    rows: Sequence[Mapping[str, Any]], config: PairsRun, found: Yield, vocabulary: str
+    rows: Iterable[Mapping[str, Any]], config: PairsRun, found: Yield, vocabulary: str
 ) -> Iterator[dict[str, Any]]:
     """The preferences of sampled rows; `found` gathers their figures."""
     for row in rows:
@@ -226,6 +225,14 @@ def _claim(config: PairsRun) -> RunDirectory:
     run = RunDirectory.create(free_path(config.name or "pairs", config.out))
     run.write("config.yaml", yaml.safe_dump(json.loads(json.dumps(own)), sort_keys=False))
     return run
+
+
+def _whole_chunks(run: RunDirectory) -> int:
+    """How many rows of samples are there in whole chunks; a stopped run's last, half-done chunk is cut off."""
+    count = sum(1 for _ in run.each("samples.jsonl"))
+    count -= count % CHUNK
+    _write(run.path / "samples.jsonl", islice(run.each("samples.jsonl"), count))
+    return count
 
 
 def _write(path: Path, rows: Iterator[Mapping[str, Any]]) -> int:

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +89,14 @@ class RunDirectory:
 
     def lines(self, name: str) -> list[dict[str, Any]]:
         """The rows of a JSONL file, a half-written last line left out; none if there is no file."""
+        return list(self.each(name))
+
+    def each(self, name: str) -> Iterator[dict[str, Any]]:
+        """The same one by one, so that the file may be larger than memory."""
         path = self.path / name
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        return [json.loads(line) for line in text.split("\n")[:-1]]
+        if path.exists():
+            with path.open(encoding="utf-8", newline="\n") as file:
+                yield from (json.loads(line) for line in file if line.endswith("\n"))
 
     def read_json(self, name: str) -> Any:
         """A JSON file's value; None if there is no file."""
