@@ -32,8 +32,9 @@ def a_run(path: Path, score: float, kl: float, *, seed: int = 0, beta: float = 0
         "best_of_n": {"curve": [{"n": n, "kl_bound": b, "score": interval(s)} for n, b, s in
                                 ((1, 0, 0), (2, 0.19, 0.1), (4, 0.64, 0.2), (8, 1.2, 0.3))]},
     }  # fmt: skip
-    loss = {"kind": "sigmoid", "beta": beta, "divergence": {"kind": over.get("divergence", "js")}}
-    config = {"command": "dpo", "seed": seed, "out": str(path), "loss": loss, "model": {"path": over.get("start", "s")}}
+    loss, divergence = {"kind": "sigmoid", "beta": beta}, {"kind": over.get("divergence", "js")}
+    config = {"command": "dpo", "seed": seed, "out": str(path), "loss": loss, "divergence": divergence,
+              "model": {"path": over.get("start", "s")}}  # fmt: skip
     length = over.get("length", 4)
     samples = [
         {"group": f"p{n}", "sample": k, "prompt": over.get("prompt", "why"), "ids_before": [n, k, 1, 2],
@@ -56,7 +57,7 @@ def test_table_figure_and_png(tmp_path: Path) -> None:
     assert "n=8" not in page
     assert "1  good · dpo sigmoid js" in page
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    for words in ("dpo sigmoid js", "dpo sigmoid reverse-kl", "judge length", "pooled token entropy", "distinct-3",
+    for words in ("dpo sigmoid js", "dpo sigmoid<", "judge length", "pooled token entropy", "distinct-3",
                   "perplexity under the start", "24 tokens a model"):  # fmt: skip
         assert words in page
     row = page[page.index("<td>poor</td>") :]
@@ -87,9 +88,11 @@ def test_seeds_of_one_setting_are_joined_and_others_are_not(tmp_path: Path) -> N
 
 
 def test_families_are_named_by_loss_and_divergence() -> None:
-    loss = {"kind": "sigmoid", "beta": 0.1, "divergence": {"kind": "alpha", "alpha": 0.3}}
-    assert family_of({"command": "dpo", "loss": loss}) == "dpo sigmoid alpha 0.3"
-    assert setting_of({"command": "dpo", "loss": loss}) == "dpo sigmoid alpha 0.3, beta 0.1"
+    loss = {"kind": "sigmoid", "beta": 0.1}
+    alpha = {"command": "dpo", "loss": loss, "divergence": {"kind": "alpha", "alpha": 0.3}}
+    assert family_of(alpha) == "dpo sigmoid alpha 0.3"
+    assert setting_of(alpha) == "dpo sigmoid alpha 0.3, beta 0.1"
+    assert family_of({"command": "dpo", "loss": loss, "divergence": {"kind": "reverse-kl"}}) == "dpo sigmoid"
     assert family_of({"command": "sft"}) == "sft"
 
 

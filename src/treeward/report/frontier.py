@@ -137,10 +137,10 @@ def every(receipt: Mapping[str, Any]) -> dict[str, Any]:
 def family_of(config: Mapping[str, Any]) -> str:
     """What the runs of one colour share: the command, its loss, and its divergence with that one's own numbers."""
     loss: Mapping[str, Any] = config.get("loss") or {}
+    divergence: Mapping[str, Any] = config.get("divergence") or {}
     words = [config.get("command"), loss.get("kind")]
-    for part in loss.values():
-        if isinstance(part, Mapping):
-            words += [part.get("kind"), *(f"{v:g}" for v in part.values() if isinstance(v, int | float))]
+    if divergence.get("kind") not in (None, "reverse-kl"):
+        words += [divergence["kind"], *(f"{v:g}" for v in divergence.values() if isinstance(v, int | float))]
     return " ".join(str(word) for word in words if word)
 
 
