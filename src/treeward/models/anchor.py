@@ -177,9 +177,11 @@ class Anchor:
     ) -> None:  # fmt: skip
         """Compute some of the stored values again."""
         stored = [(t, n) for t in trees for n, k in enumerate(keys[t]) if k in known]
-        for tree, number in random.Random(len(stored)).sample(stored, min(AUDITED, len(stored))):
-            alone = TokenTree(tree.prompt, (tree.branches[number],), tree.group)
-            (now,) = self._computed([alone], budget)[alone]
+        drawn = random.Random(len(stored)).sample(stored, min(AUDITED, len(stored)))
+        alone = [TokenTree(tree.prompt, (tree.branches[number],)) for tree, number in drawn]
+        again = self._computed(list(dict.fromkeys(alone)), budget)
+        for (tree, number), single in zip(drawn, alone, strict=True):
+            (now,) = again[single]
             then = known[keys[tree][number]]
             off = (now - then).abs().max().item() if now.shape == then.shape else float("inf")
             if not off <= AUDIT_LIMIT[self.tree.precision]:
