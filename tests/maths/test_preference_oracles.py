@@ -232,7 +232,7 @@ BETAS = [type(loss) for loss in LOSSES if hasattr(loss, "beta")]
     [
         *[
             (kind, {"beta": beta}, "loss.beta")
-            for kind in {*BETAS, KTO, PlackettLuce}
+            for kind in dict.fromkeys([*BETAS, KTO, PlackettLuce])
             for beta in (0.0, -0.1, math.nan)
         ],
         *[(kind, {"flip": flip}, "loss.flip") for kind in (Sigmoid, Robust) for flip in (0.5, -0.01, math.nan)],

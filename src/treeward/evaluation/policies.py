@@ -62,7 +62,7 @@ def implicit(policy: Policy, anchor: Anchor, trees: Sequence[TokenTree]) -> Tabl
     groups, *sides = zip(*_opposed(trees, [r.numpy() for r in ratios]), strict=True)
     chosen, rejected = map(np.array, sides)
     return Table(
-        groups, {"accuracy": wins(chosen, rejected), "log_ratio_chosen": chosen, "log_ratio_rejected": rejected}
+        list(groups), {"accuracy": wins(chosen, rejected), "log_ratio_chosen": chosen, "log_ratio_rejected": rejected}
     )
 
 
