@@ -107,7 +107,7 @@ def write_frontier(paths: Sequence[Path], out: Path) -> Path:
     curve = runs.receipts[0].get("best_of_n", {}).get("curve", [])
     points = [row.point for row in rows]
     out.parent.mkdir(parents=True, exist_ok=True)
-    picture = frontier_figure.draw(points, curve, str(runs.receipts[0]["scorer"]), out.with_suffix(".png"))
+    picture = frontier_figure.draw(points, curve, short(str(runs.receipts[0]["scorer"])), out.with_suffix(".png"))
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters["number"] = number
     text = (resources.files("treeward.report") / "frontier.html").read_text(encoding="utf-8")
@@ -120,6 +120,11 @@ def write_frontier(paths: Sequence[Path], out: Path) -> Path:
     temporary.write_text(page, encoding="utf-8")
     temporary.rename(out)
     return out
+
+
+def short(scorer: str) -> str:
+    """A scorer's name without the folders that lead to it: reward/model of /data/reward/model."""
+    return "/".join(Path(scorer).parts[-2:])
 
 
 def columns(rows: Sequence[Row]) -> list[str]:
