@@ -117,3 +117,12 @@ def test_self_bleu_by_hand() -> None:
     """Matches 4/5, 3/4, 2/3, 1/2 of the n-grams at equal length: their geometric mean."""
     expected = (4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25
     assert self_bleu([(1, 2, 3, 4, 5), (1, 2, 3, 4, 6)]) == pytest.approx(expected)
+
+
+def test_the_interval_of_a_share_stays_a_share() -> None:
+    """Every bigram is unique, so replicates that repeat prompts fall below the value and their mean: the move back up
+    must not pass 1."""
+    pool = Pool([(9 * n, 9 * n + 1, 9 * n + 2) for n in range(40)], [f"p{n}" for n in range(40)])
+    (found,), _ = diversity.measured([pool])["distinct_2"]
+    assert found.value == found.high == 1.0
+    assert 0.0 < found.low < 1.0

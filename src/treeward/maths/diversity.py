@@ -113,11 +113,12 @@ def measured(pools: Sequence[Pool]) -> dict[str, tuple[list[Interval], list[Gap]
     weights = draws(len(names))
     found = {}
     for name, (n, statistic) in _STATISTICS.items():
+        most = 1.0 if name.startswith("distinct") else math.inf
         tables = [_counts(part, n, names) for part in parts]
         values = [float(_replicated(t, np.ones((1, len(names))), statistic)[0]) for t in tables]
         replicates = np.stack([_replicated(t, weights, statistic) for t in tables])
         found[name] = (
-            [spread(value, row, len(names)) for value, row in zip(values, replicates, strict=True)],
+            [spread(value, row, len(names), most) for value, row in zip(values, replicates, strict=True)],
             [
                 gap(value - values[0], row - replicates[0], len(names))
                 for value, row in zip(values, replicates, strict=True)
@@ -153,10 +154,10 @@ def draws(groups: int, replicates: int = REPLICATES, seed: int = 0) -> Floats:
     return np.asarray(found, dtype=np.float64)
 
 
-def spread(value: float, replicates: Floats, n: int) -> Interval:
-    """The value with the replicates' 95 % spread about their own mean; unknown for one group."""
+def spread(value: float, replicates: Floats, n: int, most: float = math.inf) -> Interval:
+    """The value with the replicates' 95 % spread about their own mean, within 0 and `most`; unknown for one group."""
     low, high = _reach(replicates, n)
-    return Interval(float(value), float(value) + low, float(value) + high, n)
+    return Interval(float(value), float(np.maximum(0.0, value + low)), float(np.minimum(most, value + high)), n)
 
 
 def gap(value: float, replicates: Floats, n: int) -> Gap:
