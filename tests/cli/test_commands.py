@@ -45,7 +45,7 @@ def test_help_shows_meaning_and_default(capsys: pytest.CaptureFixture[str]) -> N
     run(["dpo", "--help"])
     said = capsys.readouterr().out
     assert "--loss.kind" in said
-    assert "sigmoid | hinge | ipo" in said
+    assert "sigmoid | robust | hinge | ipo" in said
     line = next(line for line in said.splitlines() if line.strip().startswith("--loss.beta"))
     assert "implicit reward" in line
     assert line.endswith("[0.1]")
