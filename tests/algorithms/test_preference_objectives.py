@@ -189,6 +189,23 @@ def test_margins_come_from_ratings_and_are_capped(policy: Build, grow: Build) ->
     assert step.metrics["loss"] == pytest.approx(soft[1], abs=1e-6)
 
 
+def test_a_pairs_own_margin_goes_before_the_runs(policy: Build, grow: Build) -> None:
+    """Own margins of 0 and 0.9 and none, under the run's 0.4."""
+    trees = [replace(tree, margin=m) for tree, m in zip(grow(3), (0.0, 0.9, None), strict=True)]
+    (step,) = dpo(policy(), trees, DPOConfig(steps=1, batch_size=3, margin=0.4))
+    soft = [math.log1p(math.exp(value)) for value in (0.0, 0.9, 0.4)]
+    assert step.metrics["loss"] == pytest.approx(sum(soft) / 3, abs=1e-6)
+    (step,) = dpo(policy(), trees, DPOConfig(steps=1, batch_size=3))
+    assert step.metrics["loss"] == pytest.approx((soft[0] + soft[1] + LN2) / 3, abs=1e-6)
+
+
+@pytest.mark.parametrize("loss", [p.IPO(), p.KTO(), p.PlackettLuce(), p.SIMPO()], ids=repr)
+def test_rows_with_margins_are_refused_by_losses_without(loss: Any, policy: Build, grow: Build) -> None:
+    trees = [replace(tree, margin=0.5) for tree in grow(2)]
+    with pytest.raises(ValueError, match=r"2 rows have a margin, but loss.kind \w+ takes none; take the column out"):
+        next(dpo(policy(), trees, DPOConfig(steps=1, batch_size=2, loss=loss)))
+
+
 @pytest.mark.parametrize("budget", [None, 30])
 def test_weights_multiply_where_the_mean_is_taken(budget: int | None, policy: Build, grow: Build) -> None:
     trees = [replace(tree, weight=w) for tree, w in zip(grow(4), (0.0, 1.0, 2.0, 5.0), strict=True)]

@@ -3,6 +3,7 @@
 import math
 import typing
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from treeward.algorithms.reward import RewardConfig, reward
 from treeward.algorithms.sft import SFTConfig, sft
 from treeward.algorithms.state import DataOrder
 from treeward.maths.preference import AnyTerm, Hinge, PairScores, Sigmoid, Sum
-from treeward.maths.reward import BradleyTerry
+from treeward.maths.reward import AllPairs, BradleyTerry
 from treeward.models import adapters
 from treeward.models.anchor import Anchor
 from treeward.models.heads import output_layer
@@ -56,6 +57,15 @@ def test_the_first_sft_loss_is_the_mean_over_tokens(
     assert step.metrics["loss"] == pytest.approx(-tokens.mean().item(), abs=1e-5)
     by_branch = [-part.mean() for part in tokens.split([len(b) for t in trees for b in t.branches])]
     assert abs(step.metrics["loss"] - torch.stack(by_branch).mean().item()) > 1e-3
+
+
+def test_sft_weighs_every_token_of_a_tree(policy: Build, tiny: Build, grow: Build, plain_logps: Build) -> None:
+    trees = [replace(t, weight=w) for t, w in zip(grow(3, branches=2), (0.0, 1.0, 3.0), strict=True)]
+    (step,) = sft(policy(), trees, SFTConfig(steps=1, batch_size=3))
+    plain = tiny("llama", attention="eager")
+    with torch.no_grad():
+        found = [tree.weight * plain_logps(plain, tree) for tree in trees]
+    assert step.metrics["loss"] == pytest.approx(-torch.cat(found).mean().item(), abs=1e-5)
 
 
 def test_sft_reads_text_and_scores_the_end_token(policy: Build, tiny: Build, plain_logps: Build) -> None:
@@ -166,6 +176,19 @@ def test_the_first_reward_loss_under_a_margin_reads_the_rating_gaps() -> None:
     expected = sum(math.log1p(math.exp(0.5 * min(gap, 1.0))) for gap in gaps) / 4
     assert step.metrics["loss"] == pytest.approx(expected, abs=1e-6)
     assert step.metrics["nll"] == pytest.approx(LN2, abs=1e-6)
+
+
+def test_the_first_reward_loss_under_the_rows_own_margins_and_weights() -> None:
+    own: list[tuple[float | None, float]] = [(0.9, 1.0), (None, 2.0), (0.0, 0.5)]
+    trees = [
+        TokenTree((5, n), ((6,), (7, 8)), margin=margin, weight=weight) for n, (margin, weight) in enumerate(own, 10)
+    ]
+    (step,) = reward(scorer(), trees, RewardConfig(steps=1, batch_size=3, loss=BradleyTerry(margin=0.5)))
+    soft = [math.log1p(math.exp(value)) for value in (0.9, 0.5, 0.0)]
+    assert step.metrics["loss"] == pytest.approx((soft[0] + 2 * soft[1] + 0.5 * soft[2]) / 3, abs=1e-6)
+    assert step.metrics["nll"] == pytest.approx(LN2, abs=1e-6)
+    with pytest.raises(ValueError, match=r"2 rows have a margin, but loss.kind AllPairs takes none"):
+        next(reward(scorer(), trees, RewardConfig(steps=1, loss=AllPairs())))
 
 
 def test_the_first_step_turns_the_head_towards_the_chosen_ends(grow: Build) -> None:

@@ -93,6 +93,28 @@ def test_pairs_equal_after_truncation_are_dropped_and_counted(tmp_path: Path) ->
     assert (found.account.rows, found.account.used) == (2, 1)
 
 
+def test_margins_and_weights_are_read_and_said(tmp_path: Path) -> None:
+    good = {"prompt": "the plot is", "chosen": " good .", "rejected": " bad ."}
+    rows = [good | {"margin": 0.3}, good | {"prompt": "the cast is", "weight": 2}, good | {"weight": 1, "margin": None}]
+    config = DataConfig(source=written(tmp_path, rows), validation=0.0, test=0.0)
+    found = prepare(config, WORLD, "pairs")
+    assert {(tree.margin, tree.weight) for tree in found.train} == {(0.3, 1.0), (None, 2.0), (None, 1.0)}
+    assert str(found.account).endswith("; margin read in 1 rows; weight read in 1 rows")
+    (single,) = [tree for tree in prepare(config, WORLD, "sft").train if tree.weight == 2]
+    assert single.margin is None
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [("margin", 3, r"has a margin of 3.0; it lies in \[0, 1\]"), ("margin", "wide", "row 0: .*'wide'"),
+     ("weight", -1, "has a weight of -1.0"), ("weight", "heavy", "row 0: .*'heavy'")],
+)  # fmt: skip
+def test_a_margin_or_weight_that_is_none_is_refused(column: str, value: object, said: str, tmp_path: Path) -> None:
+    row = {"prompt": "the plot is", "chosen": " good .", "rejected": " bad .", column: value}
+    with pytest.raises(ValueError, match=said):
+        prepare(DataConfig(source=written(tmp_path, [row]), validation=0.0, test=0.0), WORLD, "pairs")
+
+
 def test_dropped_rows_are_counted_by_reason(tmp_path: Path) -> None:
     good = {"prompt": "the plot is", "chosen": " good .", "rejected": " bad ."}
     rows = [good, {**good, "chosen": " "}, {**good, "rejected": " good ."}, {**good, "prompt": ""}]

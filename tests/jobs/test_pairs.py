@@ -19,6 +19,7 @@ from treeward.jobs.pairs import PairsRun, make_pairs, sampled, selected
 from treeward.models.loading import ModelConfig
 from treeward.models.policy import Policy
 from treeward.models.sampler import ScriptedSampler
+from treeward.proof.checks import ChecksFailed
 from treeward.rewards.scorers import Gold
 
 TOKENIZER = world.tokenizer()
@@ -158,6 +159,21 @@ def test_a_finished_or_other_directory_is_refused(tmp_path: Path) -> None:
 def test_impossible_settings_are_refused(fields: dict[str, Any], said: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=said):
         plan(tmp_path, **fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"scorer": "count:no such word"}, r"I17 FAILED: prompts of the first 16 whose samples differ in score 0"),
+        ({"scorer": "nothing.py:f"}, "there is no file 'nothing.py'"),
+        ({"model": {"path": "no-such-model"}}, "no-such-model"),
+        ({"data": {"source": "none.jsonl"}}, "none.jsonl"),
+    ],
+)
+def test_what_cannot_give_pairs_leaves_nothing_behind(fields: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises((ValueError, ChecksFailed), match=said):
+        make_pairs(plan(tmp_path / "a", **fields))
+    assert not (tmp_path / "a").exists()
 
 
 def test_no_pair_left_is_said(tmp_path: Path) -> None:

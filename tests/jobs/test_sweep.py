@@ -75,6 +75,25 @@ def test_a_point_that_fails_its_checks_does_not_stop_the_others(
     assert sorted(p.name for p in (tmp_path / "runs" / "dpo-sweep").iterdir()) == ["lr=1e-3"]
 
 
+def test_a_value_that_is_a_path_names_one_directory(tmp_path: Path) -> None:
+    assert list(points([axis("model.path=a/b,c")])) == ["model.path=a_b", "model.path=c"]
+    with pytest.raises(ValueError, match=r"two points 'model.path=a_b'; give each value once"):
+        points([axis("model.path=a/b,a_b")])
+
+
+def test_a_later_point_that_cannot_run_is_told_and_a_first_one_stops_the_sweep(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["sft", "--steps", "1", "--require", "any", "--data.test", "0.2", "--data.limit", "300"]
+    there, missing = "data.source=world-texts", str(tmp_path / "none.jsonl")
+    assert run([*words, "--out", str(tmp_path / "a"), "--sweep", f"{there},{missing}"]) == 2
+    said = capsys.readouterr()
+    assert "none.jsonl: not trained: data.source" in said.out
+    assert "data.source=world-texts: nll" in said.out
+    assert run([*words, "--out", str(tmp_path / "b"), "--sweep", f"data.source={missing},world-texts"]) == 2
+    assert not (tmp_path / "b").exists()
+
+
 def test_flags_for_one_run_are_refused() -> None:
     assert run(["dpo", "--sweep", "seed=0,1", "--dry-run"]) == 2
     assert job.axis("seed=0,1") == ("seed", ("0", "1"))

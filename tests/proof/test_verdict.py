@@ -43,6 +43,14 @@ def test_exit_codes() -> None:
     assert [v.exit_code("any") for v in (improved, same, broken)] == [0, 0, 4]
 
 
+def test_a_score_without_a_judge_is_by_its_own_reward() -> None:
+    judged = Check("F32", "no judge falls", True)
+    assert "n=400, by its own reward" in decide(change("score", 0.1, 0.3), []).reason
+    assert "n=400, by its own reward; this n shows" in decide(change("score", -0.1, 0.3), []).reason
+    assert "own reward" not in decide(change("score", 0.1, 0.3), [judged]).reason
+    assert "own reward" not in decide(change("accuracy", 0.1, 0.3), []).reason
+
+
 def test_no_detectable_change_names_what_could_have_been_seen() -> None:
     assert "0.05" in decide(change("score", -0.1, 0.3), []).reason
 

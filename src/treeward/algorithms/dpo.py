@@ -13,6 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from treeward.algorithms.loop import LoopConfig, Step, fit, reached
+from treeward.algorithms.outputs import refuse_margins
 from treeward.algorithms.preferences import (
     AnyObjective,
     Following,
@@ -30,6 +31,8 @@ from treeward.models.policy import Policy, tokenised
 from treeward.trees.text import Tree
 from treeward.trees.tokens import TokenTree
 from treeward.trees.verify import verified
+
+WITH_MARGINS = "sigmoid, robust, hinge, exo or normalised-sigmoid"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +60,7 @@ class DPOConfig(LoopConfig):
             )
         check_margin("margin", self.margin)
         if self.margin and not self.loss.takes_margin:
-            raise ValueError(
-                f"margin is {self.margin}, but loss.kind {kind} has none; use sigmoid, robust, hinge, exo or "
-                "normalised-sigmoid"
-            )
+            raise ValueError(f"margin is {self.margin}, but loss.kind {kind} has none; use {WITH_MARGINS}")
 
 
 def objective(
@@ -100,6 +100,8 @@ def check_shape(loss: AnyPreferenceLoss, trees: Sequence[TokenTree]) -> None:
     Raises:
         ValueError: a tree of the wrong shape; the first is named.
     """
+    if not loss.takes_margin:
+        refuse_margins(trees, type(loss).__name__, WITH_MARGINS)
     if isinstance(loss, KTO):
         labels(trees)
         return

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from treeward.algorithms import ranks
 from treeward.algorithms.loop import Terms
-from treeward.algorithms.outputs import branches
+from treeward.algorithms.outputs import branches, own_margins, weights
 from treeward.maths.branches import Branches
 from treeward.maths.divergences import AnyDivergence, ReverseKL
 from treeward.maths.logprobs import branch_lengths, sum_by_branch
@@ -81,7 +81,7 @@ class PairPreference:
             **compared(chosen, rejected), "logps/chosen": ratios.logps[0::2], "logps/rejected": ratios.logps[1::2],
             **clamp_rate(self.divergence, ratios.x.view(-1, 2)),
         }  # fmt: skip
-        return Terms(self.loss(scores), metrics, weights(forest, ratios.x.device))
+        return Terms(self.loss(scores), metrics, weights(forest.sources, self.count, ratios.x.device))
 
     def at_start(self, forest: Forest, anchor: Known) -> float:
         """The known mean loss of these pairs where the policy is the anchor."""
@@ -95,13 +95,16 @@ class PairPreference:
         return PairScores(x[0::2], x[1::2], n[0::2], n[1::2], logps[0::2], logps[1::2], self._margins(forest, x))
 
     def _margins(self, forest: Forest, like: Tensor) -> Float[Tensor, "P"] | None:
-        """As in Bradley-Terry: margin * min(gap, 1) where every pair is rated, else the margin itself."""
-        if self.margin == 0:
+        """As in Bradley-Terry: a pair's own, else margin * min(gap, 1) where every pair is rated, else the margin."""
+        own = own_margins(forest.sources, like)
+        if self.margin == 0 and own is None:
             return None
-        if not all(tree.ratings for tree in forest.sources):
-            return like.new_full((len(forest.sources),), self.margin)
-        gaps = like.new_tensor([tree.grades[0] - tree.grades[1] for tree in forest.sources])
-        return rated_margin(self.margin, gaps)
+        found = like.new_full((len(forest.sources),), self.margin)
+        if all(tree.ratings for tree in forest.sources):
+            found = rated_margin(
+                self.margin, like.new_tensor([tree.grades[0] - tree.grades[1] for tree in forest.sources])
+            )
+        return found if own is None else torch.where(own.isnan(), found, own)
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,7 @@ class RankedPreference:
         best = torch.stack([reward[order.argmax()] for reward, order in rewards])
         worst = torch.stack([reward[order.argmin()] for reward, order in rewards])
         metrics = {**compared(best, worst), **clamp_rate(self.divergence, ratios.x, found)}
-        return Terms(self.loss(found), metrics, weights(forest, ratios.x.device))
+        return Terms(self.loss(found), metrics, weights(forest.sources, self.count, ratios.x.device))
 
     def at_start(self, forest: Forest, anchor: Known) -> float:
         """The known mean loss of these rankings where the policy is the anchor."""
@@ -174,7 +177,7 @@ class LabelledPreference:
             "rewards/margins": signed, "rewards/accuracies": _share_above(signed),
             "rewards/reference": (self.loss.beta * scores.reference).expand_as(signed), "logps": ratios.logps,
         }  # fmt: skip
-        return Terms(self.loss(scores), metrics, weights(forest, ratios.x.device, by_branch=True))
+        return Terms(self.loss(scores), metrics, weights(forest.sources, self.count, ratios.x.device))
 
     def at_start(self, forest: Forest, anchor: Known) -> float:
         """The known mean loss of these responses where the policy is the anchor."""
@@ -262,15 +265,6 @@ def clamp_rate(divergence: AnyDivergence, x: Tensor, found: Branches | None = No
         return {}
     rows = divergence.clamped(x).float()
     return {"divergence/clamped": rows.mean(1) if found is None else found.tree_mean(rows)}
-
-
-def weights(forest: Forest, device: torch.device, by_branch: bool = False) -> Tensor | None:
-    """The weight of each unit, a tree or a branch; None where all are 1."""
-    if all(tree.weight == 1 for tree in forest.sources):
-        return None
-    repeats = [len(tree.branches) if by_branch else 1 for tree in forest.sources]
-    flat = [tree.weight for tree, n in zip(forest.sources, repeats, strict=True) for _ in range(n)]
-    return torch.tensor(flat, device=device)
 
 
 def _share_above(difference: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Literal
 from torch import Tensor
 
 from treeward.algorithms.loop import LoopConfig, Step, Terms, fit
-from treeward.algorithms.outputs import branches
+from treeward.algorithms.outputs import branches, refuse_margins, weights
 from treeward.maths.branches import Branches
 from treeward.maths.reward import (
     AllPairs,
@@ -93,7 +93,7 @@ class Judgement:
         if isinstance(self.loss, Graded | Joint):
             graded = self.loss if isinstance(self.loss, Graded) else self.loss.graded
             metrics["cross_entropy"] = found.tree_mean(graded.cross_entropies(found))
-        return Terms(values, metrics)
+        return Terms(values, metrics, weights(forest.sources, self.count, values.device))
 
     def _pair_metrics(self, found: Branches) -> dict[str, Tensor]:
         chosen, rejected = found.pair(found.scores())
@@ -130,6 +130,8 @@ def check_judged(loss: AnyRewardLoss, head: AnyHead, trees: Sequence[TokenTree])
     Raises:
         ValueError: a tree of the wrong shape, or without the ratings needed; the first is named.
     """
+    if not isinstance(loss, BradleyTerry):
+        refuse_margins(trees, type(loss).__name__, "bradley-terry")
     for tree in trees:
         if needs(loss) == "pairs" and len(tree.branches) != 2:
             raise ValueError(f"{tree.group[:60]!r} has {len(tree.branches)} responses; a pair has two")

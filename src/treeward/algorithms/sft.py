@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from treeward.algorithms.loop import LoopConfig, Step, Terms, fit
+from treeward.algorithms.outputs import weights
 from treeward.models.policy import Policy, tokenised
 from treeward.trees.forest import Forest
 from treeward.trees.forward import TreeLM
@@ -35,7 +36,7 @@ class TokenNLL:
         return sum(map(len, tree.branches))
 
     def __call__(self, forest: Forest) -> Terms:
-        return Terms(-self.model(forest), {})
+        return Terms(-self.model(forest), {}, weights(forest.sources, self.count, self.model.device))
 
 
 def sft(

@@ -173,7 +173,7 @@ def _trees(
     texts: list[tuple[Part | None, Tree]] = []
     for number, row in enumerate(found, first):
         try:
-            trees = read(row)
+            trees = [annotated(tree, row, account) for tree in read(row)]
         except formats.Dropped as reason:
             account.dropped[str(reason)] += 1
             continue
@@ -182,12 +182,25 @@ def _trees(
         except ValueError as problem:
             raise ValueError(f"row {number}: {problem}") from None
         part = named(row["split"]) if row.get("split") else None
-        for tree in trees:
-            subset, weight = str(row.get("subset") or ""), 1.0 if row.get("weight") is None else float(row["weight"])
-            if subset or weight != 1:
-                tree = replace(tree, subset=subset, weight=weight)  # noqa: PLW2901
-            texts.append((part, tree))
+        texts += [(part, tree) for tree in trees]
     return texts
+
+
+def annotated(tree: Tree, row: sources.Row, account: Account) -> Tree:
+    """The tree with the row's subset, weight and (of a pair) margin; weights and margins are counted.
+
+    Raises:
+        ValueError: a weight or margin is not a number.
+    """
+    subset, weight, margin = row.get("subset"), row.get("weight"), row.get("margin")
+    found = replace(tree, subset=str(subset)) if subset else tree
+    if weight is not None and float(weight) != 1:
+        account.columns["weight"] += 1
+        found = replace(found, weight=float(weight))
+    if margin is not None and len(tree.responses) == 2:
+        account.columns["margin"] += 1
+        found = replace(found, margin=float(margin))
+    return found
 
 
 def placed(trees: Sequence[tuple[Part | None, Tree]], reading: Reading) -> dict[Part, list[Tree]]:

@@ -24,19 +24,24 @@ PROBE = "treeward"
 
 @dataclass
 class Account:
-    """What rendering and filtering did to the rows: every loss is counted here and reported."""
+    """What rendering and filtering did to the rows: every loss is counted here and reported.
+
+    `columns` counts the rows in which a column beside the texts changes what training does.
+    """
 
     rows: int = 0
     used: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     cut: Counter[str] = field(default_factory=Counter)
+    columns: Counter[str] = field(default_factory=Counter)
     responses: int = 0
     ended: int = 0
 
     def __str__(self) -> str:
         dropped = ", ".join(f"{n} {why}" for why, n in sorted(self.dropped.items())) or "none"
         cut = ", ".join(f"{n} {what}" for what, n in sorted(self.cut.items())) or "none"
-        return f"{self.rows} rows, {self.used} used; dropped: {dropped}; cut: {cut}"
+        read = "".join(f"; {name} read in {n} rows" for name, n in sorted(self.columns.items()))
+        return f"{self.rows} rows, {self.used} used; dropped: {dropped}; cut: {cut}{read}"
 
 
 def token_tree(
@@ -70,7 +75,7 @@ def token_tree(
         branches.append(tuple(ids))
     ratings = tuple(response.ratings for response in tree.responses)
     judged = ratings if all(ratings) else ()
-    return TokenTree(tuple(prompt), tuple(branches), tree.group, judged, tree.subset, tree.weight)
+    return TokenTree(tuple(prompt), tuple(branches), tree.group, judged, tree.subset, tree.weight, tree.margin)
 
 
 def prompt_ids(prompt: Prompt, tokenizer: Tokenizer) -> list[int]:

@@ -13,7 +13,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol, TextIO, runtime_checkable
@@ -114,17 +114,15 @@ def writing(path: Path) -> Iterator[Writer]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.mkdir()
-    files: dict[Part, TextIO] = {part: (temporary / f"{part}.jsonl").open("w", encoding="utf-8") for part in PARTS}
     try:
-        yield Writer(temporary, files, Counter())
-        for file in files.values():
-            file.close()
+        with ExitStack() as stack:
+            files: dict[Part, TextIO] = {
+                part: stack.enter_context((temporary / f"{part}.jsonl").open("w", encoding="utf-8")) for part in PARTS
+            }
+            yield Writer(temporary, files, Counter())
         temporary.rename(path)
-    except BaseException:
-        for file in files.values():
-            file.close()
+    finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def lines(trees: Trees, part: Part) -> Iterator[str]:

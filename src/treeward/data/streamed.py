@@ -133,6 +133,7 @@ def _add(done: Rendered, writer: store.Writer, total: Total) -> None:
         setattr(account, name, getattr(account, name) + getattr(more, name))
     account.dropped += more.dropped
     account.cut += more.cut
+    account.columns += more.columns
 
 
 def _done(renderer: Renderer, chunks: Iterator[Chunk], processes: int) -> Iterator[Rendered]:

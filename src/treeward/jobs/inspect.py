@@ -131,6 +131,5 @@ def _write(path: Path, found: Inspection) -> None:
         run.write_json("histograms.json", found.histograms)
         write_inspection(temporary)
         temporary.rename(path)
-    except BaseException:
+    finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise

@@ -30,6 +30,8 @@ from treeward.models.loading import ModelConfig
 from treeward.models.policy import Policy
 from treeward.models.sampler import DecodeSampler, Sampler
 from treeward.models.weights import fingerprint
+from treeward.proof.checks import require
+from treeward.proof.guards import first_rollout
 from treeward.rewards import scorers
 from treeward.runs.directory import RunDirectory, finite, free_path
 from treeward.trees.tokens import TokenTree
@@ -112,8 +114,9 @@ def make_pairs(config: PairsRun, policy: Policy | None = None) -> Made:
 
     Raises:
         ValueError: the policy, prompts, scorer or place cannot be used, or nothing is left to compare.
+        ChecksFailed: in the first chunk no two samples of a prompt differ in score; nothing is written.
     """
-    run = _claim(config)
+    run = _place(config)
     policy = policy or Policy.from_config(config.model, config.seed)
     scorer = scorers.find(config.scorer)
     prompts, dropped = openings(config.data, policy.tokenizer, config.range, config.seed)
@@ -122,11 +125,15 @@ def make_pairs(config: PairsRun, policy: Policy | None = None) -> Made:
     generator = fingerprint(policy.tree)[:16]
     starts = range(_whole_chunks(run), len(prompts), CHUNK)
     for start in follow(starts, len(starts), "chunks of prompts"):
-        for row in sampled(prompts[start : start + CHUNK], policy, sampler, scorer, config, start):
+        rows = list(sampled(prompts[start : start + CHUNK], policy, sampler, scorer, config, start))
+        if start == 0:
+            require([first_rollout([row["scores"] for row in rows], rows[0]["responses"])])
+            _begin(run, config)
+        for row in rows:
             run.append("samples.jsonl", row | {"generator": generator})
     found = Yield(config.samples, dropped)
-    rows = selected(run.each("samples.jsonl"), config, found, vocabulary_hash(policy.tokenizer))
-    written = _write(run.path / "pairs.jsonl", rows)
+    preferences = selected(run.each("samples.jsonl"), config, found, vocabulary_hash(policy.tokenizer))
+    written = _write(run.path / "pairs.jsonl", preferences)
     if not written:
         raise ValueError(f"no pair is left of {found.prompts} prompts: every score is equal or min_gap is too large")
     report = finite(found.report() | {"scorer": scorer.name, "generator": generator, "seed": config.seed})
@@ -205,30 +212,41 @@ def _list(row: Mapping[str, Any], numbers: Sequence[int]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _claim(config: PairsRun) -> RunDirectory:
-    """The directory: a new one, or the one that a stopped run of the same configuration left.
+def _place(config: PairsRun) -> RunDirectory:
+    """Where the data goes: a place that is free, or the one that a stopped run of the same configuration left.
 
     Raises:
         ValueError: the directory holds a finished run, or one of another configuration.
     """
-    own = {"command": "pairs", **dump(config), "out": None}
     path = Path(config.out) if config.out else None
-    if path is not None and (path / "config.yaml").exists() and not (path / "report.json").exists():
-        left = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-        other = [name for name, value in own.items() if left.get(name) != json.loads(json.dumps(value))]
-        if other:
-            raise ValueError(
-                f"--out {config.out!r} was left by another run: {other[0]} is {left.get(other[0])!r} there and "
-                f"{own[other[0]]!r} here; name another directory"
-            )
-        return RunDirectory(path)
-    run = RunDirectory.create(free_path(config.name or "pairs", config.out))
-    run.write("config.yaml", yaml.safe_dump(json.loads(json.dumps(own)), sort_keys=False))
-    return run
+    if path is None or not (path / "config.yaml").exists() or (path / "report.json").exists():
+        return RunDirectory(free_path(config.name or "pairs", config.out))
+    own, left = _own(config), yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+    other = [name for name, value in own.items() if left.get(name) != value]
+    if other:
+        raise ValueError(
+            f"--out {config.out!r} was left by another run: {other[0]} is {left.get(other[0])!r} there and "
+            f"{own[other[0]]!r} here; name another directory"
+        )
+    return RunDirectory(path)
+
+
+def _begin(run: RunDirectory, config: PairsRun) -> None:
+    """Make the directory, unless a stopped run made it."""
+    if not run.path.exists():
+        RunDirectory.create(run.path).write("config.yaml", yaml.safe_dump(_own(config), sort_keys=False))
+
+
+def _own(config: PairsRun) -> dict[str, Any]:
+    """The configuration as YAML keeps it, without its place."""
+    found: dict[str, Any] = json.loads(json.dumps({"command": "pairs", **dump(config), "out": None}))
+    return found
 
 
 def _whole_chunks(run: RunDirectory) -> int:
     """How many rows of samples are there in whole chunks; a stopped run's last, half-done chunk is cut off."""
+    if not run.path.exists():
+        return 0
     count = sum(1 for _ in run.each("samples.jsonl"))
     count -= count % CHUNK
     _write(run.path / "samples.jsonl", islice(run.each("samples.jsonl"), count))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from treeward.jobs import settings
-from treeward.jobs.options import RUNS, RewardRun
+from treeward.jobs.options import RUNS
 from treeward.jobs.train import Finished, train
 from treeward.proof.checks import ChecksFailed
 from treeward.report.frontier import write_frontier
@@ -53,18 +53,28 @@ def axis(text: str) -> Axis:
 
 
 def points(axes: Sequence[Axis]) -> dict[str, list[tuple[str, str]]]:
-    """The product of the axes: a name such as `loss.beta=0.1,seed=0` to its overrides, in order."""
-    return {
-        ",".join(f"{key}={value}" for key, value in chosen): list(chosen)
-        for chosen in product(*([(key, value) for value in values] for key, values in axes))
-    }
+    """The product of the axes: a name such as `loss.beta=0.1,seed=0` to its overrides, in order.
+
+    A name is one directory's, so that the slashes of a value stand as underscores in it.
+
+    Raises:
+        ValueError: two points would have one name.
+    """
+    found: dict[str, list[tuple[str, str]]] = {}
+    for chosen in product(*([(key, value) for value in values] for key, values in axes)):
+        name = ",".join(f"{key}={value}" for key, value in chosen).replace("/", "_")
+        if name in found:
+            raise ValueError(f"--sweep has two points {name!r}; give each value once")
+        found[name] = list(chosen)
+    return found
 
 
 def sweep(verb: str, base: Mapping[str, Any], axes: Sequence[Axis]) -> Swept:
     """Run every point; `base` is the command's mapping without the axes.
 
     Raises:
-        ValueError: a point's configuration is wrong (found out before the first run), or the place is taken.
+        ValueError: a point's configuration is wrong (found out before the first run), the place is taken, or the
+            first point cannot be run. A later one that cannot be run stands in `failed`.
     """
     path = free_path(f"{base.get('name') or verb}-sweep", base.get("out"))
     configs = {}
@@ -73,16 +83,18 @@ def sweep(verb: str, base: Mapping[str, Any], axes: Sequence[Axis]) -> Swept:
         for key, text in overrides:
             values = settings.merge(values, settings.override(key, text))
         configs[name] = settings.build(RUNS[verb], values | {"out": str(path / name)})
+        if getattr(configs[name], "members", 1) > 1:
+            raise ValueError("--sweep runs single models: leave members at 1")
     found: dict[str, Finished] = {}
     failed: dict[str, str] = {}
     for number, (name, config) in enumerate(configs.items(), 1):
         log.info("\n%s (%d of %d)", name, number, len(configs))
-        if isinstance(config, RewardRun) and config.members > 1:
-            raise ValueError("--sweep runs single models: leave members at 1")
         try:
             found[name] = train(config)
-        except ChecksFailed as problem:
-            failed[name] = "; ".join(map(str, problem.checks))
+        except (ChecksFailed, ValueError) as problem:
+            if isinstance(problem, ValueError) and number == 1:
+                raise
+            failed[name] = str(problem)
             log.error("%s was not trained: %s", name, failed[name])
     judged = [finished.path for finished in found.values() if finished.receipt["metric"] == "score"]
     frontier = write_frontier(judged, path / "frontier.html") if judged else None

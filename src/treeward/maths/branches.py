@@ -17,12 +17,14 @@ class Branches:
     """All that a reward loss may see of a forest. Branches stand tree by tree, in a pair the chosen one first.
 
     `ratings` are the raters' numbers on their own scale, one column an attribute, None where the data has none.
+    `margins` are those that trees bring with them, NaN where one brings none.
     """
 
     outputs: Float[Tensor, "N W"]
     head: AnyHead
     tree: Int[Tensor, "N"]
     ratings: Float[Tensor, "N A"] | None = None
+    margins: Float[Tensor, "G"] | None = None
 
     @property
     def trees(self) -> int:

@@ -7,6 +7,7 @@ Letters: G trees, N branches, P pairs, W outputs a branch, A attributes, B score
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -33,7 +34,8 @@ class BradleyTerry:
     """-log sigma(r_w - r_l - xi) + c (r_w + r_l)^2  (Bradley and Terry 1952; centring: Eisenstein et al. 2023,
     arXiv:2312.09244; margin: Llama 2, arXiv:2307.09288, equation 2).
 
-    Margin xi = `margin` * min(gap, 1) where rows carry ratings (gap: the rating difference), else xi = `margin`.
+    Margin xi = `margin` * min(gap, 1) where rows carry ratings (gap: the rating difference), else xi = `margin`; a pair
+    that brings its own margin keeps that.
     """
 
     margin: float = 0.0
@@ -55,10 +57,11 @@ class BradleyTerry:
         return _mean(softplus(self._margins(zeros)) + self.centre * (chosen + rejected).square())
 
     def _margins(self, branches: Branches) -> Float[Tensor, "P"]:
-        if branches.ratings is None:
-            return branches.outputs.new_full((branches.trees,), self.margin)
-        better, worse = branches.pair(branches.ratings.mean(1))
-        return rated_margin(self.margin, better - worse)
+        found = branches.outputs.new_full((branches.trees,), self.margin)
+        if branches.ratings is not None:
+            better, worse = branches.pair(branches.ratings.mean(1))
+            found = rated_margin(self.margin, better - worse)
+        return found if branches.margins is None else torch.where(branches.margins.isnan(), found, branches.margins)
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ class AllPairs:
 
 
 @dataclass(frozen=True)
-class _PairLikelihood:
+class _PairLikelihood(ABC):
     """-log P(chosen scores above rejected), the two scores drawn from their own distributions, independently."""
 
     entropy: float = 0.0
@@ -106,9 +109,9 @@ class _PairLikelihood:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"loss.{name} is {getattr(self, name)}; it must not be negative")
 
+    @abstractmethod
     def nll(self, win: Float[Tensor, "P"], tie: Float[Tensor, "P"], lose: Float[Tensor, "P"]) -> Float[Tensor, "P"]:
         """The loss from log P(above), log P(equal), log P(below)."""
-        raise NotImplementedError
 
     def __call__(self, branches: Branches) -> Float[Tensor, "G"]:
         log_probs = branches.log_probs()

@@ -39,6 +39,23 @@ def k1_check(table: Table, temperature: float) -> Check:
     return Check("F34", name, apart <= limit, guards, "after", apart, limit, detail)
 
 
+def first_rollout(scores: Sequence[Sequence[float]], texts: Sequence[str]) -> Check:
+    """I17: of the first prompts, those whose samples' scores differ; without any there is nothing to learn from.
+
+    `scores` holds one row a prompt; `texts` are some samples to show.
+    """
+    known = [[score for score in row if math.isfinite(score)] for row in scores]
+    telling = sum(bool(row) and max(row) > min(row) for row in known)
+    detail = ""
+    if not telling:
+        flat = [score for row in known for score in row]
+        low, middle, high = np.quantile(flat, (0, 0.5, 1)) if flat else (math.nan,) * 3
+        shown = ", ".join(repr(text[:40]) for text in texts[:3])
+        detail = f"scores {low:.3g} to {high:.3g}, median {middle:.3g}; samples {shown}; look at the scorer"
+    name = f"prompts of the first {len(scores)} whose samples differ in score"
+    return Check("I17", name, telling > 0, ("F29",), "before", telling, 1, detail)
+
+
 def judge_guards(comparisons: Sequence[Comparison]) -> list[Check]:
     """F32, one a judge: the score did not rise while the judge fell, both intervals clear of zero."""
     every = {found.metric.name: found for found in comparisons}

@@ -42,7 +42,8 @@ def decide(main: Comparison, checks: Sequence[Check], rule: Comparison | None = 
     change = (
         f"{name} {main.before.value:.4g} -> {main.after.value:.4g}, change {d.value:+.3g} [{d.low:+.3g}, {d.high:+.3g}]"
     )
-    change += f", n={main.after.n}"
+    judged = name != "score" or any(check.id == "F32" for check in checks)
+    change += f", n={main.after.n}{'' if judged else ', by its own reward'}"
     if name == "accuracy" and main.after.high < 0.5:
         return Verdict("broken", f"{change}: wholly below one half, so the labels or their order are misread (F05)")
     if main.outcome == "improved" and rule is not None and rule.outcome != "improved":

@@ -4,6 +4,7 @@ Every run has a number, which stands at its point, in the legend while that has 
 drawn as far as the runs go and a little beyond.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,21 @@ from typing import Any
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from treeward.maths.frontier import Point
 from treeward.report.figures import INK, STYLE, svg
 
+Box = tuple[float, float, float, float]
+"""Left, bottom, right, top, in points."""
 COLOURS = ("#1b7f5c", "#c8641b", "#3a5fb0", "#a0307c", "#8a6d1d", "#2e8fa6", "#7a4fbf", "#b3392f", "#5d6d6a", "#6a8f1f")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 NAMED = 20
 """With more runs than this the legend holds families alone."""
-PLACES = ((6, 5), (6, -11), (-6, 5), (-6, -11))
-"""Where a number stands beside its point, in turn along the KL, so that neighbours do not meet."""
+PLACES = tuple((side * far, height) for far in (6, 14, 22) for height in (4, -11, 13, -20) for side in (1, -1))
+"""Where a number may stand beside its point, the best first; it takes the place that meets least."""
+WIDTH, HEIGHT = 5.0, 8.0
+"""Of a digit, in points of type 8."""
 
 
 def draw(points: Sequence[Point], best_of_n: Sequence[Mapping[str, Any]], scorer: str, png: Path) -> str:
@@ -38,7 +44,7 @@ def draw(points: Sequence[Point], best_of_n: Sequence[Mapping[str, Any]], scorer
             label = named if len(points) <= NAMED + 1 else None if point.family in seen else point.family
             seen.add(point.family)
             _point(axes, point, COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)], label)
-        _numbers(axes, points[1:])
+        _numbers(figure, axes, points[1:])
         axes.margins(x=0.06, y=0.1)
         axes.set(xlabel="KL(policy, start), nats a response", ylabel=f"score ({scorer})" if scorer else "score")
         axes.set_title("bars: 95 % intervals by prompt", fontsize=8, loc="left", color=INK)
@@ -73,14 +79,28 @@ def _point(axes: Axes, point: Point, colour: str, marker: str, label: str | None
     )  # fmt: skip
 
 
-def _numbers(axes: Axes, points: Sequence[Point]) -> None:
-    order = sorted(range(len(points)), key=lambda place: points[place].kl.value)
-    for turn, place in enumerate(order):
-        x, y = PLACES[turn % len(PLACES)]
+def _numbers(figure: Figure, axes: Axes, points: Sequence[Point]) -> None:
+    figure.canvas.draw()
+    where = axes.transData.transform([(point.kl.value, point.score.value) for point in points]) * 72 / figure.dpi
+    taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in where]
+    for number, ((x, y), point) in enumerate(zip(where, points, strict=True), 1):
+        boxes = [_box(x + dx, y + dy, WIDTH * len(str(number)) * math.copysign(1, dx)) for dx, dy in PLACES]
+        place = min(range(len(PLACES)), key=lambda at: sum(_common(boxes[at], other) for other in taken))
+        taken.append(boxes[place])
         axes.annotate(
-            str(place + 1), (points[place].kl.value, points[place].score.value), xytext=(x, y),
-            textcoords="offset points", ha="left" if x > 0 else "right", fontsize=8, color=INK, zorder=3,
+            str(number), (point.kl.value, point.score.value), xytext=PLACES[place], textcoords="offset points",
+            ha="left" if PLACES[place][0] > 0 else "right", fontsize=8, color=INK, zorder=3,
         )  # fmt: skip
+
+
+def _box(x: float, y: float, width: float) -> Box:
+    return min(x, x + width), y, max(x, x + width), y + HEIGHT
+
+
+def _common(a: Box, b: Box) -> float:
+    """The area that two boxes share."""
+    wide, high = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    return max(wide, 0.0) * max(high, 0.0)
 
 
 def _known(interval: Mapping[str, Any], name: str) -> float:

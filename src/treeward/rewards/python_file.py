@@ -45,7 +45,7 @@ class PythonFile:
         module = importlib.util.module_from_spec(spec)
         try:
             spec.loader.exec_module(module)
-        except Exception as problem:
+        except Exception as problem:  # a user's file may raise anything
             raise ValueError(f"scorer {name!r}: {file!r} cannot be run ({problem}); mend the file") from problem
         found = getattr(module, function, None)
         if not callable(found):

@@ -41,8 +41,9 @@ class Tree:
 
     For a pair the first response is the chosen one, the second the rejected. `group` is the unit of splitting and of
     every interval: the normalised prompt unless given. An empty prompt is allowed only with a group of its own.
-    `subset` names a part of the data that is reported apart; `weight` is what the tree counts for in `dpo`. Of a
-    sampled tree `prompt_ids` are what sampling began from, and `vocabulary` is the hash of the tokens its ids mean.
+    `subset` names a part of the data that is reported apart; `weight` is what the tree counts for in training, and
+    `margin` what a loss of pairs asks for beyond 0, instead of the run's. Of a sampled tree `prompt_ids` are what
+    sampling began from, and `vocabulary` is the hash of the tokens its ids mean.
     """
 
     prompt: Prompt
@@ -50,12 +51,14 @@ class Tree:
     group: str = ""
     subset: str = ""
     weight: float = 1.0
+    margin: float | None = None
     prompt_ids: tuple[int, ...] = ()
     vocabulary: str = ""
 
     def __init__(
         self, prompt: str | Sequence[Message], responses: Sequence[Response | str] = (), group: str | None = None,
-        subset: str = "", weight: float = 1.0, prompt_ids: Sequence[int] = (), vocabulary: str = "",
+        subset: str = "", weight: float = 1.0, margin: float | None = None, prompt_ids: Sequence[int] = (),
+        vocabulary: str = "",
     ) -> None:  # fmt: skip
         fixed: Prompt = prompt if isinstance(prompt, str) else tuple(dict(message) for message in prompt)
         if not fixed and group is None:
@@ -65,6 +68,7 @@ class Tree:
         object.__setattr__(self, "group", normalised(fixed) if group is None else group)
         object.__setattr__(self, "subset", subset)
         object.__setattr__(self, "weight", weight)
+        object.__setattr__(self, "margin", margin)
         object.__setattr__(self, "prompt_ids", tuple(prompt_ids))
         object.__setattr__(self, "vocabulary", vocabulary)
 

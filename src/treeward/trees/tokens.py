@@ -10,11 +10,12 @@ class TokenTree:
 
     Every branch token is scored, the end token included; no prompt token is. `group` names the unit of splitting and
     of intervals, `subset` a part that is reported apart; `ratings` are the raters' numbers, one tuple a branch with one
-    value an attribute, or nothing. `weight` is what the tree counts for in a preference loss.
+    value an attribute, or nothing. `weight` is what the tree counts for in a loss, `margin` what a loss of pairs asks
+    for beyond 0, instead of the run's.
 
     Raises:
-        ValueError: the prompt or a branch is empty, the weight negative, or ratings are missing for a branch, with the
-            place named.
+        ValueError: the prompt or a branch is empty, the weight negative, the margin outside [0, 1], or ratings are
+            missing for a branch, with the place named.
     """
 
     prompt: tuple[int, ...]
@@ -23,6 +24,7 @@ class TokenTree:
     ratings: tuple[tuple[float, ...], ...] = ()
     subset: str = ""
     weight: float = 1.0
+    margin: float | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -34,6 +36,11 @@ class TokenTree:
             raise ValueError(f"{self.group[:60]!r} has {len(self.branches)} branches but {len(self.ratings)} ratings")
         if not 0 <= self.weight < math.inf:
             raise ValueError(f"{self.group[:60]!r} has a weight of {self.weight}; it must be finite and not negative")
+        if self.margin is not None and not 0 <= self.margin <= 1:
+            raise ValueError(
+                f"{self.group[:60]!r} has a margin of {self.margin}; it lies in [0, 1]: a raw rating gap goes into "
+                "chosen_rating and rejected_rating, and the run's margin scales it"
+            )
 
     def __len__(self) -> int:
         """Tokens in all, the prompt counted once: what the tree costs in a forest."""
