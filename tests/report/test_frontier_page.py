@@ -1,6 +1,8 @@
 """The frontier of several runs: read from files alone, at one budget, and refused where runs cannot be compared."""
 
+import itertools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import yaml
 from treeward.cli.main import run
 from treeward.maths import diversity
 from treeward.report.frontier import Runs, family_of, setting_of, write_frontier
+from treeward.report.frontier_figure import PLACES, WIDTH, beside, box, common
 
 
 def interval(value: float, half: float = 0.05, n: int = 3) -> dict[str, Any]:
@@ -45,6 +48,15 @@ def a_run(path: Path, score: float, kl: float, *, seed: int = 0, beta: float = 0
     (path / "config.yaml").write_text(yaml.safe_dump(config))
     (path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples))
     return path
+
+
+def test_numbers_of_neighbours_stand_apart() -> None:
+    where = [(100.0 + 2 * n, 50.0 - n) for n in range(12)]
+    boxes = []
+    for number, ((x, y), (dx, dy)) in enumerate(zip(where, beside(where), strict=True), 1):
+        boxes.append(box(x + dx, y + dy, math.copysign(WIDTH * len(str(number)), dx)))
+    assert all(common(a, b) == 0 for a, b in itertools.combinations(boxes, 2))
+    assert beside([(0.0, 0.0), (500.0, 0.0)]) == [PLACES[0]] * 2
 
 
 def test_table_figure_and_png(tmp_path: Path) -> None:

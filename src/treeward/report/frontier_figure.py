@@ -82,22 +82,31 @@ def _point(axes: Axes, point: Point, colour: str, marker: str, label: str | None
 def _numbers(figure: Figure, axes: Axes, points: Sequence[Point]) -> None:
     figure.canvas.draw()
     where = axes.transData.transform([(point.kl.value, point.score.value) for point in points]) * 72 / figure.dpi
-    taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in where]
-    for number, ((x, y), point) in enumerate(zip(where, points, strict=True), 1):
-        boxes = [_box(x + dx, y + dy, WIDTH * len(str(number)) * math.copysign(1, dx)) for dx, dy in PLACES]
-        place = min(range(len(PLACES)), key=lambda at: sum(_common(boxes[at], other) for other in taken))
-        taken.append(boxes[place])
+    for number, (point, place) in enumerate(zip(points, beside([(x, y) for x, y in where]), strict=True), 1):
         axes.annotate(
-            str(number), (point.kl.value, point.score.value), xytext=PLACES[place], textcoords="offset points",
-            ha="left" if PLACES[place][0] > 0 else "right", fontsize=8, color=INK, zorder=3,
+            str(number), (point.kl.value, point.score.value), xytext=place, textcoords="offset points",
+            ha="left" if place[0] > 0 else "right", fontsize=8, color=INK, zorder=3,
         )  # fmt: skip
 
 
-def _box(x: float, y: float, width: float) -> Box:
+def beside(where: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """For points at these places, numbered from 1: how far from each its number stands, so that they meet least."""
+    taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in where]
+    found: list[tuple[float, float]] = []
+    for number, (x, y) in enumerate(where, 1):
+        boxes = [box(x + dx, y + dy, math.copysign(WIDTH * len(str(number)), dx)) for dx, dy in PLACES]
+        best = min(range(len(PLACES)), key=lambda place: sum(common(boxes[place], other) for other in taken))
+        taken.append(boxes[best])
+        found.append(PLACES[best])
+    return found
+
+
+def box(x: float, y: float, width: float) -> Box:
+    """The box of a text that begins here, or ends here if its width is negative."""
     return min(x, x + width), y, max(x, x + width), y + HEIGHT
 
 
-def _common(a: Box, b: Box) -> float:
+def common(a: Box, b: Box) -> float:
     """The area that two boxes share."""
     wide, high = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     return max(wide, 0.0) * max(high, 0.0)
