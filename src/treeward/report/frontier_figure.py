@@ -23,8 +23,13 @@ COLOURS = ("#1b7f5c", "#c8641b", "#3a5fb0", "#a0307c", "#8a6d1d", "#2e8fa6", "#7
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 NAMED = 20
 """With more runs than this the legend holds families alone."""
-PLACES = tuple((side * far, height) for far in (6, 14, 22) for height in (4, -11, 13, -20) for side in (1, -1))
+PLACES = tuple(
+    (side * far, height) for far in (6, 14, 24, 36) for height in (4, -11, 14, -21, 25, -32) for side in (1, -1)
+)
 """Where a number may stand beside its point, the best first; it takes the place that meets least."""
+NEAR = 14
+"""From further away than this a line leads to the point."""
+LINE = {"arrowstyle": "-", "linewidth": 0.4, "color": INK, "shrinkA": 0, "shrinkB": 3}
 WIDTH, HEIGHT = 5.0, 8.0
 """Of a digit, in points of type 8."""
 
@@ -44,11 +49,11 @@ def draw(points: Sequence[Point], best_of_n: Sequence[Mapping[str, Any]], scorer
             label = named if len(points) <= NAMED + 1 else None if point.family in seen else point.family
             seen.add(point.family)
             _point(axes, point, COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)], label)
-        _numbers(figure, axes, points[1:])
         axes.margins(x=0.06, y=0.1)
         axes.set(xlabel="KL(policy, start), nats a response", ylabel=f"score ({scorer})" if scorer else "score")
         axes.set_title("bars: 95 % intervals by prompt", fontsize=8, loc="left", color=INK)
         axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        _numbers(figure, axes, points[1:])
         figure.savefig(png, dpi=160, facecolor="white")
         return svg(figure)
 
@@ -80,11 +85,12 @@ def _point(axes: Axes, point: Point, colour: str, marker: str, label: str | None
 
 
 def _numbers(figure: Figure, axes: Axes, points: Sequence[Point]) -> None:
-    figure.canvas.draw()
+    figure.canvas.draw()  # only now does every point have its place on the page
     where = axes.transData.transform([(point.kl.value, point.score.value) for point in points]) * 72 / figure.dpi
     for number, (point, place) in enumerate(zip(points, beside([(x, y) for x, y in where]), strict=True), 1):
         axes.annotate(
             str(number), (point.kl.value, point.score.value), xytext=place, textcoords="offset points",
+            arrowprops=LINE if math.hypot(*place) > NEAR else None,
             ha="left" if place[0] > 0 else "right", fontsize=8, color=INK, zorder=3,
         )  # fmt: skip
 
