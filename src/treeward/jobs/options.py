@@ -1,6 +1,6 @@
 """What every training command takes, beside its algorithm's own configuration."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Literal
 
 from treeward.algorithms.dpo import DPOConfig
@@ -49,18 +49,15 @@ class EvaluationConfig:
             raise ValueError(f"evaluation.temperature is {self.temperature}; it must be above 0 (1 samples the policy)")
 
     def refuse_samples(self) -> None:
-        """For reward models, which answer no prompts.
+        """For reward models, which answer no prompts. How samples would be drawn may stand: it promises no figure.
 
         Raises:
-            ValueError: a field about samples is set.
+            ValueError: a figure of samples is asked for.
         """
-        default = EvaluationConfig()
-        for each in fields(self):
-            value = getattr(self, each.name)
-            if each.name != "metric" and value != getattr(default, each.name):
-                raise ValueError(
-                    f"evaluation.{each.name} is {value!r}, but a reward model is not sampled from; drop it"
-                )
+        for name in ("scorer", "judges", "aa"):
+            value = getattr(self, name)
+            if value:
+                raise ValueError(f"evaluation.{name} is {value!r}, but a reward model is not sampled from; drop it")
 
     def plan(self, seed: int) -> SamplePlan:
         """How samples are drawn, the same before and after."""
