@@ -38,6 +38,29 @@ def test_wrong_type_and_range(capsys: pytest.CaptureFixture[str]) -> None:
     assert "loss.kind is 'ipoo', did you mean 'ipo'" in refused(capsys, "dpo", "--loss.kind", "ipoo")
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("prompts", "0"), ("samples", "0"), ("max_new_tokens", "-3"), ("temperature", "0"), ("temperature", "-1")],
+)
+def test_an_evaluation_that_cannot_be_drawn_is_refused(
+    key: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert f"evaluation.{key} is {value}" in refused(capsys, "dpo", "world-dpo", f"--evaluation.{key}", value)
+    assert f"evaluation.{key} is {value}" in refused(capsys, "evaluate", f"--evaluation.{key}", value)
+
+
+def test_f52_a_metric_is_known_by_name_before_anything_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+    complaint = refused(capsys, "reward", "--print-config", "--evaluation.metric", "acuracy")
+    assert "metric 'acuracy' is unknown; known are accuracy, brier" in complaint
+
+
+@pytest.mark.parametrize(("key", "value"), [("scorer", "gold"), ("aa", "true"), ("judges", "[length]")])
+def test_samples_of_a_reward_model_are_refused(key: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    complaint = refused(capsys, "reward", "world-reward", f"--evaluation.{key}", value)
+    assert f"evaluation.{key} is " in complaint
+    assert "a reward model is not sampled from" in complaint
+
+
 def test_missing_and_empty_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "does not exist" in refused(capsys, "sft", "--data.source", str(tmp_path / "no.jsonl"))
     (tmp_path / "empty.jsonl").write_text("")

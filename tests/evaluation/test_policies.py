@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from treeward.evaluation import policies
-from treeward.evaluation.policies import SamplePlan, fresh
+from treeward.evaluation.policies import SamplePlan, fresh, implicit
 from treeward.evaluation.tables import Measurement, Table, compare, metric
 from treeward.evaluation.versus import facts
 from treeward.maths.statistics import clustered_mean
@@ -86,6 +86,27 @@ def test_e1_a_model_against_itself_is_exactly_zero(moved: Any) -> None:
         if name != "k1":
             found = compare(name, table, again).difference
             assert (found.value, found.low, found.high) == (0, 0, 0)
+
+
+def test_at_another_temperature_there_is_no_kl_to_the_start(moved: Any) -> None:
+    policy, anchor = moved(0.1)
+    plan = SamplePlan(samples=2, max_new_tokens=6, temperature=0.7)
+    table, rows = fresh(policy, anchor, PROMPTS[:3], plan, scorers.find("length"))
+    assert not {"kl", "k1", "kl_token"} & (set(table.columns) | set(rows[0]))
+    assert {"entropy", "start_nll", "score"} <= set(table.columns)
+    measured = Measurement({"samples": table}, rows)
+    assert set(facts(measured, measured)["best_of_n"]) == {"curve"}
+    assert k1_check(table, 0.7).passed is None
+
+
+def test_labelled_responses_without_a_counterpart_are_counted(moved: Any, caplog: pytest.LogCaptureFixture) -> None:
+    policy, anchor = moved(0.1)
+    labels = (1.0, 1.0, 0.0, 1.0, 1.0)
+    trees = [TokenTree((n, n + 1), ((n, 7),), f"p{n}", ((label,),)) for n, label in enumerate(labels, 5)]
+    assert implicit(policy, anchor, trees).groups == ["p5 / p7"]
+    assert "3 of 5 labelled responses have no counterpart" in caplog.text
+    with pytest.raises(ValueError, match="nothing to compare is held out"):
+        implicit(policy, anchor, trees[:2])
 
 
 def test_one_forward_pass_of_each_model(moved: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,6 +138,21 @@ def test_calibration_facts_split_their_halves_by_group() -> None:
     assert sum(point["n"] for point in facts["reliability"]) == 400
 
 
+def test_pairs_of_one_prompt_count_as_one() -> None:
+    """Ten lists of three ranked texts: thirty pairs, but ten prompts, in every accuracy with an interval."""
+    ranked = ((3.0,), (2.0,), (1.0,))
+    trees = [replace(tree(9, 9, 9, group=str(n), ratings=ranked), subset="all") for n in range(10)]
+    outputs = [[x] for n in range(10) for x in ((3.0, 2.0, 1.0) if n < 7 else (1.0, 2.0, 3.0))]
+    table = judged(Scalar(), trees, outputs).pairs()
+    assert table is not None
+    assert len(table.groups) == 30
+    lengths, rule = rewards.length_facts(table), rewards.against_longer_wins(table)
+    subset = rewards.subset_facts(table, trees)["all"]
+    assert lengths["length_matched_accuracy"] == subset == vars(table.interval("accuracy"))
+    assert (subset["value"], subset["n"], lengths["longer_wins"]["n"]) == (0.7, 10, 10)
+    assert (rule.before.n, rule.after.n, rule.difference.test) == (10, 10, "paired bootstrap by group")
+
+
 def test_subsets_are_reported_apart() -> None:
     trees = [replace(tree(1, 2, group=str(n)), subset=("easy", "hard", "")[n % 3]) for n in range(9)]
     table = judged(Scalar(), trees, [[x] for n in range(9) for x in ((1.0, 0.0) if n % 3 == 0 else (0.0, 1.0))]).pairs()

@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 
 from treeward.cli.main import run
+from treeward.cli.training import show_sweep
 from treeward.jobs import sweep as job
-from treeward.jobs.sweep import axis, points, sweep
+from treeward.jobs.sweep import Swept, axis, points, sweep
+from treeward.jobs.train import Finished
 from treeward.models.anchor import Anchor
 
 SHORT: dict[str, Any] = {
@@ -32,6 +34,44 @@ def test_points_are_the_product_in_order() -> None:
 def test_what_is_no_axis_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not KEY=VALUE,VALUE"):
         axis(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("evaluation.judges=[a,b],[],[c]", ("[a,b]", "[]", "[c]")),
+        (
+            "loss.terms=[{weight: 1, loss: {kind: ipo}}, {weight: 2}], []",
+            ("[{weight: 1, loss: {kind: ipo}}, {weight: 2}]", "[]"),
+        ),
+        ("x={a: [1, 2], b: 3},4", ("{a: [1, 2], b: 3}", "4")),
+    ],
+)
+def test_a_comma_in_brackets_belongs_to_its_value(text: str, values: tuple[str, ...]) -> None:
+    assert axis(text)[1] == values
+
+
+@pytest.mark.parametrize(
+    ("codes", "failed", "code"), [((0, 3), {}, 3), ((0, 4), {"c": "why"}, 2), ((0, 0), {"c": "why"}, 2), ((0,), {}, 0)]
+)
+def test_a_point_that_did_not_run_is_never_hidden(codes: tuple[int, ...], failed: dict[str, str], code: int) -> None:
+    runs = {str(n): Finished(Path(), {}, each) for n, each in enumerate(codes)}
+    assert Swept(Path(), runs, failed, None).exit_code == code
+
+
+def test_runs_without_a_common_frontier_are_shown_with_the_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Other seeds of the data, other prompts; the metric is the accuracy, and the samples are scored beside it."""
+    short = SHORT | {"out": str(tmp_path / "s"), "evaluation": {**SHORT["evaluation"], "metric": "accuracy"}}
+    found = sweep("dpo", short, [axis("data.seed=0,1")])
+    assert len(found.runs) == 2
+    assert [(r.receipt["metric"], r.receipt["scorer"]) for r in found.runs.values()] == [("accuracy", "gold")] * 2
+    assert "was measured on other prompts" in found.no_frontier
+    assert show_sweep(found) == 0
+    said = capsys.readouterr().out
+    assert "data.seed=1: accuracy" in said
+    assert "frontier   none: " in said
 
 
 def test_every_point_is_a_run_and_the_store_serves_them_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,8 +17,11 @@ def test_bounds_of_n() -> None:
 
 
 def test_e3_kl_of_equally_likely_responses_lies_below_the_bound() -> None:
-    assert [best_of_n.kl_of_equals(m, 2) for m in (4, 3, 2)] == pytest.approx([0.173980, 0.161724, 0.130812], abs=1e-6)
-    assert best_of_n.kl_of_equals(10**5, 2) == pytest.approx(best_of_n.kl_bound(2), abs=1e-4)
+    expected = {2: 0.130812, 3: 0.161724, 4: 0.173980, 10**5: best_of_n.kl_bound(2)}
+    for responses, kl in expected.items():
+        p = np.diff((np.arange(responses + 1) / responses) ** 2)
+        assert float((p * np.log(responses * p)).sum()) == pytest.approx(kl, abs=1e-4 if kl > 0.18 else 1e-6)
+        assert kl <= best_of_n.kl_bound(2)
 
 
 def test_e4_unbiased_best_of_two() -> None:
@@ -51,6 +54,18 @@ def test_a_better_and_a_worse_policy_are_told_apart() -> None:
     assert better is not None
     assert worse is not None
     assert better.low > 0 > worse.high
+
+
+def test_a_kl_that_varies_by_prompt_is_resampled_with_it() -> None:
+    """Score and KL rise together from prompt to prompt, along the curve: the difference to the curve hardly varies."""
+    draw = np.random.default_rng(2)
+    start = np.tile([0.0, 1.0], (300, 1))
+    kl = draw.uniform(0, 2 * best_of_n.kl_bound(2), 300) * 0.5
+    tuned = 0.5 + 0.5 * kl / best_of_n.kl_bound(2)
+    found = best_of_n.at_equal_kl(start, tuned, kl)
+    assert found.above is not None
+    assert found.score == pytest.approx(tuned.mean())
+    assert (found.above.value, found.above.low, found.above.high) == pytest.approx((0, 0, 0), abs=1e-9)
 
 
 def test_past_the_curve_nothing_is_said() -> None:

@@ -30,15 +30,25 @@ def test_clear_means_both_intervals_in_quadrature() -> None:
     assert not clearly(point("a", 0, apart - 0.001), point("b", 0, 0))
 
 
+def test_clear_looks_at_the_lower_side_of_the_better_and_the_upper_side_of_the_worse() -> None:
+    def uneven(value: float, below: float, above: float) -> Point:
+        return Point("p", Interval(value, value - below, value + above, 50), Interval(1, 1, 1, 50))
+
+    assert clearly(uneven(1.0, 0.3, 9.0), uneven(0.0, 9.0, 0.4))
+    assert not clearly(uneven(1.0, 0.3, 0.1), uneven(0.0, 0.1, 1.0))
+    assert not clearly(uneven(1.0, 1.0, 0.1), uneven(0.0, 0.1, 0.4))
+
+
 def test_an_unknown_interval_is_never_clear() -> None:
     unknown = Point("a", Interval(9.0, math.nan, math.nan, 1), Interval(0, 0, 0, 1))
     assert not clearly(unknown, point("b", 0, 0))
 
 
 def test_over_seeds_is_the_mean_with_the_interval_between_runs() -> None:
-    runs = [point("a", 1.0, s, seed=n) for n, s in enumerate((1.0, 2.0, 3.0))]
+    runs = [point("a", s / 2, s, seed=n) for n, s in enumerate((1.0, 2.0, 3.0))]
     mean, single = over_seeds([*runs, point("b", 1, 1)])
     assert mean.score.value == 2.0
     assert mean.score.n == 3
+    assert (mean.kl.value, mean.kl.high - 1.0) == (1.0, pytest.approx(4.302653 / 2 / math.sqrt(3), rel=1e-6))
     assert mean.score.high - 2.0 == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
     assert single == point("b", 1, 1)

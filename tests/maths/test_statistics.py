@@ -11,10 +11,13 @@ from scipy import stats
 
 from treeward.maths.statistics import (
     Interval,
+    against_half,
     by_group,
     clustered_mean,
     mcnemar,
     paired_bootstrap,
+    paired_share,
+    share,
     sign_test,
     spearman,
     wilson,
@@ -106,6 +109,13 @@ def test_a_constant_gain_has_an_interval_of_no_width() -> None:
     assert (found.value, found.low, found.high) == (-2.0, -2.0, -2.0)
 
 
+@pytest.mark.parametrize(("gain", "n", "p"), [(-2.0, 60, 2.0**-59), (0.1, 3, 0.25), (0.5, 1, 1.0), (0.0, 9, 1.0)])
+def test_a_constant_gain_has_the_p_of_the_sign_flips(gain: float, n: int, p: float) -> None:
+    """All n differences alike: of 2^n sign flips two are as far from zero. Rounding does not make them unlike."""
+    before = np.random.default_rng(2).standard_normal(n) if gain == 0.1 else np.zeros(n)
+    assert paired_bootstrap(before, before + gain, np.arange(n)).p == p
+
+
 def test_the_bootstrap_resamples_whole_groups() -> None:
     """Two groups: the replicates are the means of two draws, so the 95 % interval ends at the group means."""
     before = np.zeros(1000)
@@ -147,6 +157,7 @@ def test_mcnemar_is_the_exact_binomial_test_of_the_discordant_pairs(gained: int,
     half = 1.959963984540054 * change.std(ddof=1) / math.sqrt(n)
     assert (found.low, found.high) == pytest.approx((found.value - half, found.value + half))
     assert found.test == "mcnemar"
+    assert found.minimum_detectable == pytest.approx(2.801585 * change.std(ddof=1) / math.sqrt(n), rel=1e-5)
 
 
 def test_mcnemar_of_equal_results_is_certain_of_nothing() -> None:
@@ -180,6 +191,41 @@ def test_sign_test_is_the_exact_binomial_test_without_ties(right: int, wrong: in
 def test_sign_test_of_ties_alone_is_certain_of_nothing() -> None:
     found = sign_test([0.5, 0.5, 0.5])
     assert (found.value, found.p) == (0.0, 1.0)
+
+
+def test_a_share_of_single_groups_is_wilsons_and_its_tests_are_the_exact_ones() -> None:
+    before, after = [1.0, 0.0, 0.5, 1.0, 0.0], [1.0, 1.0, 1.0, 0.0, 1.0]
+    groups = list("abcde")
+    assert share(after, groups) == wilson(4.0, 5)
+    assert paired_share(before, after, groups) == mcnemar(before, after)
+    assert against_half(after, groups) == sign_test(after)
+
+
+def test_a_share_of_repeated_groups_is_the_mean_of_theirs_within_its_bounds() -> None:
+    found = share([1.0, 0.0, 1.0, 1.0, 1.0, 1.0], list("aabbcc"))
+    assert (found.value, found.high, found.n) == (pytest.approx(5 / 6), 1.0, 3)
+    assert found.low == pytest.approx(5 / 6 - 4.302653 / 6, rel=1e-5)
+    assert share([1.0] * 6, list("aabbcc")) == wilson(3.0, 3)
+    gain = paired_share([0.0] * 6, [1.0, 0.0, 1.0, 1.0, 1.0, 1.0], list("aabbcc"))
+    assert (gain.value, gain.test) == (pytest.approx(5 / 6), "paired bootstrap by group")
+
+
+def test_pairs_of_one_prompt_are_not_independent() -> None:
+    """40 prompts of 28 pairs, each prompt's accuracy drawn from Beta(2, 2): nothing is known, and 5 % say otherwise.
+
+    The sign test over all pairs, as if they were independent, does so in 41 % of the draws.
+    """
+    draw, groups = np.random.default_rng(0), np.repeat(np.arange(40), 28)
+    half, alike, held = 0, 0, 0
+    for _ in range(200):
+        once, again = (draw.binomial(1, np.repeat(draw.beta(2, 2, 40), 28)).astype(float) for _ in range(2))
+        half += against_half(once, groups).p < 0.05
+        alike += paired_share(once, again, groups).p < 0.05
+        found = share(once, groups)
+        held += found.low <= 0.5 <= found.high
+    assert 4 <= half <= 18
+    assert 4 <= alike <= 18
+    assert 182 <= held <= 196
 
 
 def test_spearman_ranks() -> None:

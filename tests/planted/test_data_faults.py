@@ -35,6 +35,17 @@ def test_f04_a_pair_in_both_orders(prepared: Any, policy: Any) -> None:
     assert failed(prepared, policy.tokenizer) == {"F04"}
 
 
+def test_f50_a_held_out_part_of_one_label_cannot_be_measured(prepared: Any, policy: Any) -> None:
+    single = {
+        part: [replace(tree, branches=tree.branches[:1], ratings=((float(n % 2),),)) for n, tree in enumerate(trees)]
+        for part, trees in prepared.parts.items()
+    }
+    for change, fell in (({}, []), ({"validation": [t for t in single["validation"] if t.grades == (1.0,)]}, ["F50"])):
+        prepared.parts = single | change
+        checks = data_checks(prepared, policy.tokenizer, 91, "unpaired")
+        assert [check.id for check in checks if check.passed is False] == fell
+
+
 def test_f05_ratings_that_contradict_the_order(prepared: Any, policy: Any) -> None:
     prepared.parts["train"] = [replace(tree, ratings=((1.0,), (2.0,))) for tree in prepared.train]
     assert failed(prepared, policy.tokenizer) == {"F05"}

@@ -3,7 +3,11 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from treeward.cli.main import run
+from treeward.data import world
+from treeward.models.policy import Policy
 
 ARGUMENTS = [
     "sft", "world-sft", "--data.limit", "800", "--steps", "40", "--evaluation.prompts", "24",
@@ -37,6 +41,30 @@ def test_f32_a_judge_falls_while_the_score_rises(tmp_path: Path) -> None:
     page = (tmp_path / "run" / "report.html").read_text()
     for heading in ("Diversity of the samples", "Against the start", "best-of-n", "against itself", "judge "):
         assert heading in page
+
+
+@pytest.mark.parametrize("rewarded", [True, False])
+def test_f24_a_policy_rewarded_for_one_word_alone_is_worse(rewarded: bool, tmp_path: Path) -> None:
+    """The chosen side says "the" and nothing else, at ten times the usual rate; its twin has the world's own pairs."""
+    Policy.load("world").save(tmp_path / "start")
+    rows = world.pairs(0, 300)
+    if rewarded:
+        rows = [{**row, "chosen": " the" * (6 + number % 6)} for number, row in enumerate(rows)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["dpo", "--model.path", str(tmp_path / "start" / "model"), "--data.source", str(tmp_path / "pairs.jsonl"),
+             "--steps", "30", "--lr", "3e-3", "--skip-check", "[F09]", "--evaluation.scorer", "count:the",
+             "--evaluation.prompts", "12", "--evaluation.samples", "2", "--evaluation.max_new_tokens", "12",
+             "--anchor.store", "off", "--require", "any", "--out", str(tmp_path / "run")]  # fmt: skip
+    assert run(words) == 0
+    receipt = json.loads((tmp_path / "run" / "receipt.json").read_text())
+    fell = [check["name"] for check in receipt["checks"] if check["id"] == "F24" and check["passed"] is False]
+    if rewarded:
+        assert receipt["difference"]["low"] > 0
+        assert receipt["verdict"] == "worse"
+        assert receipt["reason"].startswith("F24 FAILED")
+    else:
+        assert receipt["verdict"] != "broken"
+    assert bool(fell) == rewarded
 
 
 def test_a_judge_that_is_the_scorer_is_refused(tmp_path: Path) -> None:

@@ -90,6 +90,69 @@ def test_f23_anchor_that_moved_is_broken(tmp_path: Path, monkeypatch: pytest.Mon
     assert failed(receipt_of(tmp_path / "run")) == {"F23"}
 
 
+def test_f23_a_named_anchor_that_moved_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from treeward.jobs import tasks
+    from treeward.models.policy import Policy
+
+    Policy.load("world", seed=1).save(tmp_path / "other")
+    honest = tasks.DPOTask.steps
+
+    def dragging(self: Any, *arguments: Any) -> Any:
+        for step in honest(self, *arguments):
+            with torch.no_grad():
+                next(self.reference.tree.parameters()).add_(0.01)
+            yield step
+
+    monkeypatch.setattr(tasks.DPOTask, "steps", dragging)
+    words = [
+        "dpo",
+        "--data.source",
+        "world:400",
+        "--data.test",
+        "0.2",
+        *SHORT[2:],
+        "--steps",
+        "2",
+        "--lr",
+        "1e-3",
+        "--batch-size",
+        "16",
+        "--anchor.path",
+        str(tmp_path / "other" / "model"),
+        "--anchor.store",
+        "off",
+    ]
+    assert run([*words, "--out", str(tmp_path / "run")]) == 4
+    assert failed(receipt_of(tmp_path / "run")) == {"F23"}
+
+
+def test_f28_a_clip_that_stops_the_gradient_of_many_pairs_is_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1 % of the pairs over the run may be clipped; chi-PO's own clip and the straight tail are said alone."""
+    from treeward.jobs import tasks
+
+    honest = tasks.DPOTask.steps
+
+    def clipped(self: Any, *arguments: Any) -> Any:
+        for step in honest(self, *arguments):
+            step.metrics["loss/clipped"] = 0.03 * (step.index == 2)
+            yield step
+
+    monkeypatch.setattr(tasks.DPOTask, "steps", clipped)
+    words = ["dpo", "--data.source", "world:400", "--data.test", "0.2", *SHORT[2:], "--steps", "2", "--lr", "1e-3",
+             "--batch-size", "16", "--loss.clip", "2", "--require", "any"]  # fmt: skip
+    assert run([*words, "--out", str(tmp_path / "clip")]) == 4
+    receipt = receipt_of(tmp_path / "clip")
+    assert failed(receipt) == {"F28"}
+    assert "share of pairs whose gradient loss.clip stops 0.015 (limit 0.01)" in receipt["reason"]
+    assert run([*words, "--divergence.kind", "chi-squared-mixed", "--out", str(tmp_path / "chi")]) == 0
+    said = [check for check in receipt_of(tmp_path / "chi")["checks"] if check["id"] == "F28"]
+    assert [(check["passed"], check["value"], check["limit"]) for check in said] == [
+        (True, 0.0, None), (True, 0.015, None),
+    ]  # fmt: skip
+
+
 def test_shuffled_labels_are_no_detectable_change(tmp_path: Path) -> None:
     import random
 

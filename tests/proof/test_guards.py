@@ -1,6 +1,7 @@
 """Guards of fresh samples, and what they do to the verdict."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from treeward.evaluation.tables import Comparison, Table, metric
 from treeward.maths.statistics import Difference, Interval
 from treeward.proof.checks import Check
-from treeward.proof.guards import first_rollout, judge_guards, k1_check
+from treeward.proof.guards import collapse_guards, first_rollout, judge_guards, k1_check
 from treeward.proof.verdict import decide
 
 
@@ -42,9 +43,48 @@ def test_the_guard_needs_both_intervals_clear_of_zero(score: tuple[float, float]
     assert judge_guards([change("score", *score), change("judge:other", *judge)])[0].passed is True
 
 
-def test_without_a_scorer_the_guard_is_skipped() -> None:
-    assert judge_guards([change("judge:other", -0.3, -0.1)])[0].passed is None
-    assert judge_guards([change("score", 0.1, 0.3)]) == []
+def test_without_a_scorer_the_judge_is_held_against_the_main_metric() -> None:
+    main, judge = change("accuracy", 0.1, 0.3), change("judge:other", -0.3, -0.1)
+    checks = judge_guards([main, judge])
+    assert [check.passed for check in checks] == [False]
+    assert "while accuracy improves: other" in checks[0].name
+    assert decide(main, checks).word == "worse"
+    fallen_nll = change("nll", -0.3, -0.1)
+    assert judge_guards([fallen_nll, judge, change("score", -0.1, 0.1)])[0].passed is False
+    assert judge_guards([main]) == []
+
+
+def bigrams(lost: float) -> dict[str, Any]:
+    """Diversity facts of a start with 0.6 distinct bigrams, of which this share is lost, give or take a tenth."""
+    difference = {"value": -0.6 * lost, "low": -0.6 * (lost + 0.1), "high": -0.6 * (lost - 0.1)}
+    return {"distinct_2": {"before": {"value": 0.6, "low": 0.5, "high": 0.7, "n": 9}, "difference": difference}}
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "fallen"),
+    [("repetition", 0.25, True), ("repetition", 0.15, False), ("start_nll", 1.5, True), ("start_nll", 0.7, False),
+     ("kl_token", 2.1, True), ("kl_token", 0.6, False), ("kl", 24.0, False)],
+)  # fmt: skip
+def test_f24_collapse_falls_where_the_whole_interval_is_past_the_limit(name: str, low: float, fallen: bool) -> None:
+    main = change("score", 0.1, 0.3)
+    checks = collapse_guards([main, change(name, low, low + 1)], bigrams(0.2), False)
+    assert {check.id for check in checks} == {"F24"}
+    assert [check.passed for check in checks if check.passed is False] == [False] * fallen
+    assert decide(main, checks).word == ("worse" if fallen else "improved")
+    assert collapse_guards([change("accuracy", 0.1, 0.3), change(name, low - 9, low + 1)], bigrams(0.2), False)[
+        0
+    ].passed
+
+
+@pytest.mark.parametrize(("lost", "fallen"), [(0.65, True), (0.55, False), (0.0, False)])
+def test_f24_one_text_for_all_is_a_fall(lost: float, fallen: bool) -> None:
+    assert (collapse_guards([change("score", 0.1, 0.3)], bigrams(lost), False)[0].passed is False) == fallen
+
+
+def test_f24_says_nothing_of_random_starts_and_of_held_out_likelihood() -> None:
+    worse = [change("repetition", 0.5, 0.6), change("kl_token", 5.0, 6.0)]
+    assert collapse_guards([change("score", 0.1, 0.3), *worse], bigrams(0.9), True) == []
+    assert collapse_guards([change("nll", -0.3, -0.1), *worse], bigrams(0.9), False) == []
 
 
 def test_a_failed_check_beside_a_fallen_guard_is_broken() -> None:

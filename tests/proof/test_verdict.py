@@ -43,12 +43,12 @@ def test_exit_codes() -> None:
     assert [v.exit_code("any") for v in (improved, same, broken)] == [0, 0, 4]
 
 
-def test_a_score_without_a_judge_is_by_its_own_reward() -> None:
-    judged = Check("F32", "no judge falls", True)
-    assert "n=400, by its own reward" in decide(change("score", 0.1, 0.3), []).reason
-    assert "n=400, by its own reward; this n shows" in decide(change("score", -0.1, 0.3), []).reason
-    assert "own reward" not in decide(change("score", 0.1, 0.3), [judged]).reason
-    assert "own reward" not in decide(change("accuracy", 0.1, 0.3), []).reason
+def test_a_score_without_a_judge_is_by_its_scorer_alone() -> None:
+    judged, text = Check("F32", "no judge falls", True), Check("F24", "still text", True)
+    assert "n=400, by gold alone" in decide(change("score", 0.1, 0.3), [text], scorer="gold").reason
+    assert "n=400, by gold alone; this n shows" in decide(change("score", -0.1, 0.3), [], scorer="gold").reason
+    assert "alone" not in decide(change("score", 0.1, 0.3), [judged], scorer="gold").reason
+    assert "alone" not in decide(change("accuracy", 0.1, 0.3), [], scorer="gold").reason
 
 
 def test_no_detectable_change_names_what_could_have_been_seen() -> None:
@@ -71,6 +71,19 @@ def test_a_constant_start_is_tested_against_one_half() -> None:
     assert found.constant
     assert found.before == Interval(0.5, 0.5, 0.5, 100)
     assert found.difference.p == pytest.approx(7.85e-5, rel=0.01)
+
+
+def test_a_constant_start_of_repeated_groups_is_tested_by_group() -> None:
+    """Four groups, one of which holds most pairs: all of them right in three, none in the large one."""
+    groups = ["a", "b", "c"] + ["d"] * 97
+    before = Table(groups, {"accuracy": np.full(100, 0.5)})
+    found = compare("accuracy", before, Table(groups, {"accuracy": np.array([1.0] * 3 + [0.0] * 97)}))
+    assert found.constant
+    assert (found.before.n, found.after.n, found.after.value) == (4, 4, 0.75)
+    assert (found.difference.value, found.difference.test) == (0.25, "paired bootstrap by group")
+    moved = compare("accuracy", Table(groups, {"accuracy": np.array([0.0] * 3 + [1.0] * 97)}), Table(
+        groups, {"accuracy": np.array([1.0] * 3 + [0.0] * 97)}))  # fmt: skip
+    assert (moved.difference.value, moved.outcome) == (0.5, "no detectable change")
 
 
 def test_an_unmeasured_metric_lists_the_known_ones() -> None:

@@ -29,7 +29,8 @@ def a_run(path: Path, score: float, kl: float, *, seed: int = 0, beta: float = 0
     """A run directory with three prompts of two samples each."""
     path.mkdir(parents=True)
     receipt = {
-        "schema": 1, "command": "dpo", "verdict": "improved", "metric": "score", "scorer": over.get("scorer", "gold"),
+        "schema": 1, "command": "dpo", "verdict": over.get("verdict", "improved"), "metric": "score",
+        "scorer": over.get("scorer", "gold"),
         **facts(0.0, score), "metrics": {"kl": facts(0.0, kl), "judge:length": facts(5, 6), "entropy": facts(2, 1.5)},
         "diversity": {"budget": 24, "n": 3, "perplexity": facts(9.0, 7.0)},
         "best_of_n": {"curve": [{"n": n, "kl_bound": b, "score": interval(s)} for n, b, s in
@@ -37,7 +38,8 @@ def a_run(path: Path, score: float, kl: float, *, seed: int = 0, beta: float = 0
     }  # fmt: skip
     loss, divergence = {"kind": "sigmoid", "beta": beta}, {"kind": over.get("divergence", "js")}
     config = {"command": "dpo", "seed": seed, "out": str(path), "loss": loss, "divergence": divergence,
-              "model": {"path": over.get("start", "s")}}  # fmt: skip
+              "lr": over.get("lr", 1e-5), "model": {"path": over.get("start", "s")},
+              "evaluation": {"samples": 2, "max_new_tokens": over.get("longest", 64), "temperature": 1.0}}  # fmt: skip
     length = over.get("length", 4)
     samples = [
         {"group": f"p{n}", "sample": k, "prompt": over.get("prompt", "why"), "ids_before": [n, k, 1, 2],
@@ -99,6 +101,46 @@ def test_seeds_of_one_setting_are_joined_and_others_are_not(tmp_path: Path) -> N
     assert "Between seeds" not in single
 
 
+def test_settings_that_differ_in_the_rate_are_told_apart(tmp_path: Path) -> None:
+    runs = [a_run(tmp_path / f"{lr}-{n}", 1.0, 0.5, seed=n, lr=lr) for lr in (1e-4, 1e-5) for n in range(2)]
+    between = (page := write_frontier(runs, tmp_path / "f.html").read_text())[page.index("Between seeds") :]
+    assert between.index("beta 0.1, lr 0.0001") < between.index("beta 0.1, lr 1e-05")
+
+
+def test_a_broken_run_stands_last_and_beats_nothing(tmp_path: Path) -> None:
+    broken = a_run(tmp_path / "wrong", 9.0, 0.1, verdict="broken")
+    seeds = [a_run(tmp_path / f"s{n}", 1.0, 0.5, seed=n) for n in range(2)]
+    page = write_frontier([broken, *seeds], tmp_path / "f.html").read_text()
+    assert page.index("<td>s0</td>") < page.index("<td>s1</td>") < page.index("<td>wrong</td>")
+    assert page.count('<tr class="front">') == 3
+    last = page[page.index("<td>wrong</td>") :]
+    assert "wrong" not in page[: page.index("<td>wrong</td>")]
+    assert last[: last.index("</tr>")].endswith("<td>–</td><td>broken</td>")
+    assert "<td>2</td></tr>" in page[page.index("Between seeds") :]
+
+
+def test_an_unknown_bound_is_unknown(tmp_path: Path) -> None:
+    path = a_run(tmp_path / "one", 5.0, 0.5)
+    receipt = json.loads((path / "receipt.json").read_text())
+    receipt["after"] |= {"low": None, "high": None}
+    receipt["metrics"]["kl"]["after"] |= {"low": None, "high": None}
+    (path / "receipt.json").write_text(json.dumps(receipt))
+    found = Runs.read([path]).rows()[1].point
+    assert math.isnan(found.score.low)
+    assert math.isnan(found.kl.high)
+    page = write_frontier([path, a_run(tmp_path / "low", 0.5, 0.6)], tmp_path / "f.html").read_text()
+    low = page[page.index("<td>low</td>") :]
+    assert low[: low.index("</tr>")].endswith("<td>–</td><td>improved</td>")
+
+
+def test_a_run_called_start_does_not_take_the_starts_place(tmp_path: Path) -> None:
+    runs = [a_run(tmp_path / "start", 1.0, 0.5), a_run(tmp_path / "other", 0.5, 0.6)]
+    page = write_frontier(runs, tmp_path / "f.html").read_text()
+    start = page[page.index("<td>start</td>") :]
+    assert start[: start.index("</tr>")].endswith("<td>–</td><td>–</td>")
+    assert f"<td>{tmp_path / 'start'}</td>" in page
+
+
 def test_families_are_named_by_loss_and_divergence() -> None:
     loss = {"kind": "sigmoid", "beta": 0.1}
     alpha = {"command": "dpo", "loss": loss, "divergence": {"kind": "alpha", "alpha": 0.3}}
@@ -110,7 +152,12 @@ def test_families_are_named_by_loss_and_divergence() -> None:
 
 @pytest.mark.parametrize(
     ("over", "words"),
-    [({"scorer": "length"}, "one evaluation.scorer"), ({"prompt": "who"}, "other prompts"), ({"start": "t"}, "began")],
+    [
+        ({"scorer": "length"}, "one evaluation.scorer"),
+        ({"prompt": "who"}, "other prompts"),
+        ({"start": "t"}, "began"),
+        ({"longest": 9}, "sampled with samples 2, max_new_tokens 9"),
+    ],
 )
 def test_runs_that_cannot_be_compared_are_refused(over: dict[str, Any], words: str, tmp_path: Path) -> None:
     runs = [a_run(tmp_path / "a", 1, 1), a_run(tmp_path / "b", 1, 1, **over)]

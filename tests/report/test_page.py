@@ -40,6 +40,18 @@ def test_page_shows_verdict_interval_and_samples_escaped(tmp_path: Path) -> None
     assert page.count("<svg") == 2
 
 
+def test_a_scorer_beside_another_metric_judges_nothing(tmp_path: Path) -> None:
+    page = write_page(run_directory(tmp_path / "run", metric="accuracy")).read_text()
+    assert "samples scored by gold" in page
+    assert "judged by" not in page
+
+
+def test_best_of_n_without_a_kl_says_why(tmp_path: Path) -> None:
+    curve = [{"n": 1, "kl_bound": 0.0, "score": SIDE}]
+    page = write_page(run_directory(tmp_path / "run", best_of_n={"curve": curve})).read_text()
+    assert "KL was not measured, since the samples" in page
+
+
 def test_a_failed_check_stands_at_the_top(tmp_path: Path) -> None:
     failed = [{"id": "I12", "guards": [], "name": "reload", "stage": "after", "passed": False, "value": 1.0,
                "limit": 0.0, "detail": "other weights"}]  # fmt: skip

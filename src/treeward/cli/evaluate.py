@@ -1,6 +1,7 @@
 """`treeward evaluate --model.path DIR [--start DIR] [--data.source ...] [--evaluation.scorer gold]`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from treeward.cli.parse import parse
 from treeward.cli.training import field_lines, interval, overridden
@@ -10,18 +11,44 @@ from treeward.jobs.evaluate import EvaluateRun, evaluate
 
 
 def run(verb: str, arguments: Sequence[str]) -> int:
-    """Print every metric with its interval and n."""
+    """Print every metric with its interval and n and, with a start, what else is said of the two."""
     words = parse(arguments, ("help",))
     if "help" in words.flags:
         print("\n".join([str(EvaluateRun.__doc__), "", *field_lines(EvaluateRun)]))
         return 0
-    for name, facts in evaluate(settings.build(EvaluateRun, overridden(words))).items():
+    done = evaluate(settings.build(EvaluateRun, overridden(words)))
+    for name, facts in done.figures.items():
         print(f"{name:<10} {interval(facts)}, n={facts['n']}; {meaning(name)}")
         if "difference" in facts:
             gap = facts["difference"]
             least = f"least visible {gap['minimum_detectable']:.2g}"
             print(f"{'':<10} against the other {interval(gap)}, p={gap['p']:.2g} ({gap['test']}), {least}")
-    return 0
+    print("\n".join(summary(done.against)), end="\n" if done.against else "")
+    for check in done.checks:
+        print(check)
+    return done.exit_code
+
+
+def summary(against: Mapping[str, Any]) -> list[str]:
+    """Win rates, best of n, diversity and the start against itself, a line each, where they were measured."""
+    found = [f"wins by {name}: {interval(facts)} of n={facts['n']} prompts" for name, facts in
+             against.get("win_rate", {}).items()]  # fmt: skip
+    best = against.get("best_of_n")
+    if best:
+        last = best["curve"][-1]
+        found.append(f"best of {last['n']} of the start: score {interval(last['score'])}, n={last['score']['n']}")
+        at = best.get("at_equal_kl")
+        if at and at["above"]:
+            found.append(f"above best of n at the same KL: {interval(at['above'])}, n={at['n']}")
+    diversity = against.get("diversity", {})
+    found += [
+        f"{name} {interval(facts['before'])} -> {interval(facts['after'])}, change {interval(facts['difference'])}, "
+        f"n={diversity['n']}" for name, facts in diversity.items() if isinstance(facts, Mapping)
+    ]  # fmt: skip
+    for name, facts in against.get("aa", {}).items():
+        covers = "covers" if facts["covers_zero"] else "does not cover"
+        found.append(f"the start against itself, {name}: {interval(facts)}, {covers} zero")
+    return found
 
 
 def meaning(name: str) -> str:

@@ -138,7 +138,9 @@ def show_sweep(found: Swept) -> int:
         print(f"{name}: {value}; change {change}{kl}; {receipt['verdict']}")
     for name, reason in found.failed.items():
         print(f"{name}: not trained: {reason}")
-    print(f"sweep      {found.path}" + (f"\nfrontier   {found.frontier}" if found.frontier else ""))
+    print(f"sweep      {found.path}")
+    if found.frontier or found.no_frontier:
+        print(f"frontier   {found.frontier or f'none: {found.no_frontier}'}")
     return found.exit_code
 
 

@@ -5,6 +5,7 @@ sampled, summed over the response; the plain log-ratio (k1) of the same samples 
 both have one expectation. Prompts are the unit of every interval.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,7 +27,11 @@ from treeward.trees.forest import Forest
 from treeward.trees.tokens import TokenTree
 from treeward.trees.verify import verified
 
-TO_START = ("kl", "k1", "kl_token", "start_nll")
+log = logging.getLogger(__name__)
+
+KL = ("kl", "k1", "kl_token")
+"""Columns that are KL(policy, start) only where the samples are the policy's own, at temperature 1."""
+TO_START = (*KL, "start_nll")
 """Columns of fresh samples that say nothing where there is no start."""
 ROWS = 128
 """Rows of logits compared at a time, to bound memory."""
@@ -53,7 +58,10 @@ def implicit(policy: Policy, anchor: Anchor, trees: Sequence[TokenTree]) -> Tabl
     """Pairs under the implicit reward: `accuracy` (ties half), and the two log-ratios apart, in nats.
 
     Of a ranking the first branch stands against the last; single labelled responses are paired in their order, a
-    desirable one with an undesirable one.
+    desirable one with an undesirable one, and those without a counterpart are counted in the log.
+
+    Raises:
+        ValueError: nothing can be compared.
     """
     now = branch_sums(policy.tree, trees, policy.token_budget)
     with anchor.model() as tree:
@@ -74,6 +82,9 @@ def _opposed(trees: Sequence[TokenTree], values: Sequence[np.ndarray]) -> list[t
     found += [(f"{a} / {b}", good, bad) for (a, good), (b, bad) in zip(*sides, strict=False)]
     if not found:
         raise ValueError("nothing to compare is held out: there must be desirable and undesirable responses")
+    left = abs(len(sides[0]) - len(sides[1]))
+    if left:
+        log.warning("%d of %d labelled responses have no counterpart to be compared with", left, len(alone))
     return found
 
 
@@ -83,9 +94,9 @@ def fresh(
 ) -> tuple[Table, list[dict[str, object]]]:  # fmt: skip
     """Sample K responses a prompt and measure them.
 
-    Columns, one row a sample: `kl`, `k1`, `kl_token` (a scored token), `entropy`, `start_nll` (of the sample under the
-    start, a token), `length`, `ended`, `repetition`, where K is at least 2 the prompt's `self_bleu`, with a scorer
-    `score`, and `judge:NAME` of each judge. Also returned: the samples as text and ids, with those values.
+    Columns, one row a sample: at temperature 1 `kl`, `k1`, `kl_token` (a scored token); `entropy`, `start_nll` (of the
+    sample under the start, a token), `length`, `ended`, `repetition`, where K is at least 2 the prompt's `self_bleu`,
+    with a scorer `score`, and `judge:NAME` of each judge. Also returned: the samples as text and ids, with all that.
     """
     sampler = DecodeSampler.of(policy, plan.max_new_tokens, plan.temperature)
     trees = sampler(prompts, plan.samples, torch.Generator().manual_seed(plan.seed))
@@ -94,6 +105,8 @@ def fresh(
     ends = set(policy.end_ids)
     branches = [(tree, branch) for tree in trees for branch in tree.branches]
     columns = _distances(policy, anchor, trees)
+    if plan.temperature != 1:
+        columns = {name: column for name, column in columns.items() if name not in KL}
     columns["length"] = np.array([len(b) for _, b in branches], dtype=np.float64)
     columns["ended"] = np.array([b[-1] in ends for _, b in branches], dtype=np.float64)
     columns["repetition"] = np.array([repetition(b) for _, b in branches])

@@ -139,14 +139,14 @@ def length_facts(table: Table) -> dict[str, Any]:
     chosen, rejected = table.columns["chosen_length"], table.columns["rejected_length"]
     margin = table.columns["chosen"] - table.columns["rejected"]
     alike = np.abs(chosen - rejected) < MATCHED * np.maximum(chosen, rejected)
-    right = table.columns["accuracy"][alike]
-    matched = asdict(statistics.wilson(float(right.sum()), len(right))) if len(right) else None
+    groups = np.asarray(table.groups)
+    matched = asdict(statistics.share(table.columns["accuracy"][alike], groups[alike])) if alike.any() else None
     return {
         "margin_against_length_difference": asdict(
             calibration.rank_correlation(margin, chosen - rejected, table.groups)
         ),
         "length_matched_accuracy": matched,
-        "longer_wins": asdict(statistics.wilson(float(table.columns["longer_wins"].sum()), len(chosen))),
+        "longer_wins": asdict(statistics.share(table.columns["longer_wins"], groups)),
     }
 
 
@@ -178,23 +178,23 @@ def graded_facts(table: Table, bins: int) -> dict[str, Any]:
 def subset_facts(table: Table, trees: Sequence[TokenTree]) -> dict[str, Any]:
     """Accuracy of each subset that the data names, with its interval; empty where it names none."""
     names = {tree.group: tree.subset for tree in trees}
+    groups = np.asarray(table.groups)
     of = np.array([names[group] for group in table.groups])
     right = table.columns["accuracy"]
     return {
-        str(name): asdict(statistics.wilson(float(right[of == name].sum()), int((of == name).sum())))
-        for name in np.unique(of[of != ""])
+        str(name): asdict(statistics.share(right[of == name], groups[of == name])) for name in np.unique(of[of != ""])
     }
 
 
 def against_longer_wins(table: Table) -> Comparison:
     """The model's accuracy against the rule "the longer response wins" (or, if that is better, the shorter)."""
     rule = table.columns["longer_wins"]
-    if rule.mean() < 0.5:
+    if statistics.share(rule, table.groups).value < 0.5:
         rule = 1 - rule
     own = table.columns["accuracy"]
     known = Metric("accuracy", True, "accuracy", "against the length rule")
-    before = statistics.wilson(float(rule.sum()), len(rule))
-    return Comparison(known, before, table.interval("accuracy"), statistics.mcnemar(rule, own))
+    before = statistics.share(rule, table.groups)
+    return Comparison(known, before, table.interval("accuracy"), statistics.paired_share(rule, own, table.groups))
 
 
 def score_spread(table: Table) -> float:

@@ -84,14 +84,14 @@ class Table:
             assert len(column) == len(self.groups), f"column {name} has {len(column)} values, not {len(self.groups)}"
 
     def interval(self, name: str) -> Interval:
-        """The column's mean with its interval: Wilson for accuracies, else clustered by group."""
+        """The mean over groups with its interval, clustered by group; Wilson's for accuracies of single rows."""
         column = self.columns[name]
         if metric(name).test == "accuracy":
-            return statistics.wilson(float(column.sum()), len(column))
+            return statistics.share(column, self.groups)
         return statistics.clustered_mean(column, self.groups)
 
     def mean(self, name: str) -> float:
-        """Mean over groups (over rows for accuracies)."""
+        """Mean over groups."""
         return self.interval(name).value
 
     def rows(self) -> list[dict[str, Any]]:
@@ -134,16 +134,20 @@ class Comparison:
 def compare(name: str, before: Table, after: Table) -> Comparison:
     """The comparison of one column of two tables over the same rows.
 
-    Accuracies: McNemar's exact test or, where every pair was a tie before (a zero head, policy = anchor), the exact
-    sign test against one half. All else: paired bootstrap by group.
+    Accuracies of single rows: McNemar's exact test or, where every pair was a tie before (a zero head, policy =
+    anchor), the exact sign test against one half. All else, and accuracies where a group has several rows: paired
+    bootstrap by group.
     """
     assert list(before.groups) == list(after.groups), "both sides are measured on the same examples"
     own = metric(name)
     a, b = before.columns[name], after.columns[name]
     if own.test == "accuracy":
         if bool((a == 0.5).all()):
-            return Comparison(own, Interval(0.5, 0.5, 0.5, len(a)), after.interval(name), statistics.sign_test(b), True)
-        return Comparison(own, before.interval(name), after.interval(name), statistics.mcnemar(a, b))
+            found = after.interval(name)
+            half = Interval(0.5, 0.5, 0.5, found.n)
+            return Comparison(own, half, found, statistics.against_half(b, after.groups), True)
+        difference = statistics.paired_share(a, b, after.groups)
+        return Comparison(own, before.interval(name), after.interval(name), difference)
     difference = statistics.paired_bootstrap(a, b, after.groups)
     return Comparison(own, before.interval(name), after.interval(name), difference)
 

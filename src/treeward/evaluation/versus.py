@@ -67,7 +67,8 @@ def win_rate(before: Floats, after: Floats, groups: Sequence[str]) -> dict[str, 
 def best_of_n_facts(before: Table, after: Table) -> dict[str, Any]:
     """The start's best of n for n = 1..K against the bound of its KL, and the tuned policy against it at equal KL.
 
-    None past the curve's end: K samples say nothing of more than ln K - (K - 1)/K nats.
+    Its figures are None past the curve's end: K samples say nothing of more than ln K - (K - 1)/K nats. There is no
+    `at_equal_kl` where the policy's KL was not measured.
     """
     scores = by_prompt(before, "score")
     names = np.unique(np.asarray(before.groups))
@@ -75,6 +76,8 @@ def best_of_n_facts(before: Table, after: Table) -> dict[str, Any]:
     for n in range(1, scores.shape[1] + 1):
         score = clustered_mean(best_of_n.unbiased(scores, n), names)
         curve.append({"n": n, "kl_bound": best_of_n.kl_bound(n), "score": asdict(score)})
+    if "kl" not in after.columns:
+        return {"curve": curve}
     at = best_of_n.at_equal_kl(
         scores, by_group(after.columns["score"], after.groups), by_group(after.columns["kl"], after.groups)
     )

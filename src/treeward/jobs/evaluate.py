@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from treeward.data.prepare import DataConfig, prepare
+from treeward.data.render import vocabulary_hash
 from treeward.evaluation import policies, rewards, versus
 from treeward.evaluation.tables import Measurement, Table, compare, known
 from treeward.jobs.options import EvaluationConfig
@@ -16,6 +17,8 @@ from treeward.models.loading import ModelConfig
 from treeward.models.policy import Policy
 from treeward.models.reward_model import RewardModel
 from treeward.proof import guards
+from treeward.proof.checks import Check
+from treeward.proof.verdict import EXIT, GUARDS
 from treeward.rewards import scorers
 from treeward.runs.directory import RunDirectory, finite, free_path
 from treeward.trees.tokens import TokenTree
@@ -34,9 +37,10 @@ class EvaluateRun:
     start: str | None = None
     """A policy: where KL is measured from, and without one it is left out. A reward model: the one to compare with."""
     data: DataConfig = field(default_factory=DataConfig)
-    """The data; its test part is used, or all of it with data.test 0."""
+    """The data; its test part is used, or all of it with data.test 0. A policy answers prompts alone as well:
+    data.format prompts."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    """How samples are drawn and judged."""
+    """How samples are drawn and judged; with a start, `metric` is the one that a judge must not contradict."""
     part: Literal["train", "validation", "test"] = "test"
     """The part of the data to measure on."""
     seed: int = 0
@@ -46,31 +50,57 @@ class EvaluateRun:
     exist."""
 
 
-def evaluate(config: EvaluateRun) -> dict[str, dict[str, Any]]:
+@dataclass(frozen=True)
+class Evaluated:
     """Intervals of every known metric, by name: value, low, high, n; of a reward model also its `ece`; where a start
-    or another reward model is named, the paired `difference` to it.
+    or another reward model is named, the paired `difference` to it. Of a policy and its start also what
+    `evaluation.versus` says, and the checks of the samples.
+    """
+
+    figures: dict[str, dict[str, Any]]
+    against: dict[str, Any] = field(default_factory=dict)
+    checks: Sequence[Check] = ()
+
+    @property
+    def exit_code(self) -> int:
+        """4 where a check failed, 3 where a guard fell."""
+        failed = [check for check in self.checks if check.passed is False]
+        words = {"worse" if check.id in GUARDS else "broken" for check in failed}
+        return max((EXIT[word] for word in words), default=0)
+
+
+def evaluate(config: EvaluateRun) -> Evaluated:
+    """Measure a model and, where one is named, its start; with `out` also on disk.
 
     Raises:
-        ValueError: the model, the data or the place to write cannot be used.
+        ValueError: the model, the data or the place to write cannot be used, or an option has no effect.
     """
     path = free_path("evaluate", config.out) if config.out else None
+    reward = _is_reward(config.model)
+    if reward:
+        config.evaluation.refuse_samples()
+    if config.evaluation.metric is not None and (reward or not config.start):
+        raise ValueError(
+            f"evaluation.metric is {config.evaluation.metric!r}, which a policy's judges are held against where it is "
+            "compared with a --start; leave it away"
+        )
     samples: Sequence[Mapping[str, Any]] = []
-    against: dict[str, Any] = {}
-    if _is_reward(config.model):
+    if reward:
         tables, found = _reward(config)
+        done = Evaluated(found)
     else:
         after, before = _policy(config)
-        tables, samples, found = after.tables, after.samples, _intervals(after.tables)
+        tables, samples, done = after.tables, after.samples, Evaluated(_intervals(after.tables))
         if before is not None:
-            samples, against = versus.side_by_side(before, after), _against(config, before, after, found)
+            samples, done = versus.side_by_side(before, after), _against(config, before, after)
     if path is not None:
         run = RunDirectory.create(path)
-        if against:
-            run.write_json("against.json", against)
+        if done.against:
+            run.write_json("against.json", {**done.against, "checks": [check.facts() for check in done.checks]})
         run.write_lines("evaluation.jsonl", ({"kind": k, **row} for k, table in tables.items() for row in table.rows()))
         run.write_lines("samples.jsonl", samples)
-        run.write_json("intervals.json", found)
-    return found
+        run.write_json("intervals.json", done.figures)
+    return done
 
 
 def _intervals(tables: Mapping[str, Table]) -> dict[str, dict[str, Any]]:
@@ -84,7 +114,8 @@ def _reward(config: EvaluateRun) -> tuple[Mapping[str, Table], dict[str, dict[st
     own = _pairs(RewardModel.from_config(config.model, config.seed), config)
     found = _intervals({"pairs": own})
     if config.start is not None:
-        other = _pairs(RewardModel.load(config.start, device=config.model.device), config)
+        start = RewardModel.load(config.start, precision=config.model.precision, device=config.model.device)
+        other = _pairs(start, config)
         if list(other.groups) != list(own.groups):
             raise ValueError(f"--start {config.start!r} reads other pairs of this data: its tokenizer drops other rows")
         for name in found:
@@ -106,8 +137,8 @@ def _policy(config: EvaluateRun) -> tuple[Measurement, Measurement | None]:
     if evaluation.aa and not config.start:
         raise ValueError("evaluation.aa is true, but no start is named that could be measured twice; add --start DIR")
     policy = Policy.from_config(config.model, config.seed)
-    start = Policy.load(config.start, device=config.model.device) if config.start else policy
-    data = prepare(config.data, policy.tokenizer, "sft")
+    start = _start(config.start, config, policy) if config.start else policy
+    data = prepare(config.data, policy.tokenizer, "prompts" if config.data.format == "prompts" else "sft")
     trees = _chosen_part(data.parts[config.part], config)
     by_group = {tree.group: TokenTree(tree.prompt, (), tree.group) for tree in trees}
     prompts = list(by_group.values())[: evaluation.prompts]
@@ -116,7 +147,8 @@ def _policy(config: EvaluateRun) -> tuple[Measurement, Measurement | None]:
 
     def measured(model: Policy) -> Measurement:
         table, shown = policies.fresh(model, anchor, prompts, evaluation.plan(config.seed), *judged)
-        return Measurement({"texts": policies.likelihood(model, trees), "samples": table}, shown)
+        texts = {"texts": policies.likelihood(model, trees)} if any(tree.branches for tree in trees) else {}
+        return Measurement({**texts, "samples": table}, shown)
 
     after = measured(policy)
     if not config.start:
@@ -130,19 +162,32 @@ def _policy(config: EvaluateRun) -> tuple[Measurement, Measurement | None]:
     return after, before
 
 
-def _against(
-    config: EvaluateRun, before: Measurement, after: Measurement, found: dict[str, dict[str, Any]]
-) -> dict[str, Any]:
-    """What is said of the policy against its start; the paired differences are laid on the metrics found."""
-    comparisons = [compare(name, before.table_of(name), after.table_of(name)) for name in found]
+def _start(path: str, config: EvaluateRun, policy: Policy) -> Policy:
+    own = policy.tree
+    start = Policy.load(path, tokenizer=config.model.tokenizer, precision=own.precision, device=own.device.type)
+    if vocabulary_hash(start.tokenizer) != vocabulary_hash(policy.tokenizer):
+        raise ValueError(f"--start {path!r} has another tokenizer than the policy; name one of its family")
+    return start
+
+
+def _against(config: EvaluateRun, before: Measurement, after: Measurement) -> Evaluated:
+    """The policy's figures with their paired differences to the start, and what else is said of the two."""
+    found = _intervals(after.tables)
+    main = config.evaluation.metric or ("score" if "score" in found else next(iter(found)))
+    after.table_of(main)
+    comparisons = [compare(n, before.table_of(n), after.table_of(n)) for n in sorted(found, key=lambda n: n != main)]
     for comparison in comparisons:
         found[comparison.metric.name]["difference"] = finite(vars(comparison.difference))
-    k1 = guards.k1_check(after.tables["samples"], config.evaluation.temperature)
-    checks = [k1, *guards.judge_guards(comparisons)]
+    said = versus.facts(before, after)
+    checks = [
+        guards.k1_check(after.tables["samples"], config.evaluation.temperature),
+        *guards.judge_guards(comparisons),
+        *guards.collapse_guards(comparisons, said["diversity"], ModelConfig(path=str(config.start)).random),
+    ]
     for check in checks:
         if check.passed is False:
             log.error("%s", check)
-    return {**versus.facts(before, after), "checks": [check.facts() for check in checks]}
+    return Evaluated(found, finite(said), checks)
 
 
 def _chosen_part(trees: list[TokenTree], config: EvaluateRun) -> list[TokenTree]:

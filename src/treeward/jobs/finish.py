@@ -12,8 +12,9 @@ from treeward.data.prepare import Prepared
 from treeward.evaluation import versus
 from treeward.evaluation.rewards import score_spread
 from treeward.evaluation.tables import Comparison, Measurement, compare, known
-from treeward.jobs.options import AnyRun, verb_of
+from treeward.jobs.options import AnyRun, DPORun, verb_of
 from treeward.jobs.tasks import Task
+from treeward.maths.divergences import ChiSquaredMixed
 from treeward.models.artifact import annotate
 from treeward.models.reward_model import RewardModel
 from treeward.proof import closing, guards, identities
@@ -46,8 +47,13 @@ def conclude(
     main = compare(task.metric, before.table_of(task.metric), after.table_of(task.metric))
     others = _others(task, before, after)
     checks = [*begun.checks, *([broken] if broken else []), *_closing_checks(config, begun, run, moved, updates, after)]
-    checks += guards.judge_guards([main, *others])
-    verdict = decide(main, checks, task.rule(after))
+    compared = [main, *others]
+    said = versus.facts(before, after)
+    checks += guards.judge_guards(compared)
+    if "diversity" in said:
+        checks += guards.collapse_guards(compared, said["diversity"], config.model.random)
+    scorer = config.evaluation.scorer if "samples" in after.tables else None
+    verdict = decide(main, checks, task.rule(after), scorer)
     tokens = sum(len(data.train[row]) for i in range(updates[0]) for row in config.order(len(data.train)).batch(i))
     extra: dict[str, Any] = {"command": verb_of(config), "seconds": seconds, "tokens_per_second": tokens / seconds}
     if data.best_accuracy is not None:
@@ -55,10 +61,9 @@ def conclude(
     rule = task.rule(after)
     if rule is not None:
         extra["longer_wins"] = rule.facts()["before"]
-    extra |= task.facts(after, data.held_out) | versus.facts(before, after)
+    extra |= task.facts(after, data.held_out) | said
     if isinstance(task.model, RewardModel):
         annotate(run.path / "model", finite(_credentials(config, data, after)))
-    scorer = config.evaluation.scorer if task.metric == "score" else None
     found = receipt(
         verdict, main, others, checks, moved, begun.gradient_missing, data.account,
         config.require, scorer, extra,
@@ -82,6 +87,11 @@ def _closing_checks(
     ]
     if task.anchor is not None:
         found.append(closing.anchor_held(task.anchor))
+    reference = getattr(task, "reference", None)
+    if reference is not None and reference is not task.anchor and reference.hash is not None:
+        found.append(closing.anchor_held(reference))
+    chi_po = isinstance(config, DPORun) and isinstance(config.divergence, ChiSquaredMixed)
+    found += closing.clamps(run.lines("metrics.jsonl"), chi_po)
     if "samples" in after.tables:
         found.append(guards.k1_check(after.tables["samples"], config.evaluation.temperature))
     if "pairs" in after.tables and task.anchor is None:

@@ -8,7 +8,7 @@ from treeward.algorithms.reward import RewardConfig, suited
 from treeward.algorithms.sft import SFTConfig
 from treeward.data.prepare import DataConfig
 from treeward.evaluation.policies import SamplePlan
-from treeward.evaluation.tables import JUDGE
+from treeward.evaluation.tables import JUDGE, metric
 from treeward.maths.scores import AnyHead, Scalar
 from treeward.models.loading import ModelConfig
 
@@ -40,6 +40,24 @@ class EvaluationConfig:
             raise ValueError(
                 f"evaluation.metric is {self.metric!r}, but a judge that chooses the best step is none; name another"
             )
+        if self.metric is not None:
+            metric(self.metric)
+        for name in ("prompts", "samples", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"evaluation.{name} is {getattr(self, name)}; it must be at least 1")
+        if not self.temperature > 0:
+            raise ValueError(f"evaluation.temperature is {self.temperature}; it must be above 0 (1 samples the policy)")
+
+    def refuse_samples(self) -> None:
+        """For reward models, which answer no prompts. How samples would be drawn may stand: it promises no figure.
+
+        Raises:
+            ValueError: a figure of samples is asked for.
+        """
+        for name in ("scorer", "judges", "aa"):
+            value = getattr(self, name)
+            if value:
+                raise ValueError(f"evaluation.{name} is {value!r}, but a reward model is not sampled from; drop it")
 
     def plan(self, seed: int) -> SamplePlan:
         """How samples are drawn, the same before and after."""
@@ -100,6 +118,7 @@ class RewardRun(RunOptions, RewardConfig):
     def __post_init__(self) -> None:
         RunOptions.__post_init__(self)
         RewardConfig.__post_init__(self)
+        self.evaluation.refuse_samples()
         suited(self.loss, self.head)
         if self.members < 1:
             raise ValueError(f"members is {self.members}; it must be at least 1")

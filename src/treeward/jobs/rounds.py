@@ -81,9 +81,9 @@ def _against_first(config: PairsRun, model: str, here: Path) -> dict[str, Any]:
     known = RunDirectory(here / "evaluation").read_json("intervals.json")
     if known is not None:
         return dict(known)
-    evaluation = replace(config.dpo.evaluation, scorer=config.dpo.evaluation.scorer or config.scorer)
+    evaluation = replace(config.dpo.evaluation, metric=None, scorer=config.dpo.evaluation.scorer or config.scorer)
     data = replace(config.dpo.data, source=str(here.parent / "round-1" / "pairs" / "pairs.jsonl"))
     return evaluate(EvaluateRun(
         model=replace(config.model, path=model, tokenizer=None), start=config.model.path, data=data,
         evaluation=evaluation, seed=config.seed, out=str(here / "evaluation"),
-    ))  # fmt: skip
+    )).figures  # fmt: skip

@@ -15,7 +15,7 @@ from treeward.jobs import settings
 from treeward.jobs.options import RUNS
 from treeward.jobs.train import Finished, train
 from treeward.proof.checks import ChecksFailed
-from treeward.report.frontier import write_frontier
+from treeward.report.frontier import every, write_frontier
 from treeward.runs.directory import free_path
 
 log = logging.getLogger(__name__)
@@ -26,30 +26,44 @@ Axis = tuple[str, tuple[str, ...]]
 
 @dataclass(frozen=True)
 class Swept:
-    """Where the sweep is; its runs by point; what stopped the points that did not run; the frontier, if any."""
+    """Where the sweep is; its runs by point; what stopped the points that did not run; the frontier, or why there is
+    none, where there are runs with a score and a KL.
+    """
 
     path: Path
     runs: dict[str, Finished]
     failed: dict[str, str]
     frontier: Path | None
+    no_frontier: str = ""
 
     @property
     def exit_code(self) -> int:
         """The worst of the runs'; 2 where a point did not run."""
-        return max([finished.exit_code for finished in self.runs.values()] + [2] * bool(self.failed))
+        return 2 if self.failed else max(finished.exit_code for finished in self.runs.values())
 
 
 def axis(text: str) -> Axis:
-    """The axis that `KEY=V1,V2,...` names.
+    """The axis that `KEY=V1,V2,...` names; a comma inside brackets belongs to its value, as in [a,b].
 
     Raises:
         ValueError: there is no key or no value.
     """
     key, equals, values = text.partition("=")
-    texts = tuple(value.strip() for value in values.split(",") if value.strip())
+    texts = tuple(value.strip() for value in _split(values) if value.strip())
     if not key or not equals or not texts:
         raise ValueError(f"--sweep {text!r} is not KEY=VALUE,VALUE,...; for example --sweep loss.beta=0.05,0.1,0.5")
     return key.strip(), texts
+
+
+def _split(values: str) -> list[str]:
+    found, depth = [""], 0
+    for sign in values:
+        depth += (sign in "[{") - (sign in "]}")
+        if sign == "," and depth == 0:
+            found.append("")
+        else:
+            found[-1] += sign
+    return found
 
 
 def points(axes: Sequence[Axis]) -> dict[str, list[tuple[str, str]]]:
@@ -96,6 +110,10 @@ def sweep(verb: str, base: Mapping[str, Any], axes: Sequence[Axis]) -> Swept:
                 raise
             failed[name] = str(problem)
             log.error("%s was not trained: %s", name, failed[name])
-    judged = [finished.path for finished in found.values() if finished.receipt["metric"] == "score"]
-    frontier = write_frontier(judged, path / "frontier.html") if judged else None
-    return Swept(path, found, failed, frontier)
+    judged = [finished.path for finished in found.values() if {"score", "kl"} <= every(finished.receipt).keys()]
+    if not judged:
+        return Swept(path, found, failed, None)
+    try:
+        return Swept(path, found, failed, write_frontier(judged, path / "frontier.html"))
+    except ValueError as problem:
+        return Swept(path, found, failed, None, str(problem))

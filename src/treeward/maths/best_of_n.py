@@ -21,13 +21,6 @@ def kl_bound(n: int) -> float:
     return math.log(n) - (n - 1) / n
 
 
-def kl_of_equals(responses: int, n: int) -> float:
-    """KL(best-of-n, start) where the start has that many equally likely responses without tied scores."""
-    rank = np.arange(responses + 1) / responses
-    p = np.diff(rank**n)
-    return float((p * np.log(responses * p)).sum())
-
-
 def weights(samples: int, n: int) -> Floats:
     """C(i-1, n-1) / C(K, n) for the i-th lowest of K scores: the chance that it is the best of n of them."""
     return np.array([math.comb(i, n - 1) / math.comb(samples, n) for i in range(samples)])
@@ -53,9 +46,10 @@ def at_equal_kl(scores: ArrayLike, after: ArrayLike, kl: ArrayLike) -> AtEqualKL
     """A tuned policy against best-of-n of its start at equal KL.
 
     The curve is linear in KL between the bounds of n = 1..K, which mixing two neighbouring n reaches (KL is convex).
-    `scores` is the start's (G, K), `after` and `kl` the tuned
-    policy's means by prompt. Prompts are resampled, KL and curve with them; a replicate past the curve's end takes the
-    end.
+    A bound is the most that best of n can have: where responses repeat or scores are tied its true KL is lower, so the
+    curve truly lies further left, and the comparison favours the policy. `scores` is the start's (G, K), `after` and
+    `kl` the tuned policy's means by prompt. Prompts are resampled, KL and curve with them; a replicate past the curve's
+    end takes the end.
     """
     table = np.asarray(scores, dtype=np.float64)
     ns = range(1, table.shape[1] + 1)

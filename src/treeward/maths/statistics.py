@@ -15,6 +15,8 @@ from scipy import stats
 Z = 1.959963984540054
 POWER = 0.8416212335729143
 REPLICATES = 10_000
+SAME = 1e-12
+"""Differences that vary by less than this share of their mean are one number and its rounding."""
 Floats = NDArray[np.float64]
 
 
@@ -71,10 +73,22 @@ def clustered_mean(values: ArrayLike, groups: ArrayLike) -> Interval:
     return _t_interval(means)
 
 
+def share(results: ArrayLike, groups: ArrayLike) -> Interval:
+    """The mean of results in [0, 1]. Where every group is single its interval is Wilson's; else the clustered mean's,
+    kept within 0 and 1, and where all groups have one mean, which gives that one no width, Wilson's over the groups.
+    """
+    means = by_group(results, groups)
+    if _single(groups) or np.ptp(means) == 0:
+        return wilson(float(means.sum()), len(means))
+    found = _t_interval(means)
+    return Interval(found.value, max(0.0, found.low), min(1.0, found.high), found.n)
+
+
 def paired_bootstrap(before: ArrayLike, after: ArrayLike, groups: ArrayLike, seed: int = 0) -> Difference:
     """Percentile bootstrap of mean(after - before), whole groups resampled, the same draw for both sides.
 
-    The p value is the t test's on the group differences; 1 when they are all zero.
+    The p value is the t test's on the group differences; where they are all one and the same it is the sign-flip
+    test's, 2^(1 - n), and 1 when that one is zero.
     """
     gain = by_group(np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64), groups)
     n = len(gain)
@@ -82,7 +96,10 @@ def paired_bootstrap(before: ArrayLike, after: ArrayLike, groups: ArrayLike, see
     means = np.concatenate([gain[draws.integers(0, n, (100, n))].mean(1) for _ in range(REPLICATES // 100)])
     low, high = np.quantile(means, [0.025, 0.975])
     spread = float(gain.std(ddof=1)) if n > 1 else math.nan
-    p = float(stats.ttest_1samp(gain, 0.0).pvalue) if spread > 0 else 1.0
+    if spread > SAME * abs(float(gain.mean())):
+        p = float(stats.ttest_1samp(gain, 0.0).pvalue)
+    else:
+        p = 2.0 ** (1 - n) if gain.any() else 1.0
     detectable = (Z + POWER) * spread / math.sqrt(n)
     return Difference(float(gain.mean()), float(low), float(high), p, "paired bootstrap by group", detectable)
 
@@ -117,6 +134,18 @@ def sign_test(results: ArrayLike) -> Difference:
     )
 
 
+def paired_share(before: ArrayLike, after: ArrayLike, groups: ArrayLike) -> Difference:
+    """Two accuracies on the same rows: McNemar where every group is single, else the paired bootstrap by group."""
+    return mcnemar(before, after) if _single(groups) else paired_bootstrap(before, after, groups)
+
+
+def against_half(results: ArrayLike, groups: ArrayLike) -> Difference:
+    """An accuracy against one half: the sign test where every group is single, else the paired bootstrap by group."""
+    outcome = np.asarray(results, dtype=np.float64)
+    half = np.full_like(outcome, 0.5)
+    return sign_test(outcome) if _single(groups) else paired_bootstrap(half, outcome, groups)
+
+
 def spearman(a: ArrayLike, b: ArrayLike) -> float:
     """Rank correlation; NaN where one side is constant."""
     x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
@@ -124,6 +153,11 @@ def spearman(a: ArrayLike, b: ArrayLike) -> float:
         return math.nan
     result: Any = stats.spearmanr(x, y)
     return float(result.statistic)
+
+
+def _single(groups: ArrayLike) -> bool:
+    every = np.asarray(groups)
+    return len(np.unique(every)) == len(every)
 
 
 def _t_interval(means: Floats) -> Interval:

@@ -1,8 +1,10 @@
 """After the last step: how far the weights moved, and whether what was saved is what was trained."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +17,9 @@ from treeward.models.weights import fingerprint, movement
 from treeward.proof.checks import Check, below
 from treeward.proof.identities import exact
 from treeward.trees.tokens import TokenTree
+
+CLIPPED = 0.01
+"""Share of the pairs, over a run, whose gradient a clip may stop."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,28 @@ def updates(taken: int, planned: int) -> Check:
     """F46: the planned updates were taken."""
     missing = 1 - taken / planned
     return below("F46", "share of planned updates not taken", missing, 0.05, ["F46"], "after", f"{taken} of {planned}")
+
+
+def clamps(steps: Sequence[Mapping[str, Any]], chi_po: bool) -> list[Check]:
+    """F28, from the metrics of a run's steps: the share of the log-ratios in a divergence's straight tail, and of the
+    pairs whose gradient `loss.clip` stops.
+
+    The tail keeps its slope, so its share is announced and no more; so is chi-PO's clip, which is part of that
+    objective. Any other clip may bind on 1 % of the pairs.
+    """
+    found = []
+    for metric, name, free, why in (
+        ("divergence/clamped", "share of log-ratios in the straight tail", True, "the tail keeps its gradient"),
+        ("loss/clipped", "share of pairs whose gradient loss.clip stops", chi_po, "chi-PO asks for its clip"),
+    ):
+        shares = [float(step[metric]) for step in steps if step.get(metric) is not None]
+        if shares and free:
+            found.append(Check("F28", name, True, ("F28",), "during", fmean(shares), None, why))
+        elif shares:
+            mean = fmean(shares)
+            mend = "raise loss.clip or leave it away" if mean > CLIPPED else ""
+            found.append(below("F28", name, mean, CLIPPED, ["F28"], "during", mend))
+    return found
 
 
 def anchor_held(anchor: Anchor) -> Check:

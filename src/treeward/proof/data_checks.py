@@ -27,6 +27,8 @@ def data_checks(data: Prepared, tokenizer: Tokenizer, embedding_rows: int, purpo
         _dropped(data),
         _groups(data),
     ]
+    if purpose == "unpaired":
+        found.append(_labels(data))
     return [*found, *_pairs(data, everything), *_made(data, everything)] if purpose == "pairs" else found
 
 
@@ -79,6 +81,17 @@ def _groups(data: Prepared) -> Check:
         f"{groups} groups; raise data.test or data.limit, or accept with --skip-check F48" if groups < GROUPS else ""
     )
     return Check("F48", "held-out groups", groups >= GROUPS, ("F48", "F50"), "before", groups, GROUPS, detail)
+
+
+def _labels(data: Prepared) -> Check:
+    parts = {part: data.parts[part] for part in ("validation", "test") if data.parts[part]}
+    bare = [part for part, trees in parts.items() if not _comparable(trees)]
+    detail = f"{', '.join(bare)}; raise data.validation and data.test, or mix the rows" if bare else ""
+    return below("F50", "held-out parts without both labels", len(bare), 0, ["F50"], detail=detail)
+
+
+def _comparable(trees: Sequence[TokenTree]) -> bool:
+    return any(len(tree.branches) > 1 for tree in trees) or {(0.0,), (1.0,)} <= {tree.grades for tree in trees}
 
 
 def _pairs(data: Prepared, trees: Sequence[TokenTree]) -> list[Check]:

@@ -1,10 +1,11 @@
-"""Guards of fresh samples: is the KL that of this text, and did a judge fall while the score rose?
+"""Guards of fresh samples: is the KL that of this text, did a judge fall while the metric rose, is it still text?
 
 A fallen guard makes a run `worse`, not `broken`: it was trained as asked, and what was asked for is not good.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -17,6 +18,15 @@ ERRORS = 4.0
 """Standard errors that k1 may lie from the Rao-Blackwellised KL; 3 would break one sound run in 370, 4 in 16,000."""
 ROUNDING = 1e-4
 """Nats by which the two may differ in fp32 whatever their spread."""
+RISES = {
+    "repetition": (0.2, "rise of the share of repeated 4-grams, at least"),
+    "start_nll": (math.log(4), "rise of the samples' NLL under the start, nats a token, at least"),
+    "kl_token": (2.0, "KL(policy, start), nats a token, at least"),
+}
+"""How far these may rise with their whole interval: four times the perplexity; a KL that a change of taste, such as the
+0.5 of the film reviews' furthest run (docs/on-policy-pairs.md), does not come near."""
+DISTINCT = 0.5
+"""The share of the start's distinct bigrams that may be lost with the whole interval."""
 
 
 def k1_check(table: Table, temperature: float) -> Check:
@@ -26,10 +36,11 @@ def k1_check(table: Table, temperature: float) -> Check:
     temperature than 1 the samples are not the policy's and nothing follows.
     """
     name, guards = "standard errors between k1 and the Rao-Blackwellised KL", ("F31", "F34")
+    if temperature != 1:
+        return Check("F34", name, None, guards, "after", detail="sampled at another temperature than 1")
     gap = by_group(table.columns["k1"] - table.columns["kl"], table.groups)
-    if len(gap) < 2 or temperature != 1:
-        why = "sampled at another temperature than 1" if temperature != 1 else "one prompt has no standard error"
-        return Check("F34", name, None, guards, "after", detail=why)
+    if len(gap) < 2:
+        return Check("F34", name, None, guards, "after", detail="one prompt has no standard error")
     error = float(gap.std(ddof=1)) / math.sqrt(len(gap))
     limit = float(stats.t.isf(stats.norm.sf(ERRORS), len(gap) - 1))
     mean = float(gap.mean())
@@ -57,24 +68,43 @@ def first_rollout(scores: Sequence[Sequence[float]], texts: Sequence[str]) -> Ch
 
 
 def judge_guards(comparisons: Sequence[Comparison]) -> list[Check]:
-    """F32, one a judge: the score did not rise while the judge fell, both intervals clear of zero."""
-    every = {found.metric.name: found for found in comparisons}
-    score = every.get("score")
-    found = []
-    for name, judge in every.items():
-        if name.startswith(JUDGE):
-            fell = score is not None and score.outcome == "improved" and judge.outcome == "worse"
-            found.append(_guard(name.removeprefix(JUDGE), score, judge, fell))
-    return found
+    """F32, one a judge: the main metric, which stands first, did not improve while the judge fell, both intervals clear
+    of zero.
+    """
+    main, *others = comparisons
+    return [_guard(main, judge) for judge in others if judge.metric.name.startswith(JUDGE)]
 
 
-def _guard(name: str, score: Comparison | None, judge: Comparison, fell: bool) -> Check:
-    about = f"no judge falls while the score rises: {name}"
-    if score is None:
-        return Check("F32", about, None, ("F24", "F32"), "after", detail="no evaluation.scorer was named")
+def collapse_guards(comparisons: Sequence[Comparison], diversity: Mapping[str, Any], random_start: bool) -> list[Check]:
+    """F24, judge or not: fresh samples did not turn into repetition, into word salad, or into one text.
+
+    Each figure's whole interval must lie past its limit (`RISES`, `DISTINCT`) for the guard to fall. A start of random
+    weights has nothing to fall from; and where held-out likelihood is the main metric, which stands first, a policy is
+    asked to leave the start for other text, and none of these can buy it.
+
+    `diversity` is what `evaluation.versus.facts` says under that name.
+    """
+    if random_start or comparisons[0].metric.name == "nll":
+        return []
+    rose = {c.metric.name: c.difference.low for c in comparisons}
+    found = [_collapse(name, rose[column], limit) for column, (limit, name) in RISES.items() if column in rose]
+    bigrams = diversity["distinct_2"]
+    lost = -bigrams["difference"]["high"] / max(bigrams["before"]["value"], 1e-12)
+    return [*found, _collapse("share of the start's distinct bigrams that is lost, at least", lost, DISTINCT)]
+
+
+def _collapse(name: str, least: float, limit: float) -> Check:
+    fell = least > limit
+    mend = "look at the samples; train less, raise beta, or mend the reward" if fell else ""
+    return Check("F24", name, not fell, ("F24", "F32"), "after", least, limit, mend)
+
+
+def _guard(main: Comparison, judge: Comparison) -> Check:
+    fell = main.outcome == "improved" and judge.outcome == "worse"
+    about = f"no judge falls while {main.metric.name} improves: {judge.metric.name.removeprefix(JUDGE)}"
     changes = ", ".join(
         f"{who} {found.difference.value:+.3g} [{found.difference.low:+.3g}, {found.difference.high:+.3g}]"
-        for who, found in (("score", score), ("judge", judge))
+        for who, found in ((main.metric.name, main), ("judge", judge))
     )
     more = "; train less, raise beta, or mend the reward" if fell else ""
     return Check("F32", about, not fell, ("F24", "F32"), "after", judge.difference.value, None, changes + more)

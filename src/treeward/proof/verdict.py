@@ -30,8 +30,12 @@ class Verdict:
         return 0 if require == "any" and self.word != "broken" else EXIT[self.word]
 
 
-def decide(main: Comparison, checks: Sequence[Check], rule: Comparison | None = None) -> Verdict:
-    """The verdict from the main metric's comparison, all checks, and for reward models the trivial rule to beat."""
+def decide(
+    main: Comparison, checks: Sequence[Check], rule: Comparison | None = None, scorer: str | None = None
+) -> Verdict:
+    """The verdict from the main metric's comparison, all checks, for reward models the trivial rule to beat, and the
+    name of the scorer: where no judge stood beside it, the reason says so.
+    """
     failed = [check for check in checks if check.passed is False]
     fallen = [check for check in failed if check.id in GUARDS]
     if len(failed) > len(fallen):
@@ -42,8 +46,8 @@ def decide(main: Comparison, checks: Sequence[Check], rule: Comparison | None = 
     change = (
         f"{name} {main.before.value:.4g} -> {main.after.value:.4g}, change {d.value:+.3g} [{d.low:+.3g}, {d.high:+.3g}]"
     )
-    judged = name != "score" or any(check.id == "F32" for check in checks)
-    change += f", n={main.after.n}{'' if judged else ', by its own reward'}"
+    alone = name == "score" and scorer is not None and not any(check.id == "F32" for check in checks)
+    change += f", n={main.after.n}{f', by {scorer} alone' if alone else ''}"
     if name == "accuracy" and main.after.high < 0.5:
         return Verdict("broken", f"{change}: wholly below one half, so the labels or their order are misread (F05)")
     if main.outcome == "improved" and rule is not None and rule.outcome != "improved":

@@ -1,11 +1,13 @@
 """Several runs as one frontier: score against KL with intervals, and a table of what each cost.
 
-All of it is read from run directories. The runs must have been measured on the same prompts by the same scorer. Pooled
+All of it is read from run directories. The runs must have been measured on the same prompts by the same scorer, with
+samples drawn alike. A broken run's numbers mean nothing: it stands at the end of the table, and on no frontier. Pooled
 entropy and distinct-n are computed again here, from the sampled ids, at the smallest token budget of all the runs, so
 that every row of the table can be compared with every other.
 """
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,24 +19,28 @@ import jinja2
 import yaml
 
 from treeward.maths import diversity
-from treeward.maths.frontier import Point, Standing, over_seeds, standings
+from treeward.maths.frontier import Point, over_seeds, standings
 from treeward.maths.statistics import Interval
 from treeward.report import frontier_figure
 from treeward.report.page import labelled, number
 
 DIVERSITY = ("token_entropy", "distinct_1", "distinct_2", "distinct_3")
 START = "start"
+BROKEN = "broken"
 _OWN = ("seed", "name", "out")
 """Fields in which runs of one setting may differ."""
+_DRAWN = ("samples", "max_new_tokens", "temperature")
+"""Fields of the evaluation in which runs of one frontier must not differ."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One model: its point, and every figure with its interval; `verdict` is empty for the start."""
+    """One model: its point, and every figure with its interval; `verdict` and `config` are empty for the start."""
 
     point: Point
     figures: Mapping[str, Mapping[str, Any] | None]
-    verdict: str = ""
+    verdict: str
+    config: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,8 @@ class Runs:
         """Read run directories.
 
         Raises:
-            ValueError: a run has not ended, has no score or KL, or was measured on other prompts or by another scorer.
+            ValueError: a run has not ended, has no score or KL, or was measured on other prompts, by another scorer or
+                on samples that were drawn otherwise.
         """
         if not paths:
             raise ValueError("no run is named; a frontier needs at least one run directory")
@@ -63,6 +70,13 @@ class Runs:
         ]
         for path, receipt, rows in zip(paths, receipts, samples, strict=True):
             _comparable(path, receipt, rows, paths[0], receipts[0], samples[0])
+        drawn = [{name: config.get("evaluation", {}).get(name) for name in _DRAWN} for config in configs]
+        for path, own in zip(paths, drawn, strict=True):
+            if own != drawn[0]:
+                raise ValueError(
+                    f"{str(path)!r} was sampled with {_said(own)}, {str(paths[0])!r} with {_said(drawn[0])}; compare "
+                    "runs of one evaluation section"
+                )
         starts = [config.get("model", {}).get("path") for config in configs]
         for path, start in zip(paths, starts, strict=True):
             if start != starts[0]:
@@ -73,7 +87,7 @@ class Runs:
         return cls(_names(paths), receipts, configs, samples)
 
     def rows(self) -> list[Row]:
-        """The start, then every run."""
+        """The start, then every run, the broken ones last."""
         measured = diversity.measured(self.pools)
         found = []
         for place in range(len(self.names) + 1):
@@ -87,8 +101,8 @@ class Runs:
                 self.names[place - 1] if place else START, _interval(figures["score"]), _interval(figures["kl"]),
                 family_of(config) if place else START, config.get("seed"),
             )  # fmt: skip
-            found.append(Row(point, figures, receipt["verdict"] if place else ""))
-        return found
+            found.append(Row(point, figures, receipt["verdict"] if place else "", config))
+        return sorted(found, key=lambda row: row.verdict == BROKEN)
 
     @property
     def pools(self) -> list[diversity.Pool]:
@@ -104,16 +118,17 @@ def write_frontier(paths: Sequence[Path], out: Path) -> Path:
     """
     runs = Runs.read(paths)
     rows = runs.rows()
+    sound = [row for row in rows if row.verdict != BROKEN]
     curve = runs.receipts[0].get("best_of_n", {}).get("curve", [])
-    points = [row.point for row in rows]
+    points = [row.point for row in sound]
     out.parent.mkdir(parents=True, exist_ok=True)
     picture = frontier_figure.draw(points, curve, short(str(runs.receipts[0]["scorer"])), out.with_suffix(".png"))
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters["number"] = number
     text = (resources.files("treeward.report") / "frontier.html").read_text(encoding="utf-8")
     page = environment.from_string(text).render(
-        title=out.stem, columns=columns(rows), rows=rows, standings=_by_label(standings(points)),
-        budget=min(pool.tokens for pool in runs.pools), between=_between_runs(points[1:], runs.configs),
+        title=out.stem, columns=columns(rows), rows=rows, standings=standings(points),
+        budget=min(pool.tokens for pool in runs.pools), between=_between_runs(sound[1:]),
         scorer=runs.receipts[0]["scorer"], picture=picture, labelled=labelled,
     )  # fmt: skip
     temporary = out.with_name(f".{out.name}.{os.getpid()}")
@@ -150,10 +165,11 @@ def family_of(config: Mapping[str, Any]) -> str:
 
 
 def setting_of(config: Mapping[str, Any]) -> str:
-    """The family with the loss's own numbers, such as "dpo sigmoid, beta 0.1"."""
+    """The family with the loss's own numbers and the rate, such as "dpo sigmoid, beta 0.1, lr 1e-05"."""
     loss: Mapping[str, Any] = config.get("loss") or {}
     numbers = [f"{k} {v:g}" for k, v in loss.items() if isinstance(v, int | float) and not isinstance(v, bool)]
-    return ", ".join([family_of(config), *numbers])
+    rate = [f"lr {config['lr']:g}"] if "lr" in config else []
+    return ", ".join([family_of(config), *numbers, *rate])
 
 
 def _side(facts: Mapping[str, Any] | None, side: str) -> Mapping[str, Any] | None:
@@ -162,9 +178,8 @@ def _side(facts: Mapping[str, Any] | None, side: str) -> Mapping[str, Any] | Non
 
 def _interval(facts: Mapping[str, Any] | None) -> Interval:
     assert facts is not None
-    value = float(facts["value"])
-    low, high = (value if facts[name] is None else float(facts[name]) for name in ("low", "high"))
-    return Interval(value, low, high, int(facts["n"]))
+    low, high = (math.nan if facts[name] is None else float(facts[name]) for name in ("low", "high"))
+    return Interval(float(facts["value"]), low, high, int(facts["n"]))
 
 
 def _pool(rows: Sequence[Mapping[str, Any]], side: str) -> diversity.Pool:
@@ -172,23 +187,23 @@ def _pool(rows: Sequence[Mapping[str, Any]], side: str) -> diversity.Pool:
     return diversity.Pool([row[f"ids_{side}"] for row in ordered], [row["group"] for row in ordered])
 
 
-def _between_runs(points: Sequence[Point], configs: Sequence[Mapping[str, Any]]) -> list[Point]:
+def _between_runs(rows: Sequence[Row]) -> list[Point]:
     """Settings that were run under several seeds: the mean and the interval between runs."""
-    settings = [json.dumps({k: v for k, v in c.items() if k not in _OWN}, sort_keys=True) for c in configs]
+    settings = [json.dumps({k: v for k, v in r.config.items() if k not in _OWN}, sort_keys=True) for r in rows]
     several = [i for i, setting in enumerate(settings) if settings.count(setting) > 1]
-    chosen = [replace(points[i], label=settings[i]) for i in several]
-    names = {settings[i]: setting_of(configs[i]) for i in several}
+    chosen = [replace(rows[i].point, label=settings[i]) for i in several]
+    names = {settings[i]: setting_of(rows[i].config) for i in several}
     return [replace(point, label=names[point.label]) for point in over_seeds(chosen)]
 
 
-def _by_label(found: Sequence[Standing]) -> dict[str, Standing]:
-    return {standing.point.label: standing for standing in found}
-
-
 def _names(paths: Sequence[Path]) -> list[str]:
-    """The directories' names, or their paths where two have one name."""
+    """The directories' names, or their whole paths where two have one name or one is called as the start."""
     names = [path.name for path in paths]
-    return names if len(set(names)) == len(names) else [str(path) for path in paths]
+    return names if len({START, *names}) == len(names) + 1 else [str(path.absolute()) for path in paths]
+
+
+def _said(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
 def _file(path: Path, name: str) -> Path:
@@ -203,7 +218,9 @@ def _comparable(
 ) -> None:  # fmt: skip
     have = every(receipt)
     if "score" not in have or "kl" not in have or not rows or "ids_after" not in rows[0]:
-        raise ValueError(f"{str(path)!r} has no scored samples: run it with evaluation.scorer and this version")
+        raise ValueError(
+            f"{str(path)!r} has no score and KL: run it with evaluation.scorer, at temperature 1, and this version"
+        )
     if receipt["scorer"] != other["scorer"]:
         raise ValueError(
             f"{str(path)!r} was scored by {receipt['scorer']!r}, {str(first)!r} by {other['scorer']!r}; compare runs "

@@ -39,7 +39,7 @@ def draw(points: Sequence[Point], best_of_n: Sequence[Mapping[str, Any]], scorer
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(8.4, 4.4), layout="constrained")
         if len(best_of_n) > 1:
-            _best_of_n(axes, best_of_n, 1.35 * max(point.kl.high for point in points))
+            _best_of_n(axes, best_of_n, 1.35 * float(np.nanmax([(point.kl.value, point.kl.high) for point in points])))
         families = list(dict.fromkeys(point.family for point in points[1:]))
         _point(axes, points[0], INK, "o", points[0].label)
         seen: set[str] = set()
