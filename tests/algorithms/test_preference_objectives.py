@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import softplus
 
 from treeward.algorithms.dpo import DPOConfig, dpo, objective
-from treeward.algorithms.preferences import LabelledPreference, PairPreference, labels, mismatched
+from treeward.algorithms.preferences import LabelledPreference, PairPreference, RankedPreference, labels, mismatched
 from treeward.maths import preference as p
 from treeward.maths.divergences import Alpha, ChiSquaredMixed, ForwardKL, JensenShannon
 from treeward.models.anchor import Anchor
@@ -68,6 +68,8 @@ def test_kto_on_labelled_responses_by_plain_rows(policy: Build, grow: Build, rat
     found = first(policy, trees, config)
     assert found["loss"] == pytest.approx(torch.stack(wanted).mean().item(), abs=1e-5)
     assert found["rewards/reference"] == pytest.approx(0.05 * z, abs=1e-5)
+    signs = torch.tensor([1.0 if t.ratings == ((1.0,),) else -1.0 for t in batch])
+    assert found["rewards/margins"] == pytest.approx((signs * 0.05 * (x - z)).mean().item(), abs=1e-5)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -162,20 +164,45 @@ def test_a_divergence_changes_what_the_loss_sees(
             nll = [-plain_logps(tiny("llama"), TokenTree(t.prompt, t.branches[:1])).mean().item() for t in trees]
         expected += sum(nll) / 6
     assert found["loss"] == pytest.approx(expected, rel=1e-4, abs=1e-5)
-    assert found["divergence/clamped"] == pytest.approx(divergence.clamped(torch.stack(ratios(trees))).float().mean())
+    x = torch.stack(ratios(trees))
+    assert found["divergence/clamped"] == pytest.approx(divergence.clamped(x).float().mean())
+    if not isinstance(loss, p.PlackettLuce):
+        sides = [found["logratios/chosen"], found["logratios/rejected"]]
+        assert sides == pytest.approx(x.mean(0).tolist(), abs=1e-4)
+
+
+def placed(ours: Any, trees: list[TokenTree], *wanted: list[float]) -> dict[TokenTree, torch.Tensor]:
+    """Log-probabilities of an anchor to which the policy has these log-ratios."""
+    verify(ours.tree, trees)
+    own = [branch_sums(ours.tree, [tree], 1000) for tree in trees]
+    return {tree: sums - torch.tensor(x) for tree, sums, x in zip(trees, own, wanted, strict=True)}
 
 
 def test_the_clamp_rate_counts_both_sides(policy: Build, grow: Build) -> None:
     """Four log-ratios are put at -40, -40, 5 and -29: half of them lie in the tail of forward KL."""
     trees, ours = grow(2), policy()
-    verify(ours.tree, trees)
-    own = [branch_sums(ours.tree, [tree], 1000) for tree in trees]
-    wanted = torch.tensor([[-40.0, -40.0], [5.0, -29.0]])
-    known = {tree: sums - x for tree, sums, x in zip(trees, own, wanted, strict=True)}
+    known = placed(ours, trees, [-40.0, -40.0], [5.0, -29.0])
     terms = PairPreference(ours.tree, p.Sigmoid(), known, ForwardKL())(plant(trees))
     assert terms.metrics["divergence/clamped"].tolist() == [1.0, 0.0]
     assert torch.isfinite(terms.values).all()
     assert "divergence/clamped" not in first(policy, trees, DPOConfig(steps=1, batch_size=2))
+
+
+def test_the_clamp_rate_of_a_ranking_is_a_mean_over_its_branches(policy: Build, grow: Build) -> None:
+    trees, ours = [*grow(1, branches=3), *grow(1, seed=1)], policy()
+    known = placed(ours, trees, [-40.0, -40.0, 5.0], [0.0, -31.0])
+    terms = RankedPreference(ours.tree, p.PlackettLuce(), known, ForwardKL())(plant(trees))
+    assert terms.metrics["divergence/clamped"].tolist() == pytest.approx([2 / 3, 1 / 2])
+
+
+def test_pairs_that_a_clip_holds_are_counted(policy: Build, grow: Build) -> None:
+    """beta D is 1.9, 2.1 and -3, held to 2; in a sum too, and without a clip there is nothing to count."""
+    trees, ours, loss = grow(3), policy(), p.Sigmoid(beta=0.1, clip=2.0)
+    known = placed(ours, trees, [19.0, 0.0], [20.0, -1.0], [-30.0, 0.0])
+    for held in (loss, p.Sum((p.Term(loss=p.ChosenNLL()), p.Term(loss=loss)))):
+        terms = PairPreference(ours.tree, held, known)(plant(trees))
+        assert terms.metrics["loss/clipped"].tolist() == [0.0, 1.0, 1.0]
+    assert "loss/clipped" not in PairPreference(ours.tree, p.Sigmoid(), known)(plant(trees)).metrics
 
 
 def test_margins_come_from_ratings_and_are_capped(policy: Build, grow: Build) -> None:
@@ -240,6 +267,7 @@ def test_losses_without_an_anchor_compute_none(
     first_step, *_, last = dpo(policy(), grow(4), DPOConfig(steps=12, batch_size=4, lr=1e-2, loss=loss))
     assert last.metrics["loss"] < first_step.metrics["loss"]
     assert math.isfinite(last.metrics["rewards/margins"])
+    assert "logratios/chosen" not in last.metrics
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from treeward.algorithms.dpo import DPOConfig, dpo
-from treeward.maths.preference import KTO, ORPO
+from treeward.maths.preference import KTO, ORPO, SIMPO, ChosenNLL, Sum, Term
 from treeward.models.anchor import EMA, Anchor, Frozen, MovingAnchor, anchor_of
 from treeward.models.policy import Policy, branch_logps
 from treeward.models.store import LogpStore
@@ -47,6 +47,33 @@ def test_the_anchor_is_the_closed_form_of_the_policies_that_it_followed(policy: 
     for _ in dpo(model, grow(6, branches=2), config(), anchor):
         expected = 0.75 * expected + 0.25 * next(iter(model.tree.parameters())).detach()
     torch.testing.assert_close(weight, expected, rtol=0, atol=1e-6)
+
+
+def test_w1_an_average_in_closed_form(policy: Build) -> None:
+    """Rate 0.01, 100 steps: the start's weight under a policy that stands still, and the lag behind one that drifts by
+    1 a step.
+    """
+    model = policy()
+    weight = next(iter(model.tree.parameters()))
+    for drift, start, expected in ((0.0, 1.0, 0.366032), (1.0, 0.0, 100 - 62.762798)):
+        with torch.no_grad():
+            weight.fill_(start)
+            anchor = anchor_of(model, EMA(0.01))
+            assert isinstance(anchor, MovingAnchor)
+            for step in range(1, 101):
+                weight.fill_(drift * step)
+                anchor.follow()
+        average = next(iter(anchor.tree.parameters()))
+        torch.testing.assert_close(average, torch.full_like(average, expected), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", [ORPO(), SIMPO(), ChosenNLL(), Sum((Term(loss=ORPO()),))], ids=repr)
+@pytest.mark.parametrize("anchor", [EMA(), Frozen("somewhere")], ids=repr)
+def test_an_anchor_that_the_loss_does_not_read_is_refused(loss: Any, anchor: Any) -> None:
+    with pytest.raises(ValueError, match=r"anchor is (EMA|Frozen)\(.*, but loss.kind \w+ .* leave anchor out"):
+        DPOConfig(loss=loss, anchor=anchor)
+    DPOConfig(loss=loss, anchor=OFF)
+    DPOConfig(loss=Sum(), anchor=anchor)
 
 
 @pytest.mark.parametrize("loss", [config().loss, KTO()])

@@ -47,7 +47,9 @@ def reordered(scores: PairScores, order: Any) -> PairScores:
     return PairScores(**{name: None if value is None else value[order] for name, value in values.items()})
 
 
-def one(loss: Any, difference: float) -> float:
+def one(loss: Any, difference: float, margin: float | None = None) -> float:
     """The loss of one pair with this difference of log-ratios, split unevenly over the two sides."""
-    value: Tensor = loss(pairs([0.3 * difference], [-0.7 * difference]))
+    scores = pairs([0.3 * difference], [-0.7 * difference])
+    asked = None if margin is None else torch.tensor([margin])
+    value: Tensor = loss(dataclasses.replace(scores, margin=asked))
     return value.item()

@@ -11,8 +11,8 @@ from treeward.maths import calibration
 def test_r8_a_coin_is_calibrated_and_says_nothing() -> None:
     p = np.full(100, 0.5)
     assert calibration.ece(p) == 0.0
-    assert -np.log(p).mean() == pytest.approx(math.log(2))
-    assert np.square(1 - p).mean() == 0.25
+    assert calibration.reliability(p) == [calibration.Bin(0.5, 0.5, 100)]
+    assert calibration.tempered(p, 3.0).tolist() == [0.5] * 100
 
 
 def test_r8_nine_tenths_stated_and_six_tenths_right() -> None:

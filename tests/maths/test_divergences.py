@@ -67,6 +67,15 @@ def test_d8_the_sigmoid_loss_under_each(divergence: Any, expected: float) -> Non
     assert Sigmoid(beta=0.1)(pairs(chosen, rejected)).item() == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize(("clip", "expected"), [(None, 0.499100), (0.3, 0.554355)])
+def test_d8_chi_po_is_the_clipped_sigmoid_loss_of_mixed_chi_squared(clip: float | None, expected: float) -> None:
+    """beta [s(1) - s(-1)] = 0.1 (2 + e - 1/e) = 0.435040, held to 0.3."""
+    chosen, rejected = (ChiSquaredMixed().score(torch.tensor([side])) for side in SIDES)
+    assert Sigmoid(beta=0.1, clip=clip)(pairs(chosen, rejected)).item() == pytest.approx(expected, abs=1e-6)
+    turned = Sigmoid(beta=0.1, clip=clip)(pairs(rejected, chosen)).item()
+    assert turned - expected == pytest.approx(clip or 0.435040, abs=1e-6)
+
+
 def test_d9_the_ends_of_alpha() -> None:
     x = torch.linspace(-5, 5, 401)
     torch.testing.assert_close(Alpha(1e-8).score(x), x, rtol=0, atol=1e-6)

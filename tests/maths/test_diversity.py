@@ -1,6 +1,7 @@
 """Diversity of samples: written-out numbers, equal budgets, and intervals that know a model compared with itself."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -15,19 +16,25 @@ responses = st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=8), min_si
 
 
 def test_e2_entropy_miller_madow_and_distinct() -> None:
-    counts = [2, 1, 1]
-    assert diversity.entropy(counts) == pytest.approx(1.5 * math.log(2), abs=1e-12)
-    assert diversity.miller_madow(counts) == pytest.approx(1.289721, abs=1e-6)
-    assert diversity.distinct([(1, 1, 2, 3)], 1) == 0.75
+    counts = np.array([[2.0, 0.0, 4.0], [1.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
+    plug_in = 1.5 * math.log(2)
+    assert diversity.miller_madow(counts).tolist() == pytest.approx([plug_in + 2 / 8, 0.0, 0.0], abs=1e-12)
+    assert diversity.distinct(counts).tolist() == [0.75, 0.0, 0.25]
     found = diversity.measured([Pool([(1, 1), (2, 3)], ["a", "b"])])
     assert found["token_entropy"][0][0].value == pytest.approx(1.289721, abs=1e-6)
     assert found["distinct_1"][0][0].value == 0.75
 
 
+def distinct(drawn: Sequence[Sequence[int]], n: int) -> float:
+    """distinct-n of one model's responses, each to a prompt of its own."""
+    (found,), _ = diversity.measured([Pool(drawn, [str(i) for i in range(len(drawn))])])[f"distinct_{n}"]
+    return found.value
+
+
 def test_distinct_n_stays_within_a_response() -> None:
-    assert diversity.distinct([(1, 2), (2, 1)], 2) == 1.0
-    assert diversity.distinct([(1, 2), (1, 2), (1, 2, 3)], 2) == 0.5
-    assert diversity.distinct([(1,)], 3) == 0.0
+    assert distinct([(1, 2), (2, 1)], 2) == 1.0
+    assert distinct([(1, 2), (1, 2), (1, 2, 3)], 2) == 0.5
+    assert distinct([(1,)], 3) == 0.0
 
 
 def test_repetition_is_the_share_of_grams_seen_before() -> None:
@@ -65,7 +72,7 @@ def test_the_longer_pool_is_cut_so_that_length_is_no_diversity() -> None:
     groups = [str(i // 4) for i in range(80)]
     found = diversity.measured([Pool(short, groups), Pool(long, groups)])
     assert found["distinct_1"][1][1].low < 0 < found["distinct_1"][1][1].high
-    assert diversity.distinct(long, 1) < diversity.distinct(short, 1) / 2
+    assert distinct(long, 1) < distinct(short, 1) / 2
 
 
 def test_a_collapsed_model_is_told_apart() -> None:
@@ -98,6 +105,23 @@ def test_one_prompt_has_no_interval() -> None:
 def test_perplexity_is_a_ratio_of_sums() -> None:
     intervals, _ = diversity.perplexity([[2.0, 9.0]], [[1, 9]], [["a", "b"]])
     assert intervals[0].value == pytest.approx(math.exp(11 / 10))
+
+
+def test_the_interval_of_a_perplexity_is_that_of_ratios_of_sums_over_drawn_prompts() -> None:
+    """Two responses to b: replicates draw prompts, and each takes the exponential of its own ratio."""
+    nll, lengths, groups = [2.0, 9.0, 3.0, 12.0], [1, 9, 2, 5], ["a", "b", "b", "c"]
+    intervals, _ = diversity.perplexity([nll], [lengths], [groups])
+    drawn = diversity.draws(3)
+    ratios = np.array([math.exp((row @ [2.0, 12.0, 12.0]) / (row @ [1, 11, 5])) for row in drawn])
+    low, high = np.quantile(ratios - ratios.mean(), [0.025, 0.975])
+    value = math.exp(26 / 17)
+    assert (intervals[0].low, intervals[0].high) == (pytest.approx(max(0.0, value + low)), pytest.approx(value + high))
+
+
+def test_an_interval_does_not_reach_below_zero() -> None:
+    found = diversity.spread(0.1, np.array([0.0, 1.0, 2.0, 3.0]), 4)
+    assert found.low == 0.0
+    assert found.high == pytest.approx(0.1 + 1.425)
 
 
 def test_other_prompts_are_no_comparison() -> None:

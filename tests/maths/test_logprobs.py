@@ -56,6 +56,13 @@ def test_token_logps_pass_the_gradient_check_at_a_repeated_target() -> None:
     assert logits.grad.tolist() == [[-0.5, 0.5], [-0.5, 0.5]]
 
 
+def test_token_logps_are_differentiable_once_and_say_so() -> None:
+    logits, targets = sample(3)
+    (slope,) = torch.autograd.grad(token_logps(logits, targets).square().sum(), logits, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.square().sum().backward()
+
+
 def test_token_logps_of_no_rows_are_empty() -> None:
     logits = torch.zeros(0, 7, requires_grad=True)
     values = token_logps(logits, torch.zeros(0, dtype=torch.long))
@@ -93,10 +100,47 @@ def test_kl_is_not_symmetric_in_its_arguments() -> None:
     assert exact_kl(q, p).item() == pytest.approx(0.5 * math.log(1 / 1.8) + 0.5 * math.log(5), abs=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_kl_of_equal_logits_is_zero_bit_for_bit(dtype: torch.dtype) -> None:
-    logits, _ = sample(80, 200, dtype)
+def test_kl_of_equal_logits_is_zero_bit_for_bit() -> None:
+    logits, _ = sample(80, 200)
     assert exact_kl(logits, logits.clone()).tolist() == [0.0] * 80
+
+
+def kl_in_float64(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    p, q = (x.detach().double().log_softmax(1) for x in (p, q))
+    return (p.exp() * (p - q)).sum(1)
+
+
+def test_kl_and_entropy_of_bf16_logits_are_computed_in_float32() -> None:
+    (p, _), (other, _) = sample(80, 200, torch.bfloat16), sample(81, 200, torch.bfloat16)
+    q = other[:80]
+    found, spread = exact_kl(p, q), entropies(p)
+    assert found.dtype == spread.dtype == torch.float32
+    torch.testing.assert_close(found.double(), kl_in_float64(p, q), rtol=1e-5, atol=1e-6)
+    logps = p.detach().double().log_softmax(1)
+    torch.testing.assert_close(spread.double(), -(logps.exp() * logps).sum(1), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("size", "close"), [(1e-6, 0.5), (1e-4, 5e-3), (1e-2, 1e-4), (1.0, 1e-5), (30.0, 1e-5)])
+def test_kl_is_never_negative_and_nearly_that_of_float64(size: float, close: float) -> None:
+    """Also of distributions so alike that the plain sum p (log p - log q) is nothing but rounding of either sign."""
+    draw = torch.Generator().manual_seed(0)
+    p = torch.randn(40, 5000, generator=draw) * 3
+    q = p + size * torch.randn(40, 5000, generator=draw)
+    found = exact_kl(p, q)
+    assert (found >= 0).all()
+    torch.testing.assert_close(found.double(), kl_in_float64(p, q), rtol=close, atol=0)
+
+
+def test_kl_where_probabilities_are_zero() -> None:
+    """Masked by both: as if it were not there. By the policy: nothing of it counts. By the anchor alone: infinite."""
+    out = -math.inf
+    p, q = torch.tensor([[0.0, out, 0.0]]), torch.tensor([[0.0, out, math.log(3)]])
+    assert exact_kl(p, q).item() == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3), rel=1e-6)
+    assert exact_kl(torch.tensor([[0.0, out]]), torch.tensor([[0.0, 0.0]])).item() == pytest.approx(
+        math.log(2), rel=1e-5
+    )
+    assert exact_kl(torch.tensor([[0.0, -300.0]]), torch.tensor([[-300.0, 0.0]])).item() == pytest.approx(300.0)
+    assert exact_kl(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, out]])).item() == math.inf
 
 
 def test_kl_ignores_a_constant_added_to_the_logits() -> None:

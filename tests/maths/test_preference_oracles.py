@@ -124,12 +124,22 @@ def test_d1_values_at_a_difference_of_ten(loss: Any, at_ten: float, at_minus_ten
     assert one(loss, -10.0) == pytest.approx(at_minus_ten, abs=1e-6)
 
 
+@pytest.mark.parametrize("margin", [None, 0.3, 1.0])
 @pytest.mark.parametrize("flip", [0.1, 0.3, 0.45])
-def test_d2_robust_is_the_sigmoid_loss_in_expectation_over_flips(flip: float) -> None:
+def test_d2_robust_is_the_sigmoid_loss_in_expectation_over_flips(flip: float, margin: float | None) -> None:
+    """Also under a margin, which both orders of a pair are asked for."""
     robust, plain = Robust(beta=0.1, flip=flip), Sigmoid(beta=0.1)
     for difference in (-70.0, -10.0, 0.0, 3.0, 10.0, 55.0):
-        mean = (1 - flip) * one(robust, difference) + flip * one(robust, -difference)
-        assert mean == pytest.approx(one(plain, difference), abs=1e-5)
+        mean = (1 - flip) * one(robust, difference, margin) + flip * one(robust, -difference, margin)
+        assert mean == pytest.approx(one(plain, difference, margin), abs=1e-5)
+
+
+@pytest.mark.parametrize("flip", [0.1, 0.4])
+def test_conservative_dpo_is_the_mean_of_the_sigmoid_loss_over_both_orders(flip: float) -> None:
+    for difference, margin in ((-12.0, 0.3), (0.0, 1.0), (25.0, None)):
+        plain = [one(Sigmoid(beta=0.1, clip=2.0), d, margin) for d in (difference, -difference)]
+        found = one(Sigmoid(beta=0.1, clip=2.0, flip=flip), difference, margin)
+        assert found == pytest.approx((1 - flip) * plain[0] + flip * plain[1], abs=1e-6)
 
 
 def test_d3_conservative_dpo_has_its_minimum_at_the_log_odds_of_the_flip() -> None:
@@ -195,21 +205,43 @@ def test_dpop_guards_the_chosen_likelihood() -> None:
     assert DPOP(beta=0.5, penalty=3.0)(pairs([2.0], [-1.0])).item() == pytest.approx(math.log1p(math.exp(-1.5)))
 
 
+def test_orpo_of_a_nearly_certain_response() -> None:
+    """a = -1e-4 against -2: still told apart from certainty, and at 0 itself value and start are finite and equal."""
+    scores = pairs([math.nan], [math.nan], logps=([-1e-4], [-2.0]))
+    odds, other = (math.exp(a) / -math.expm1(a) for a in (-1e-4, -2.0))
+    assert ORPO(weight=10.0)(scores).item() == pytest.approx(1e-4 + 10 * math.log1p(other / odds), rel=1e-5)
+    for logps in ([0.0], [-2.0]), ([-2.0], [0.0]), ([-900.0], [-2.0]):
+        edge = pairs([math.nan], [math.nan], logps=logps)
+        assert ORPO()(edge).item() == pytest.approx(ORPO().at_start(edge), rel=1e-5)
+
+
+def test_a_sum_shows_the_rewards_of_its_first_term_on_log_ratios() -> None:
+    scores = pairs([3.0], [-1.0], ([15], [5]))
+    for terms in ((ChosenNLL(), Sigmoid(beta=0.3), IPO()), (Sigmoid(beta=0.3), ChosenNLL())):
+        chosen, rejected = Sum(tuple(Term(loss=loss) for loss in terms)).rewards(scores)
+        assert (chosen.item(), rejected.item()) == (pytest.approx(0.9), pytest.approx(-0.3))
+    chosen, _ = Sum((Term(loss=SIMPO(beta=4.0)), Term(loss=ChosenNLL()))).rewards(scores)
+    assert chosen.item() == -8.0
+
+
 def test_the_clip_of_chi_po_holds_the_scaled_difference() -> None:
     loss = Sigmoid(beta=0.1, clip=2.0)
     assert one(loss, 19.9) == pytest.approx(one(Sigmoid(beta=0.1), 19.9))
     assert one(loss, 500.0) == pytest.approx(math.log1p(math.exp(-2.0)), rel=1e-6)
     assert one(loss, -500.0) == pytest.approx(math.log1p(math.exp(2.0)), rel=1e-6)
+    assert loss.clipped(pairs([19.9, -20.1, 500.0], [0.0] * 3)).tolist() == [False, True, True]
+    assert not Sigmoid(beta=0.1).clipped(pairs([1e4], [-1e4])).any()
 
 
 def test_margins_shift_the_scaled_difference() -> None:
-    """beta D = 0.4 and a margin of 0.3 leave 0.1; of the means, 2 * (0.2 - 0) - 0.3 = 0.1 too."""
+    """beta D = 0.4 and a margin of 0.3 leave 0.1, flipped -0.7; of the means, 2 * (0.2 - 0) - 0.3 = 0.1 too."""
     plain = pairs([3.0], [-1.0], ([15], [5]))
     scores = PairScores(**{**vars(plain), "margin": torch.tensor([0.3])})
-    d, soft = 0.1, math.log1p(math.exp(-0.1))
+    d, soft, flipped = 0.1, math.log1p(math.exp(-0.1)), math.log1p(math.exp(0.7))
     assert Sigmoid(beta=0.1)(scores).item() == pytest.approx(soft, rel=1e-5)
     assert Hinge(beta=0.1)(scores).item() == pytest.approx(1 - d, rel=1e-5)
-    assert Robust(beta=0.1, flip=0.1)(scores).item() == pytest.approx((0.9 * soft - 0.1 * (soft + d)) / 0.8, rel=1e-5)
+    assert Robust(beta=0.1, flip=0.1)(scores).item() == pytest.approx((0.9 * soft - 0.1 * flipped) / 0.8, rel=1e-5)
+    assert Sigmoid(beta=0.1, flip=0.1)(scores).item() == pytest.approx(0.9 * soft + 0.1 * flipped, rel=1e-5)
     means = PairScores(**{**vars(pairs([3.0], [0.0], ([15], [5]))), "margin": torch.tensor([0.3])})
     assert NormalisedSigmoid(beta=2.0)(means).item() == pytest.approx(soft, rel=1e-5)
 
@@ -233,7 +265,7 @@ BETAS = [type(loss) for loss in LOSSES if hasattr(loss, "beta")]
         *[
             (kind, {"beta": beta}, "loss.beta")
             for kind in dict.fromkeys([*BETAS, KTO, PlackettLuce])
-            for beta in (0.0, -0.1, math.nan)
+            for beta in (0.0, -0.1, math.nan, math.inf)
         ],
         *[(kind, {"flip": flip}, "loss.flip") for kind in (Sigmoid, Robust) for flip in (0.5, -0.01, math.nan)],
         (Sigmoid, {"clip": 0.0}, "loss.clip"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from treeward.maths.branches import Branches
-from treeward.maths.reward import AllPairs, BradleyTerry, PlackettLuce, preferred
+from treeward.maths.reward import AllPairs, BradleyTerry, PlackettLuce, asked_margins, preferred
 from treeward.maths.scores import Categorical, Scalar
 
 
@@ -47,6 +47,28 @@ def test_l5_a_zero_head_under_a_margin(margin: float, value: float) -> None:
 def test_a_rating_gap_above_one_asks_for_no_more_margin() -> None:
     assert at(BradleyTerry(margin=0.5), 0.0, 0.0, gap=3.2) == pytest.approx(math.log1p(math.exp(0.5)), abs=1e-6)
     assert at(BradleyTerry(margin=0.5), 0.0, 0.0, gap=0.4) == pytest.approx(math.log1p(math.exp(0.2)), abs=1e-6)
+
+
+def test_ratings_that_contradict_the_order_ask_for_no_margin() -> None:
+    """Down to a gap of -4, where the margin would be -1.6: such a pair would be taught to be wrong."""
+    assert [at(BradleyTerry(margin=0.4), 0.0, 0.0, gap=g) for g in (-0.1, -4.0)] == [pytest.approx(math.log(2))] * 2
+    gaps, own = torch.tensor([-4.0, 0.5, 3.0, math.nan, 0.5]), torch.tensor([math.nan] * 4 + [0.9])
+    assert asked_margins(0.4, gaps, own).tolist() == pytest.approx([0.0, 0.2, 0.4, 0.4, 0.9])
+    assert asked_margins(0.4, gaps).tolist() == pytest.approx([0.0, 0.2, 0.4, 0.4, 0.2])
+
+
+def test_a_tree_without_ratings_changes_nothing_for_its_neighbours() -> None:
+    """Rated and unrated trees together: each is what it is alone; the unrated one is ranked by its order."""
+    outputs, tree = torch.tensor([[0.3], [-1.2], [2.0], [0.7], [0.1], [-0.4]]), torch.tensor([0, 0, 0, 1, 1, 1])
+    ratings = torch.tensor([[1.0], [3.0], [2.0], [math.nan], [math.nan], [math.nan]])
+    both = Branches(outputs, Scalar(), tree, ratings)
+    for loss in (PlackettLuce(), AllPairs()):
+        alone = [loss(listed([0.3, -1.2, 2.0], [1.0, 3.0, 2.0])).item(), loss(listed([0.7, 0.1, -0.4])).item()]
+        assert loss(both).tolist() == pytest.approx(alone, abs=1e-6)
+    rated = torch.tensor([[1.5], [1.0], [math.nan], [math.nan]])
+    mixed = Branches(torch.zeros(4, 1), Scalar(), torch.tensor([0, 0, 1, 1]), rated)
+    expected = [math.log1p(math.exp(margin)) for margin in (0.2, 0.4)]
+    assert BradleyTerry(margin=0.4)(mixed).tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_the_margin_is_subtracted_from_the_difference() -> None:
@@ -131,6 +153,13 @@ def test_all_pairs_is_the_mean_over_pairs_that_differ() -> None:
     assert found == pytest.approx((math.log1p(math.exp(-3.0)) + math.log1p(math.exp(-2.5))) / 2, abs=1e-6)
     assert AllPairs()(listed([1.0, 0.5])).item() == pytest.approx(math.log1p(math.exp(-0.5)), abs=1e-6)
     assert AllPairs()(listed([0.0] * 5)).item() == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_all_pairs_starts_at_ln_two_but_where_all_are_tied() -> None:
+    ratings = torch.tensor([2.0, 2.0, 2.0, 1.0, 3.0, 3.0, 3.0])[:, None]
+    zeros = Branches(torch.zeros(7, 1), Scalar(), torch.tensor([0, 0, 1, 1, 1, 2, 2]), ratings)
+    assert AllPairs()(zeros).tolist() == pytest.approx([0.0, math.log(2), 0.0])
+    assert AllPairs().at_start(zeros) == pytest.approx(math.log(2) / 3)
 
 
 def test_trees_do_not_see_each_other() -> None:

@@ -151,6 +151,14 @@ def test_a_permuted_batch_of_ratings_costs_something_else() -> None:
         assert abs(straight - turned) > 0.01
 
 
+def test_a_graded_start_is_the_mean_over_trees_whatever_their_size() -> None:
+    """Three branches rated 0 and one rated 2: half of each, not three quarters."""
+    ratings = torch.tensor([[0.0], [0.0], [0.0], [2.0]])
+    zeros = Branches(torch.zeros(4, 2), Logistic(), torch.tensor([0, 0, 0, 1]), ratings)
+    for loss in (Graded(), Graded(HLGauss())):
+        assert loss.at_start(zeros) == pytest.approx(loss(zeros).mean().item(), abs=1e-6)
+
+
 def test_attributes_are_taught_by_their_own_grades() -> None:
     head = Attributes(("a", "b"), bins=3)
     outputs = torch.log(torch.tensor([[0.2, 0.3, 0.5, 0.7, 0.2, 0.1]]))

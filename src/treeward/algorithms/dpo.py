@@ -61,6 +61,15 @@ class DPOConfig(LoopConfig):
         check_margin("margin", self.margin)
         if self.margin and not self.loss.takes_margin:
             raise ValueError(f"margin is {self.margin}, but loss.kind {kind} has none; use {WITH_MARGINS}")
+        if not self.loss.needs_anchor and not self.anchor.is_start:
+            raise ValueError(
+                f"anchor is {self.anchor}, but loss.kind {kind} is measured against none; leave anchor out"
+            )
+        if isinstance(self.loss, KTO) and self.batch_size < 2:
+            raise ValueError(
+                f"batch_size is {self.batch_size}, but loss.kind KTO measures its reference point on other prompts of "
+                "the batch; use 8 or more"
+            )
 
 
 def objective(

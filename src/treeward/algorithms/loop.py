@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -67,13 +68,14 @@ class LoopConfig:
 
 @dataclass(frozen=True)
 class Terms:
-    """What an objective returns for a forest: the loss of each unit, and metrics by unit, all with the same length.
+    """What an objective returns for a forest: the loss of each unit, and metrics by unit.
 
-    `weights` multiply the losses where the mean is taken; the divisor stays the count of units.
+    `weights` multiply the losses where the mean is taken; the divisor stays the count of units. A metric may leave
+    units out that it says nothing of: its mean is over the values that it has, in all forests and ranks.
     """
 
     values: Float[Tensor, "units"]
-    metrics: Mapping[str, Float[Tensor, "units"]]
+    metrics: Mapping[str, Float[Tensor, "_"]]
     weights: Float[Tensor, "units"] | None = None
 
 
@@ -161,6 +163,7 @@ def accumulate(model: TreeModule, batch: Sequence[TokenTree], objective: Objecti
     count = sum(objective.count(tree) for tree in batch)
     mine = batch[ranks.rank() :: ranks.world()]
     sums: dict[str, Tensor] = {}
+    counts: dict[str, Tensor] = {}
     if isinstance(objective, Prepared):
         objective.prepare(batch)
     model.train()
@@ -170,5 +173,7 @@ def accumulate(model: TreeModule, batch: Sequence[TokenTree], objective: Objecti
         (losses.sum() / count).backward()  # type: ignore[no-untyped-call]
         for name, values in {"loss": losses, **terms.metrics}.items():
             sums[name] = sums.get(name, 0) + values.detach().sum().double().cpu()
+            counts[name] = counts.get(name, 0) + torch.tensor(len(values))
     model.eval()
-    return {name: (value / count).item() for name, value in ranks.sum_all(sums).items()}
+    known = ranks.sum_all(counts)
+    return {name: (value / known[name]).item() for name, value in ranks.sum_all(sums).items()}

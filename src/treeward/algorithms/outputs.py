@@ -16,12 +16,17 @@ def branches(forest: Forest, outputs: Float[Tensor, "N W"], head: AnyHead) -> Br
     """A forest's outputs with the tree and the ratings of each branch, and the margins of pairs."""
     trees = forest.sources
     tree = torch.tensor([number for number, each in enumerate(trees) for _ in each.branches])
-    rated = all(each.ratings for each in trees)
-    ratings = torch.tensor([rating for each in trees for rating in each.ratings]) if rated else None
-    return Branches(
-        outputs, head, tree.to(outputs.device), None if ratings is None else ratings.to(outputs.device),
-        own_margins(trees, outputs),
-    )  # fmt: skip
+    return Branches(outputs, head, tree.to(outputs.device), _ratings(trees, outputs), own_margins(trees, outputs))
+
+
+def _ratings(trees: Sequence[TokenTree], like: Tensor) -> Float[Tensor, "N A"] | None:
+    """The ratings of each branch, NaN in the rows of a tree without; None where no tree has any."""
+    attributes = max((len(rating) for tree in trees for rating in tree.ratings), default=0)
+    if not attributes:
+        return None
+    none = (torch.nan,) * attributes
+    rows = [rating for tree in trees for rating in tree.ratings or (none,) * len(tree.branches)]
+    return torch.tensor(rows, device=like.device)
 
 
 def own_margins(trees: Sequence[TokenTree], like: Tensor) -> Float[Tensor, "G"] | None:

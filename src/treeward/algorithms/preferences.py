@@ -20,8 +20,8 @@ from treeward.algorithms.outputs import branches, own_margins, weights
 from treeward.maths.branches import Branches
 from treeward.maths.divergences import AnyDivergence, ReverseKL
 from treeward.maths.logprobs import branch_lengths, sum_by_branch
-from treeward.maths.preference import KTO, LabelledScores, PairLoss, PairScores, PlackettLuce
-from treeward.maths.reward import rated_margin
+from treeward.maths.preference import KTO, LabelledScores, PairLoss, PairScores, PlackettLuce, Sigmoid, Sum
+from treeward.maths.reward import asked_margins
 from treeward.maths.scores import Scalar
 from treeward.models.anchor import MovingAnchor
 from treeward.models.policy import branch_sums
@@ -79,8 +79,10 @@ class PairPreference:
         chosen, rejected = self.loss.rewards(scores)
         metrics = {
             **compared(chosen, rejected), "logps/chosen": ratios.logps[0::2], "logps/rejected": ratios.logps[1::2],
-            **clamp_rate(self.divergence, ratios.x.view(-1, 2)),
+            **clamp_rate(self.divergence, ratios.x.view(-1, 2)), **clip_rate(self.loss, scores),
         }  # fmt: skip
+        if self.anchor is not None:
+            metrics |= {"logratios/chosen": ratios.x[0::2], "logratios/rejected": ratios.x[1::2]}
         return Terms(self.loss(scores), metrics, weights(forest.sources, self.count, ratios.x.device))
 
     def at_start(self, forest: Forest, anchor: Known) -> float:
@@ -95,16 +97,11 @@ class PairPreference:
         return PairScores(x[0::2], x[1::2], n[0::2], n[1::2], logps[0::2], logps[1::2], self._margins(forest, x))
 
     def _margins(self, forest: Forest, like: Tensor) -> Float[Tensor, "P"] | None:
-        """As in Bradley-Terry: a pair's own, else margin * min(gap, 1) where every pair is rated, else the margin."""
         own = own_margins(forest.sources, like)
         if self.margin == 0 and own is None:
             return None
-        found = like.new_full((len(forest.sources),), self.margin)
-        if all(tree.ratings for tree in forest.sources):
-            found = rated_margin(
-                self.margin, like.new_tensor([tree.grades[0] - tree.grades[1] for tree in forest.sources])
-            )
-        return found if own is None else torch.where(own.isnan(), found, own)
+        gaps = [tree.grades[0] - tree.grades[1] if tree.ratings else torch.nan for tree in forest.sources]
+        return asked_margins(self.margin, like.new_tensor(gaps), own)
 
 
 @dataclass(frozen=True)
@@ -144,7 +141,7 @@ class LabelledPreference:
     """KTO, over trees of one labelled response, or of two (the first desirable); a unit is a response.
 
     `anchor_of` gives the anchor's log-probabilities of trees, also of the mismatched ones of a batch; `reference` is z0
-    of the batch that was prepared last.
+    of the batch that was prepared last, and `mismatched` the count of responses that it is the mean of.
     """
 
     model: TreeLM
@@ -153,20 +150,25 @@ class LabelledPreference:
     anchor_of: Callable[[Sequence[TokenTree]], Known]
     budget: int
     reference: float = 0.0
+    mismatched: int = 0
 
     def count(self, tree: TokenTree) -> int:
         return len(tree.branches)
 
     def prepare(self, batch: Sequence[TokenTree]) -> None:
-        """z0 = max(0, mean x) of the batch's responses put under one another's prompts, over all ranks."""
+        """z0 = max(0, mean x) of the batch's responses put under one another's prompts, over all ranks, each with the
+        weight of its prompt's tree.
+        """
         others = mismatched(batch)[ranks.rank() :: ranks.world()]
         sums: dict[str, Tensor] = {}
         if others:
             known = self.anchor_of(others)
             x = branch_sums(self.model, others, self.budget) - torch.cat([known[tree] for tree in others]).cpu()
-            sums = {"x": x.double().sum(), "n": torch.tensor(float(len(x)))}
+            w = torch.tensor([tree.weight for tree in others for _ in tree.branches], dtype=torch.float64)
+            sums = {"x": (w * x).sum(), "w": w.sum(), "n": torch.tensor(len(x))}
         found = ranks.sum_all(sums)
-        self.reference = max(0.0, (found["x"] / found["n"]).item()) if found else 0.0
+        self.reference = max(0.0, (found["x"] / found["w"]).item()) if found else 0.0
+        self.mismatched = int(found["n"]) if found else 0
 
     def __call__(self, forest: Forest) -> Terms:
         ratios = Ratios.of(self.model, forest, self.anchor)
@@ -175,7 +177,8 @@ class LabelledPreference:
         signed = torch.where(desirable, 1.0, -1.0) * self.loss.beta * (ratios.x - scores.reference)
         metrics = {
             "rewards/margins": signed, "rewards/accuracies": _share_above(signed),
-            "rewards/reference": (self.loss.beta * scores.reference).expand_as(signed), "logps": ratios.logps,
+            "rewards/reference": (self.loss.beta * scores.reference).expand_as(signed),
+            "rewards/mismatched": torch.full_like(signed, self.mismatched), "logps": ratios.logps,
         }  # fmt: skip
         return Terms(self.loss(scores), metrics, weights(forest.sources, self.count, ratios.x.device))
 
@@ -218,16 +221,18 @@ class Following:
 def mismatched(batch: Sequence[TokenTree]) -> list[TokenTree]:
     """Each tree's prompt with the responses of the next tree that has another prompt, cut to the batch's longest path.
 
-    A batch with one prompt has none.
+    Trees of weight 0 stand aside. A batch with one prompt has none.
     """
-    longest = max((tree.longest_path for tree in batch), default=0)
+    counted = [tree for tree in batch if tree.weight]
+    longest = max((tree.longest_path for tree in counted), default=0)
     found = []
-    for place, tree in enumerate(batch):
-        others = (*batch[place + 1 :], *batch[:place])
+    for place, tree in enumerate(counted):
+        others = (*counted[place + 1 :], *counted[:place])
         other = next((other for other in others if other.prompt != tree.prompt), None)
         if other is not None:
             room = longest - len(tree.prompt)
-            found.append(TokenTree(tree.prompt, tuple(branch[:room] for branch in other.branches), tree.group))
+            cut = tuple(branch[:room] for branch in other.branches)
+            found.append(TokenTree(tree.prompt, cut, tree.group, weight=tree.weight))
     return found
 
 
@@ -265,6 +270,13 @@ def clamp_rate(divergence: AnyDivergence, x: Tensor, found: Branches | None = No
         return {}
     rows = divergence.clamped(x).float()
     return {"divergence/clamped": rows.mean(1) if found is None else found.tree_mean(rows)}
+
+
+def clip_rate(loss: PairLoss, scores: PairScores) -> dict[str, Tensor]:
+    """Whether a clip holds a pair's difference, where its gradient is dead; nothing without a clip."""
+    losses = [term.loss for term in loss.terms] if isinstance(loss, Sum) else [loss]
+    held = [each.clipped(scores) for each in losses if isinstance(each, Sigmoid) and each.clip is not None]
+    return {"loss/clipped": torch.stack(held).any(0).float()} if held else {}
 
 
 def _share_above(difference: Tensor) -> Tensor:

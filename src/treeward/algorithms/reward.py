@@ -87,15 +87,15 @@ class Judgement:
     def __call__(self, forest: Forest) -> Terms:
         found = branches(forest, self.model(forest), self.model.head)
         values = self.loss(found)
-        metrics: dict[str, Tensor] = {}
-        if all(len(tree.branches) == 2 for tree in forest.sources):
-            metrics = self._pair_metrics(found)
+        pairs = found.only_pairs()
+        metrics = self._pair_metrics(pairs) if pairs.trees else {}
         if isinstance(self.loss, Graded | Joint):
             graded = self.loss if isinstance(self.loss, Graded) else self.loss.graded
             metrics["cross_entropy"] = found.tree_mean(graded.cross_entropies(found))
         return Terms(values, metrics, weights(forest.sources, self.count, values.device))
 
     def _pair_metrics(self, found: Branches) -> dict[str, Tensor]:
+        """Of pairs alone, chosen first; rankings of more branches have none of them."""
         chosen, rejected = found.pair(found.scores())
         right = (chosen > rejected).float() + 0.5 * (chosen == rejected).float()
         return {

@@ -52,8 +52,8 @@ class ORPO(_Anchorless):
         found = 0.0
         sides = _first_means(self, start)
         for chosen, rejected in sides:
-            odds, other = (math.exp(a) / -math.expm1(a) for a in (chosen, rejected))
-            found += -chosen + self.weight * math.log1p(other / odds)
+            odds, other = (a - math.log(-math.expm1(a)) for a in (min(chosen, CERTAIN), min(rejected, CERTAIN)))
+            found += -chosen + self.weight * _softplus(other - odds)
         return found / len(sides)
 
 
@@ -77,8 +77,7 @@ class SIMPO(_Anchorless):
 
     def at_start(self, start: PairScores | None = None) -> float:
         sides = _first_means(self, start)
-        behind = [self.gamma - self.beta * (chosen - rejected) for chosen, rejected in sides]
-        return sum(max(0.0, gap) + math.log1p(math.exp(-abs(gap))) for gap in behind) / len(behind)
+        return sum(_softplus(self.gamma - self.beta * (chosen - rejected)) for chosen, rejected in sides) / len(sides)
 
     def rewards(self, scores: PairScores) -> Sides:
         """beta a."""
@@ -105,6 +104,10 @@ def log1mexp(a: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     near = a > -math.log(2)
     close = (-torch.expm1(torch.where(near, a, -1.0))).log()
     return torch.where(near, close, torch.log1p(-torch.where(near, -1.0, a).exp()))
+
+
+def _softplus(z: float) -> float:
+    return max(0.0, z) + math.log1p(math.exp(-abs(z)))
 
 
 def _first_means(loss: object, start: PairScores | None) -> list[tuple[float, float]]:

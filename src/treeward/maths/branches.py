@@ -16,8 +16,8 @@ from treeward.maths.scores import AnyHead, Scalar
 class Branches:
     """All that a reward loss may see of a forest. Branches stand tree by tree, in a pair the chosen one first.
 
-    `ratings` are the raters' numbers on their own scale, one column an attribute, None where the data has none.
-    `margins` are those that trees bring with them, NaN where one brings none.
+    `ratings` are the raters' numbers on their own scale, one column an attribute, NaN in the rows of a tree without.
+    `margins` are those that trees bring with them, NaN where one brings none. None: no tree has any.
     """
 
     outputs: Float[Tensor, "N W"]
@@ -45,11 +45,22 @@ class Branches:
         assert len(values) == 2 * self.trees, "every tree is a pair"
         return values[0::2], values[1::2]
 
+    def grades(self) -> Float[Tensor, "N"]:
+        """The mean rating of each branch, NaN where its tree has none."""
+        if self.ratings is None:
+            return torch.full_like(self.tree, torch.nan, dtype=torch.float32)
+        return self.ratings.mean(1)
+
     def order(self) -> Float[Tensor, "N"]:
-        """What ranks the branches of a tree, higher is better: mean rating, else their order."""
-        if self.ratings is not None:
-            return self.ratings.mean(1)
-        return -torch.arange(len(self.tree), device=self.tree.device).float()
+        """What ranks the branches of a tree, higher is better: mean rating, in a tree without ratings their order."""
+        grades = self.grades()
+        return torch.where(grades.isnan(), -torch.arange(len(grades), device=grades.device).to(grades.dtype), grades)
+
+    def only_pairs(self) -> "Branches":
+        """The trees with two branches alone, without what was said of them."""
+        rows = torch.bincount(self.tree, minlength=self.trees)[self.tree] == 2
+        tree = torch.arange(int(rows.sum()) // 2, device=self.tree.device).repeat_interleave(2)
+        return Branches(self.outputs[rows], self.head, tree)
 
     def tree_mean(self, values: Float[Tensor, "N"]) -> Float[Tensor, "G"]:
         """The mean of a tree's branches."""

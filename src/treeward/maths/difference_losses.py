@@ -1,7 +1,9 @@
-"""Preference losses on the difference of the two log-ratios, D = x_w - x_l: what is added to both changes nothing.
+"""Preference losses on a difference: D = x_w - x_l of the log-ratios or, in `IPO` and `NormalisedSigmoid`, that of
+their per-token means. What is added to both sides changes nothing.
 
-So none of them can keep x_w from falling; `sided_losses` can, or a sum with `ChosenNLL`. Shapes: every loss maps (P,)
-to (P,). Left out: SLiC's own cross-entropy term (add `ChosenNLL`), and DiscoPOP.
+So none of them can keep x_w from falling; `sided_losses` can, or a sum with `ChosenNLL`. A margin m is asked for in the
+labelled order and, by losses that allow for flipped labels, in the other order too. Shapes: every loss maps (P,) to
+(P,). Left out: SLiC's own cross-entropy term (add `ChosenNLL`), and DiscoPOP.
 """
 
 import math
@@ -9,7 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
@@ -27,7 +29,7 @@ class Sigmoid(_Difference):
     """DPO (Rafailov et al. 2023, arXiv:2305.18290, equation 7); with `flip` > 0 conservative DPO; with `clip` and the
     divergence chi-squared-mixed chi-PO (Huang et al. 2024, arXiv:2407.13399, equation 9).
 
-    -(1 - e) log sigma(d) - e log sigma(-d),   d = clip(beta D) - margin
+    -(1 - e) log sigma(d - m) - e log sigma(-d - m),   d = clip(beta D)
     """
 
     flip: float = 0.0
@@ -45,20 +47,24 @@ class Sigmoid(_Difference):
         difference = self.beta * (scores.chosen - scores.rejected)
         if self.clip is not None:
             difference = difference.clamp(-self.clip, self.clip)
-        if scores.margin is not None:
-            difference = difference - scores.margin
-        return -(1 - self.flip) * logsigmoid(difference) - self.flip * logsigmoid(-difference)
+        labelled, flipped = _either_way(difference, scores.margin)
+        return -(1 - self.flip) * logsigmoid(labelled) - self.flip * logsigmoid(flipped)
 
     def at_start(self, start: PairScores | None = None) -> float:
-        margins = start_margins(start)
-        return ((1 - self.flip) * softplus(margins) + self.flip * softplus(-margins)).mean().item()
+        return softplus(start_margins(start)).mean().item()
+
+    def clipped(self, scores: PairScores) -> Bool[Tensor, "P"]:
+        """Where the clip holds, so that there is no gradient."""
+        held = self.beta * (scores.chosen - scores.rejected).abs()
+        return held > (math.inf if self.clip is None else self.clip)
 
 
 @dataclass(frozen=True)
 class Robust(_Difference):
     """Robust DPO (Chowdhury et al. 2024, arXiv:2403.00409): the flip noise removed in expectation.
 
-    [-(1 - e) log sigma(d) + e log sigma(-d)] / (1 - 2e): unbounded below, unbiased under flips of probability e.
+    [-(1 - e) log sigma(beta D - m) + e log sigma(-beta D - m)] / (1 - 2e): unbounded below, unbiased under flips of
+    probability e.
     """
 
     flip: float = 0.1
@@ -69,14 +75,12 @@ class Robust(_Difference):
         _require_flip("loss.flip", self.flip)
 
     def __call__(self, scores: PairScores) -> Float[Tensor, "P"]:
-        difference = scores.difference(self.beta)
-        both = -(1 - self.flip) * logsigmoid(difference) + self.flip * logsigmoid(-difference)
+        labelled, flipped = _either_way(self.beta * (scores.chosen - scores.rejected), scores.margin)
+        both = -(1 - self.flip) * logsigmoid(labelled) + self.flip * logsigmoid(flipped)
         return both / (1 - 2 * self.flip)
 
     def at_start(self, start: PairScores | None = None) -> float:
-        margins = start_margins(start)
-        both = (1 - self.flip) * softplus(margins) - self.flip * softplus(-margins)
-        return both.mean().item() / (1 - 2 * self.flip)
+        return softplus(start_margins(start)).mean().item()
 
 
 @dataclass(frozen=True)
@@ -168,6 +172,13 @@ class NormalisedSigmoid(Anchored):
         """beta x / length."""
         chosen, rejected = scores.means()
         return self.beta * chosen, self.beta * rejected
+
+
+def _either_way(difference: Float[Tensor, "P"], margin: Float[Tensor, "P"] | None) -> Sides:
+    """What the two orders of a pair are ahead by, less the margin."""
+    if margin is None:
+        return difference, -difference
+    return difference - margin, -difference - margin
 
 
 def _require_flip(field: str, value: float) -> None:

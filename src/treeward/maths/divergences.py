@@ -5,7 +5,8 @@ sees s(x) = f'(e^x) (Wang et al. 2023, arXiv:2309.16240, "f-DPO"). Additive cons
 would overflow, s goes on as a straight line, from exponent 30 with the slope there; `clamped` tells which rows did.
 
 `exact_kl` is the Rao-Blackwellised estimate of KL(policy, anchor): at each prefix sampled from the policy the sum over
-the vocabulary is exact, so only the prefixes are random. It is never negative, and has less variance than k1.
+the vocabulary is exact, so only the prefixes are random. It has less variance than k1, and is never negative, also in
+float32: sum p log(p / q) = sum p (log(p / q) + q / p - 1), where no term is below 0.
 
 Letters: S scored tokens, V vocabulary, x the log-ratio log(policy / anchor) of a token or a response.
 Left out: k2 and k3 (biased as a value, or heavy-tailed on whole responses); total variation and chi-squared as scores
@@ -24,6 +25,9 @@ from torch.nn.functional import logsigmoid
 
 TAIL = 30.0
 """The exponent from which a score is continued as a straight line: e^30 times 1e4 still is a float32."""
+
+LEAST = -87.0
+"""The policy's log-probabilities from here down count as probability 0: e^87 and e^-87 still are normal float32s."""
 
 NOT_OFFERED: Mapping[str, str] = {
     "chi-squared": "its f' is defined at a ratio of 0, so the normaliser does not cancel in a difference; "
@@ -130,10 +134,16 @@ AnyDivergence = ReverseKL | ForwardKL | JensenShannon | Alpha | ChiSquaredMixed
 
 
 def exact_kl(policy_logits: Float[Tensor, "S V"], anchor_logits: Float[Tensor, "S V"]) -> Float[Tensor, "S"]:
-    """sum_v p(v) [log p(v) - log q(v)] at each scored position, in nats; 0 bit for bit when the logits are equal."""
+    """sum_v p(v) [log p(v) - log q(v)] at each scored position, in nats; 0 bit for bit when the logits are equal.
+
+    Logits of -inf are probabilities of 0: infinite where the policy's is above 0 and the anchor's is 0.
+    """
     p = policy_logits.float().log_softmax(1)
     q = anchor_logits.float().log_softmax(1)
-    return (p.exp() * (p - q)).sum(1)
+    q = torch.where(p > LEAST, q, q.clamp(min=LEAST))
+    p = p.clamp(min=LEAST)
+    d = p - q
+    return (p.exp() * (d + torch.expm1(-d))).sum(1)
 
 
 def k1(policy_logps: Float[Tensor, "*S"], anchor_logps: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:

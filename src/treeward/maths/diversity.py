@@ -50,24 +50,16 @@ class Gap:
     high: float
 
 
-def entropy(counts: ArrayLike) -> float:
-    """-sum p log p of counts, in nats: the plug-in value."""
-    array = np.asarray(counts, dtype=np.float64)
-    p = array[array > 0] / max(1.0, array.sum())
-    return float(-(p * np.log(p)).sum())
+def miller_madow(counts: Floats) -> Floats:
+    """The entropy of each column of counts, (V, B), plus (V_seen - 1) / (2m), in nats; 0 where there are none."""
+    m, seen = np.maximum(counts.sum(0), 1.0), (counts > 0).sum(0)
+    logs = np.log(np.where(counts > 0, counts, 1.0))
+    return np.asarray(np.log(m) - (counts * logs).sum(0) / m + np.maximum(seen - 1, 0) / (2 * m))
 
 
-def miller_madow(counts: ArrayLike) -> float:
-    """The entropy of counts plus (V_seen - 1) / (2m), in nats."""
-    array = np.asarray(counts, dtype=np.float64)
-    seen, m = int((array > 0).sum()), array.sum()
-    return entropy(array) + (seen - 1) / (2 * m) if m else 0.0
-
-
-def distinct(responses: Sequence[Ids], n: int) -> float:
-    """Unique n-grams as a share of all of them; 0 where no response is n tokens long."""
-    every = [gram for ids in responses for gram in ngrams(ids, n)]
-    return len(set(every)) / max(1, len(every))
+def distinct(counts: Floats) -> Floats:
+    """Unique n-grams as a share of all of them, by column of counts, (V, B); 0 where there are none."""
+    return np.asarray((counts > 0).sum(0) / np.maximum(counts.sum(0), 1.0))
 
 
 def repetition(ids: Ids, n: int = 4) -> float:
@@ -190,22 +182,12 @@ def _replicated(table: sparse.csr_array, weights: Floats, statistic: "Statistic"
     parts = []
     for start in range(0, len(weights), CHUNK):
         counts = np.asarray(table @ weights[start : start + CHUNK].T)
-        parts.append(statistic(counts, counts.sum(0)))
+        parts.append(statistic(counts))
     return np.concatenate(parts)
 
 
-def _pooled_entropy(counts: Floats, m: Floats) -> Floats:
-    total = np.maximum(m, 1.0)
-    logs = np.log(np.where(counts > 0, counts, 1.0))
-    return np.asarray(np.log(total) - (counts * logs).sum(0) / total + ((counts > 0).sum(0) - 1) / (2 * total))
-
-
-def _pooled_distinct(counts: Floats, m: Floats) -> Floats:
-    return np.asarray((counts > 0).sum(0) / np.maximum(m, 1.0))
-
-
-Statistic = Callable[[Floats, Floats], Floats]
+Statistic = Callable[[Floats], Floats]
 _STATISTICS: Mapping[str, tuple[int, Statistic]] = {
-    "token_entropy": (1, _pooled_entropy), "distinct_1": (1, _pooled_distinct),
-    "distinct_2": (2, _pooled_distinct), "distinct_3": (3, _pooled_distinct),
+    "token_entropy": (1, miller_madow), "distinct_1": (1, distinct), "distinct_2": (2, distinct),
+    "distinct_3": (3, distinct),
 }  # fmt: skip

@@ -4,6 +4,7 @@ Letters: P pairs, N branches, x = log(policy / anchor) of a whole response (chos
 a = the policy's mean log-probability of a response's tokens.
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
@@ -128,10 +129,10 @@ def start_margins(start: PairScores | None) -> Float[Tensor, "P"]:
 
 
 def require_positive(field: str, value: float) -> None:
-    """Refuse a value that is not above 0.
+    """Refuse a value that is not above 0, or infinite.
 
     Raises:
-        ValueError: it is 0, negative or NaN.
+        ValueError: it is 0, negative, infinite or NaN.
     """
-    if not value > 0:
-        raise ValueError(f"{field} is {value}; it must be above 0 (0.1 is usual)")
+    if not 0 < value < math.inf:
+        raise ValueError(f"{field} is {value}; it must be above 0 and finite (0.1 is usual)")

@@ -4,9 +4,10 @@ A loss is a frozen dataclass. Its fields are hyper-parameters, `__call__` is the
 pair (response, ranking): the mean is taken where it is used, over the true count. It sees nothing but `PairScores`
 (`LabelledScores`, `Branches`).
 
-The equations stand by what they depend on: `difference_losses` (x_w - x_l only), `sided_losses` (x_w and x_l apart),
-`anchorless_losses` (the policy's own log-probabilities); here those that are no loss of a pair. The last lines,
-`AnyPairLoss` and `AnyPreferenceLoss`, are the registry that recipes, the command line and the tests read.
+The equations stand by what they depend on: `difference_losses` (x_w - x_l only, or that of their per-token means),
+`sided_losses` (x_w and x_l apart), `anchorless_losses` (the policy's own log-probabilities); here those that are no
+loss of a pair. The last lines, `AnyPairLoss` and `AnyPreferenceLoss`, are the registry that recipes, the command line
+and the tests read.
 
 Letters: P pairs, G rankings, N branches, x = log(policy / anchor) of a whole response.
 """

@@ -34,8 +34,7 @@ class BradleyTerry:
     """-log sigma(r_w - r_l - xi) + c (r_w + r_l)^2  (Bradley and Terry 1952; centring: Eisenstein et al. 2023,
     arXiv:2312.09244; margin: Llama 2, arXiv:2307.09288, equation 2).
 
-    Margin xi = `margin` * min(gap, 1) where rows carry ratings (gap: the rating difference), else xi = `margin`; a pair
-    that brings its own margin keeps that.
+    The margin xi is that of `asked_margins`, pair by pair.
     """
 
     margin: float = 0.0
@@ -57,11 +56,8 @@ class BradleyTerry:
         return _mean(softplus(self._margins(zeros)) + self.centre * (chosen + rejected).square())
 
     def _margins(self, branches: Branches) -> Float[Tensor, "P"]:
-        found = branches.outputs.new_full((branches.trees,), self.margin)
-        if branches.ratings is not None:
-            better, worse = branches.pair(branches.ratings.mean(1))
-            found = rated_margin(self.margin, better - worse)
-        return found if branches.margins is None else torch.where(branches.margins.isnan(), found, branches.margins)
+        better, worse = branches.pair(branches.grades())
+        return asked_margins(self.margin, (better - worse).to(branches.outputs.dtype), branches.margins)
 
 
 @dataclass(frozen=True)
@@ -86,13 +82,14 @@ class AllPairs:
     """
 
     def __call__(self, branches: Branches) -> Float[Tensor, "G"]:
-        scores = branches.scores()
-        above = ~_not_above(branches).T & _same_tree(branches)
+        scores, above = branches.scores(), _above(branches)
         values = torch.where(above, softplus(scores[None, :] - scores[:, None]), 0.0)
         return branches.tree_sum(values.sum(1)) / branches.tree_sum(above.sum(1).to(values.dtype)).clamp(min=1)
 
     def at_start(self, zeros: Branches) -> float:
-        return math.log(2)
+        """ln 2; a tree whose branches are all rated alike costs nothing."""
+        told_apart = zeros.tree_sum(_above(zeros).any(1).to(zeros.outputs.dtype)) > 0
+        return math.log(2) * _mean(told_apart)
 
 
 @dataclass(frozen=True)
@@ -187,7 +184,9 @@ class Graded:
     def at_start(self, zeros: Branches) -> float:
         assert zeros.ratings is not None, "graded losses need ratings"
         start = zeros.log_probs()
-        return _mean(cross_entropy(start[0], self._targets(zeros.ratings, start).mean(0)))
+        share = 1 / (torch.bincount(zeros.tree)[zeros.tree] * zeros.trees).to(start.dtype)
+        mean_target = (share[:, None, None] * self._targets(zeros.ratings, start)).sum(0)
+        return _mean(cross_entropy(start[0], mean_target))
 
     def _targets(self, ratings: Float[Tensor, "N R"], log_probs: Float[Tensor, "N A B"]) -> Float[Tensor, "N A B"]:
         """One target an attribute; a head with one distribution is taught the mean rating."""
@@ -236,9 +235,13 @@ def check_margin(name: str, margin: float) -> None:
         )
 
 
-def rated_margin(margin: float, gap: Float[Tensor, "P"]) -> Float[Tensor, "P"]:
-    """What is asked for of pairs whose ratings lie this far apart: margin * min(gap, 1)."""
-    return margin * gap.clamp(max=1)
+def asked_margins(margin: float, gap: Float[Tensor, "P"], own: Float[Tensor, "P"] | None = None) -> Float[Tensor, "P"]:
+    """What is asked for of each pair: its `own` margin, else margin * min(gap, 1) of its rating gap, else `margin`.
+
+    NaN in `own` or `gap` where a pair has none; a pair whose ratings contradict its order is asked for 0.
+    """
+    found = torch.where(gap.isnan(), margin, margin * gap.clamp(0, 1))
+    return found if own is None else torch.where(own.isnan(), found, own)
 
 
 def outcomes(
@@ -266,6 +269,12 @@ def preferred(branches: Branches) -> Float[Tensor, "P"]:
 
 def _same_tree(branches: Branches) -> Tensor:
     return branches.tree[:, None] == branches.tree[None, :]
+
+
+def _above(branches: Branches) -> Tensor:
+    """[i, j] True where j is of i's tree and ranks below i."""
+    order = branches.order()
+    return _same_tree(branches) & (order[None, :] < order[:, None])
 
 
 def _not_above(branches: Branches) -> Tensor:

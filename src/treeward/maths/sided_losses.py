@@ -4,6 +4,7 @@ Letters: x_w, x_l log-ratios of chosen and rejected, D = x_w - x_l. Shapes: ever
 Left out: BCO's running reward shift and its prompt classifier, and SPPO's win rates other than 0 and 1.
 """
 
+import math
 from dataclasses import dataclass
 
 from jaxtyping import Float
@@ -11,8 +12,6 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from treeward.maths.pair_scores import Anchored, PairScores, require_positive
-
-LN2 = 0.6931471805599453
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class NCA(Anchored):
         return -logsigmoid(chosen) - 0.5 * logsigmoid(-chosen) - 0.5 * logsigmoid(-rejected)
 
     def at_start(self, start: PairScores | None = None) -> float:
-        return 2 * LN2
+        return 2 * math.log(2)
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class BCO(Anchored):
         return -logsigmoid(chosen) - logsigmoid(-rejected)
 
     def at_start(self, start: PairScores | None = None) -> float:
-        return 2 * LN2
+        return 2 * math.log(2)
 
 
 @dataclass(frozen=True)
@@ -112,4 +111,4 @@ class DPOP(Anchored):
         return -logsigmoid(self.beta * (scores.chosen - scores.rejected - self.penalty * fallen))
 
     def at_start(self, start: PairScores | None = None) -> float:
-        return LN2
+        return math.log(2)
