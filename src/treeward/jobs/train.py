@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import yaml
 
-from treeward.algorithms.loop import NonFinite, Step, accumulate
+from treeward.algorithms.loop import Step, accumulate
 from treeward.algorithms.state import TrainState, load_trainable, save_trainable
 from treeward.data.prepare import Prepared, prepare
 from treeward.evaluation.tables import JUDGE, metric
@@ -68,7 +68,7 @@ def train(config: AnyRun, resume: RunDirectory | None = None) -> Finished:
     taken = 0
     try:
         taken = _loop(config, begun.task, begun.data, run)
-    except NonFinite as problem:
+    except FloatingPointError as problem:
         broken = Check("F28", "finite losses and gradients", False, ("F28",), "during", detail=str(problem))
         log.error("stopped: %s", problem)
     planned = config.total(len(begun.data.train))
