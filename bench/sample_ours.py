@@ -16,7 +16,7 @@ NEW = 64
 
 
 def measure(task: Task) -> Answer:
-    """Sample; a first, small call, which verifies the layout, stands apart, and samples are scored outside the clock."""
+    """Sample; a first, small call, which verifies the layout, stands apart; scoring is outside the clock."""
     torch.set_num_threads(task.threads)
     data, work = Path(task.data), Path(task.work)
     if task.mode == "prepare":

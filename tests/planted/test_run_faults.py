@@ -38,6 +38,22 @@ def test_f28_infinite_loss_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "F28" in failed(receipt)
 
 
+def test_f28_weights_that_cannot_be_sampled_from_are_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from treeward.algorithms.state import TrainState
+
+    def ruined(self: TrainState) -> None:
+        self.index += 1
+        with torch.no_grad():
+            self.parameters[0].fill_(float("nan"))
+
+    monkeypatch.setattr(TrainState, "advance", ruined)
+    assert run(["sft", "world-sft", *SHORT, "--steps", "2", "--out", str(tmp_path / "run")]) == 4
+    receipt = receipt_of(tmp_path / "run")
+    assert receipt["verdict"] == "broken"
+    (found,) = (check for check in receipt["checks"] if check["id"] == "F28")
+    assert "what stands as after is the start" in found["detail"]
+
+
 def test_f37_rate_zero_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from treeward.algorithms.state import TrainState
 
