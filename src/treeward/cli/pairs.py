@@ -52,11 +52,12 @@ def show(made: Made) -> None:
 
 
 def show_rounds(found: Sequence[Round]) -> int:
-    """One line a round: score and KL, both against the first policy; the last sound model."""
+    """One line a round: score and, where it is known, KL against the first policy; the last sound model."""
     sound = [each for each in found if each.facts]
     for each in sound:
-        score, kl = each.facts["score"], each.facts["kl"]
-        measured = f"score {interval(score)}, KL to the first {interval(kl)}, n={score['n']} prompts"
+        score = each.facts["score"]
+        kl = f", KL to the first {interval(each.facts['kl'])}" if "kl" in each.facts else ""
+        measured = f"score {interval(score)}{kl}, n={score['n']} prompts"
         print(f"round {each.number:<4} {measured}; {each.verdict}")
     for each in found[len(sound) :]:
         print(f"round {each.number:<4} {each.verdict}, so no further one was begun: {each.reason}")
