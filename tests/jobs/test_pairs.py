@@ -36,7 +36,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 
 def plan(out: Path, **fields: Any) -> PairsRun:
-    values = {"model": {"device": "cpu"}, "data": {"source": "world", "limit": 40}, "samples": 3,
+    values = {"model": {"device": "cpu"}, "data": {"source": "world:40"}, "samples": 3,
               "max_new_tokens": 6, "skip_check": ["I17"], "out": str(out)}  # fmt: skip
     return settings.build(PairsRun, values | fields)
 
@@ -209,7 +209,7 @@ def test_a_live_run_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_two_runs_that_begin_together_do_not_share_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    config = replace(plan(tmp_path, data={"source": "world", "limit": 5}), out=None)
+    config = replace(plan(tmp_path, data={"source": "world:5"}), out=None)
     other: list[Path] = []
 
     def overtaken(*arguments: Any) -> Any:
@@ -246,12 +246,12 @@ def test_each_prompt_is_prefilled_once(tmp_path: Path) -> None:
 
 
 def test_a_finished_or_other_directory_is_refused(tmp_path: Path) -> None:
-    make_pairs(plan(tmp_path / "a", data={"source": "world", "limit": 5}))
+    make_pairs(plan(tmp_path / "a", data={"source": "world:5"}))
     with pytest.raises(ValueError, match="exists; runs are never overwritten"):
-        make_pairs(plan(tmp_path / "a", data={"source": "world", "limit": 5}))
+        make_pairs(plan(tmp_path / "a", data={"source": "world:5"}))
     (tmp_path / "a" / "report.json").unlink()
     with pytest.raises(ValueError, match=r"left by another run: seed is 0 there and 5 here"):
-        make_pairs(plan(tmp_path / "a", data={"source": "world", "limit": 5}, seed=5))
+        make_pairs(plan(tmp_path / "a", data={"source": "world:5"}, seed=5))
 
 
 @pytest.mark.parametrize(
@@ -305,7 +305,7 @@ def test_openings_of_texts_need_no_end(tmp_path: Path) -> None:
 
 
 def test_the_command_prints_the_yield(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["pairs", "--data.source", "world", "--data.limit", "20", "--samples", "4", "--max-new-tokens", "5",
+    words = ["pairs", "--data.source", "world:20", "--samples", "4", "--max-new-tokens", "5",
              "--skip-check", "[I17]"]  # fmt: skip
     assert run([*words, "--out", str(tmp_path / "p")]) == 0
     said = capsys.readouterr().out
