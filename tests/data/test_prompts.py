@@ -1,14 +1,16 @@
 """Prompts to sample from: given ones, first tokens of texts, each once and in one part."""
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from treeward.data import world
-from treeward.data.prepare import DataConfig
+from treeward.data import store, world
+from treeward.data.prepare import DataConfig, prepare
 from treeward.data.prompts import drawn, openings
+from treeward.data.shapes import Purpose
 
 TOKENIZER = world.tokenizer()
 
@@ -21,52 +23,81 @@ def source(folder: Path, rows: list[dict[str, Any]]) -> DataConfig:
 
 def test_the_first_tokens_of_a_text(tmp_path: Path) -> None:
     config = source(tmp_path, [{"text": "the plot is good and the cast is bad .", "split": "test"}])
-    (prompt,), dropped = openings(config, TOKENIZER, (3, 3), 0)
+    opened = openings(config, TOKENIZER, (3, 3))
+    (prompt,) = opened.prompts
     assert prompt.text == "the plot is"
     assert prompt.ids == (1, *TOKENIZER("the plot is", add_special_tokens=False).input_ids)
     assert (prompt.group, prompt.split) == ("the plot is", "test")
-    assert not dropped
+    assert not opened.dropped
+    assert not opened.given
 
 
 def test_a_range_draws_every_length_by_the_text_alone(tmp_path: Path) -> None:
     texts = [f"the plot is {a} and the {b} is bad ." for a in world.ADJECTIVE for b in world.ASPECT]
     config = source(tmp_path, [{"text": text} for text in texts])
-    found, _ = openings(config, TOKENIZER, (4, 6), 0)
+    found = openings(config, TOKENIZER, (4, 6)).prompts
     assert {len(prompt.ids) - 1 for prompt in found} == {4, 5, 6}
-    again, _ = openings(config, TOKENIZER, (4, 6), 0)
-    assert found == again
+    assert openings(config, TOKENIZER, (4, 6)).prompts == found
 
 
 def test_a_text_that_is_all_opening_is_left_out_and_counted(tmp_path: Path) -> None:
     config = source(tmp_path, [{"text": "the plot is"}, {"text": "the cast is good ."}])
-    found, dropped = openings(config, TOKENIZER, (3, 3), 0)
-    assert [prompt.text for prompt in found] == ["the cast is"]
-    assert dropped == {"texts no longer than their opening": 1}
+    opened = openings(config, TOKENIZER, (3, 3))
+    assert [prompt.text for prompt in opened.prompts] == ["the cast is"]
+    assert opened.dropped == {"texts no longer than their opening": 1}
 
 
 def test_an_opening_in_two_parts_stays_in_the_one_held_out_furthest(tmp_path: Path) -> None:
     rows = [{"text": f"the plot is {word} .", "split": part}
             for word, part in (("good", "train"), ("bad", "test"), ("dull", "validation"))]  # fmt: skip
-    found, dropped = openings(source(tmp_path, rows), TOKENIZER, (3, 3), 0)
-    assert [prompt.split for prompt in found] == ["test"]
-    assert dropped == {"repeated prompts": 2}
+    opened = openings(source(tmp_path, rows), TOKENIZER, (3, 3))
+    assert [prompt.split for prompt in opened.prompts] == ["test"]
+    assert opened.dropped == {"repeated prompts": 2}
 
 
 def test_prompts_of_the_data_are_whole(tmp_path: Path) -> None:
     rows = [{"prompt": "the plot is", "chosen": "good .", "rejected": "bad ."}]
-    (prompt,), _ = openings(source(tmp_path, rows), TOKENIZER, (1, 1), 0)
+    opened = openings(source(tmp_path, rows), TOKENIZER, (1, 1))
+    (prompt,) = opened.prompts
     assert prompt.text == "the plot is"
     assert len(prompt.ids) == 4
+    assert opened.given
+    assert opened.cut == 0
+
+
+def test_prompts_that_are_cut_are_counted(tmp_path: Path) -> None:
+    config = source(tmp_path, [{"prompt": "the plot is"}, {"prompt": "this film : the cast is"}])
+    opened = openings(replace(config, max_prompt=4), TOKENIZER, (1, 1))
+    assert [len(prompt.ids) for prompt in opened.prompts] == [4, 4]
+    assert opened.cut == 1
+
+
+@pytest.mark.parametrize(
+    ("purpose", "row", "text"),
+    [
+        ("pairs", {"prompt": "the plot is", "chosen": "good .", "rejected": "bad ."}, "the plot is"),
+        ("sft", {"text": "the plot is good and the cast is bad ."}, "the plot"),
+    ],
+)
+def test_prepared_data_gives_the_prompts_of_its_rows(
+    purpose: Purpose, row: dict[str, str], text: str, tmp_path: Path
+) -> None:
+    config = source(tmp_path, [row])
+    raw = openings(config, TOKENIZER, (2, 2))
+    store.save(tmp_path / "kept", prepare(config, TOKENIZER, purpose), TOKENIZER, asdict(config), purpose)
+    kept = openings(replace(config, source=str(tmp_path / "kept")), TOKENIZER, (2, 2))
+    assert kept == raw
+    assert [prompt.text for prompt in kept.prompts] == [text]
 
 
 def test_nothing_left_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="leaves no prompt"):
-        openings(source(tmp_path, [{"text": "good ."}]), TOKENIZER, (3, 3), 0)
+        openings(source(tmp_path, [{"text": "good ."}]), TOKENIZER, (3, 3))
 
 
 def test_some_prompts_are_drawn_by_name_and_seed_in_their_order(tmp_path: Path) -> None:
     texts = [{"text": f"the plot is {word} ."} for word in world.ADJECTIVE]
-    found, _ = openings(source(tmp_path, texts), TOKENIZER, (4, 4), 0)
+    found = openings(source(tmp_path, texts), TOKENIZER, (4, 4)).prompts
     some = drawn(found, 7, 0)
     assert len(some) == 7
     assert [prompt for prompt in found if prompt in some] == some

@@ -12,13 +12,13 @@ from treeward.trees.text import Tree
 
 TOKENIZER = world.tokenizer()
 OWN = vocabulary_hash(TOKENIZER)
-ODD = [5, 6, 7]
-"""Ids that no tokenizer call gives for the text."""
+ODD = [5, 0, 6, 7]
+"""Ids that no tokenizer call gives for their text, `. : a`."""
 
 
 def pair(**changes: Any) -> dict[str, Any]:
     return {
-        "prompt": "the plot is", "chosen": "good .", "rejected": "bad", "prompt_ids": [1, 9, 9],
+        "prompt": "the plot is", "chosen": ". : a", "rejected": "acting", "prompt_ids": [1, 9, 9],
         "chosen_ids": [*ODD, 2], "rejected_ids": [8], "chosen_finished": True, "rejected_finished": False,
         "vocabulary": OWN,
     } | changes  # fmt: skip
@@ -28,7 +28,7 @@ def test_the_sampled_ids_stand() -> None:
     (tree,) = formats.preference(pair())
     found = token_tree(tree, TOKENIZER)
     assert found.prompt == (1, 9, 9)
-    assert found.branches == ((5, 6, 7, 2), (8,))
+    assert found.branches == ((5, 0, 6, 7, 2), (8,))
 
 
 @pytest.mark.parametrize("changes", [{"vocabulary": "another"}, {"vocabulary": None}])
@@ -43,7 +43,7 @@ def test_another_vocabulary_reads_the_text(changes: dict[str, Any]) -> None:
 
 
 def test_a_ranking_keeps_its_ids_when_it_is_put_in_order() -> None:
-    row = {"prompt": "the plot is", "responses": ["bad .", "good ."], "scores": [0.0, 1.0], "vocabulary": OWN,
+    row = {"prompt": "the plot is", "responses": ["acting", "."], "scores": [0.0, 1.0], "vocabulary": OWN,
            "prompt_ids": [1, 9], "responses_ids": [[8, 2], [5]], "responses_finished": [True, False]}  # fmt: skip
     (tree,) = shaped(formats.graded(row), "ranked", Counter())
     found = token_tree(tree, TOKENIZER)
@@ -57,9 +57,15 @@ def test_the_prompt_alone_keeps_its_ids() -> None:
     assert tree.responses == ()
 
 
+def test_text_that_was_edited_under_its_ids_is_refused() -> None:
+    (tree,) = formats.preference(pair(chosen=". : an"))
+    with pytest.raises(ValueError, match=r"reads '\. : an', but its sampled ids '\. : a': .*take its ids away"):
+        token_tree(tree, TOKENIZER)
+
+
 def test_a_long_sample_is_cut() -> None:
     (tree,) = formats.preference(pair())
-    assert token_tree(tree, TOKENIZER, max_response=2).branches == ((5, 6), (8,))
+    assert token_tree(tree, TOKENIZER, max_response=2).branches == ((5, 0), (8,))
 
 
 def test_json_gives_an_equal_tree_back() -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from treeward.evaluation.pairs import Yield
 from treeward.jobs import pairs as job
 from treeward.jobs import settings
 from treeward.jobs.pairs import PairsRun, make_pairs, sampled, selected
+from treeward.jobs.progress import Interrupted
 from treeward.models.loading import ModelConfig
 from treeward.models.policy import Policy
 from treeward.models.sampler import ScriptedSampler
@@ -34,8 +36,8 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 
 def plan(out: Path, **fields: Any) -> PairsRun:
-    values = {"model": {"device": "cpu"}, "data": {"source": "world", "limit": 40}, "samples": 3,
-              "max_new_tokens": 6, "out": str(out)}  # fmt: skip
+    values = {"model": {"device": "cpu"}, "data": {"source": "world:40"}, "samples": 3,
+              "max_new_tokens": 6, "skip_check": ["I17"], "out": str(out)}  # fmt: skip
     return settings.build(PairsRun, values | fields)
 
 
@@ -105,7 +107,9 @@ def test_figures_by_hand(tmp_path: Path) -> None:
     assert (report["prompts"], report["picks"]) == (2, 1)
     assert report["no_signal"]["value"] == 0.5
     assert report["gap"]["value"] == pytest.approx(gap)
-    assert report["ended"]["value"] == 0.8
+    assert (report["passed_over"]["value"], report["passed_over"]["n"]) == (0.0, 2)
+    assert (report["ended"]["value"], report["ended"]["n"]) == (0.8, 2), "by prompt"
+    assert report["score"]["value"] == pytest.approx((sum(SCORES) / 5 + 0.2) / 2), "what is said twice counts twice"
     distinct = [SCORES[n] for n in (0, 1, 2, 4)]
     spread = torch.tensor(distinct).double().var().item()
     assert report["sd_within"] == pytest.approx((spread / 2) ** 0.5), "the other prompt's spread is 0"
@@ -114,19 +118,34 @@ def test_figures_by_hand(tmp_path: Path) -> None:
     assert report["expected_gap_in_sd"] == pytest.approx(2.326, abs=1e-3)
 
 
-def test_a_stopped_run_goes_on_and_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = make_pairs(plan(tmp_path / "a"))
+def test_prompts_whose_pairs_lie_too_close_are_not_without_signal(tmp_path: Path) -> None:
+    config = plan(tmp_path, samples=5, min_gap=100)
+    found = Yield(5)
+    assert not list(selected([scripted(config)], config, found, "v"))
+    report = found.report()
+    assert (report["no_signal"]["value"], report["passed_over"]["value"]) == (0.0, 1.0)
+
+
+def stop_after(chunks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C once this many chunks are sampled."""
     calls = 0
 
     def failing(*arguments: Any) -> Any:
         nonlocal calls
         calls += 1
-        if calls == 3:
+        if calls > chunks:
             raise KeyboardInterrupt
         return sampled(*arguments)
 
     monkeypatch.setattr(job, "sampled", failing)
-    with pytest.raises(KeyboardInterrupt):
+
+
+def test_a_stopped_run_goes_on_and_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = make_pairs(plan(tmp_path / "a"))
+    stop_after(2, monkeypatch)
+    with pytest.raises(
+        Interrupted, match=rf"after 32 of 40 prompts; go on with the same command and --out {tmp_path}/b"
+    ):
         make_pairs(plan(tmp_path / "b"))
     assert len(rows(tmp_path / "b" / "samples.jsonl")) == 2 * job.CHUNK
     with (tmp_path / "b" / "samples.jsonl").open("a") as file:
@@ -137,13 +156,102 @@ def test_a_stopped_run_goes_on_and_gives_the_same_bytes(tmp_path: Path, monkeypa
     assert made.report == whole.report
 
 
+def test_ctrl_c_before_the_first_chunk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop_after(0, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        make_pairs(plan(tmp_path / "a"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ({"model": {"device": "cpu", "seed": 7}}, r"sample row 1 is by the weights \w+, and the policy's are \w+"),
+        ({}, r"sample row 1 has the prompt '.*', where the data now gives 'the plot is'"),
+    ],
+)
+def test_f55_samples_of_another_policy_or_of_other_prompts_are_not_gone_on_with(
+    fault: dict[str, Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The configuration says the same, but what it names has changed."""
+    source = tmp_path / "data.jsonl"
+    source.write_text("".join(json.dumps({"prompt": f"the cast {n}"}) + "\n" for n in range(20)))
+    config = plan(tmp_path / "a", data={"source": str(source)}, scorer="length", samples=2)
+    stop_after(1, monkeypatch)
+    with pytest.raises(Interrupted):
+        make_pairs(config)
+    monkeypatch.setattr(job, "sampled", sampled)
+    before = (tmp_path / "a" / "samples.jsonl").read_bytes()
+    policy = None
+    if "model" in fault:
+        policy = Policy.from_config(settings.build(ModelConfig, fault["model"]))
+    else:
+        source.write_text(json.dumps({"prompt": "the plot is"}) + "\n" + source.read_text())
+    with pytest.raises(ValueError, match=said):
+        make_pairs(config, policy)
+    assert (tmp_path / "a" / "samples.jsonl").read_bytes() == before
+
+
+def test_a_live_run_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    second: list[str] = []
+
+    def meddling(*arguments: Any) -> Any:
+        if (tmp_path / "a").exists() and not second:
+            with pytest.raises(ValueError, match="is being written by process") as refused:
+                make_pairs(plan(tmp_path / "a"))
+            second.append(str(refused.value))
+        return sampled(*arguments)
+
+    monkeypatch.setattr(job, "sampled", meddling)
+    assert make_pairs(plan(tmp_path / "a")).report["prompts"] == 40
+    assert len(second) == 1
+
+
+def test_two_runs_that_begin_together_do_not_share_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = replace(plan(tmp_path, data={"source": "world:5"}), out=None)
+    other: list[Path] = []
+
+    def overtaken(*arguments: Any) -> Any:
+        if not other:
+            other.append(tmp_path)
+            other[0] = make_pairs(config).path
+        return sampled(*arguments)
+
+    monkeypatch.setattr(job, "sampled", overtaken)
+    assert make_pairs(config).path == Path("runs/pairs-2")
+    assert other == [Path("runs/pairs")]
+
+
+def test_the_selection_may_change_before_the_run_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = rf"no pair is left of 40 prompts: in \d+ no two .* in \d+ by less than min_gap 100.0; .* --out {tmp_path}/a"
+    with pytest.raises(ValueError, match=said):
+        make_pairs(plan(tmp_path / "a", min_gap=100.0))
+    kept = (tmp_path / "a" / "samples.jsonl").read_bytes()
+    stop_after(0, monkeypatch)
+    made = make_pairs(plan(tmp_path / "a", min_gap=0.0, select={"kind": "all-pairs"}, most=2))
+    assert (tmp_path / "a" / "samples.jsonl").read_bytes() == kept
+    assert made.report["picks"] > 0
+    assert "min_gap: 0.0" in (tmp_path / "a" / "config.yaml").read_text()
+
+
+def test_each_prompt_is_prefilled_once(tmp_path: Path) -> None:
+    policy, widths = Policy.from_config(ModelConfig(device="cpu")), []
+    policy.tree.module.register_forward_pre_hook(
+        lambda module, args, named: widths.append(named["input_ids"].shape) if named.get("use_cache") else None,
+        with_kwargs=True,
+    )
+    made = make_pairs(plan(tmp_path / "a"), policy)
+    assert sum(rows for rows, width in widths if width > 1) == made.report["prompts"]
+
+
 def test_a_finished_or_other_directory_is_refused(tmp_path: Path) -> None:
-    make_pairs(plan(tmp_path / "a", data={"source": "world", "limit": 5}))
+    make_pairs(plan(tmp_path / "a", data={"source": "world:5"}))
     with pytest.raises(ValueError, match="exists; runs are never overwritten"):
-        make_pairs(plan(tmp_path / "a", data={"source": "world", "limit": 5}))
+        make_pairs(plan(tmp_path / "a", data={"source": "world:5"}))
     (tmp_path / "a" / "report.json").unlink()
     with pytest.raises(ValueError, match=r"left by another run: seed is 0 there and 5 here"):
-        make_pairs(plan(tmp_path / "a", data={"source": "world", "limit": 5}, seed=5))
+        make_pairs(plan(tmp_path / "a", data={"source": "world:5"}, seed=5))
 
 
 @pytest.mark.parametrize(
@@ -154,6 +262,12 @@ def test_a_finished_or_other_directory_is_refused(tmp_path: Path) -> None:
         ({"prompt_tokens": 0}, "prompt_tokens is 0"),
         ({"min_gap": -1}, "min_gap is -1"),
         ({"most": 0}, "most is 0"),
+        ({"prompts": 0}, "prompts is 0"),
+        ({"rounds": -1}, "rounds is -1; it must be at least 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"temperature": 0}, "temperature is 0"),
+        ({"dpo": {"lr": 0.5}}, "dpo is set, but rounds is 0"),
+        ({"data": {"source": "mine.jsonl"}}, "scorer is not set: name what judges the answers to 'mine.jsonl'"),
     ],
 )
 def test_impossible_settings_are_refused(fields: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -164,10 +278,14 @@ def test_impossible_settings_are_refused(fields: dict[str, Any], said: str, tmp_
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"scorer": "count:no such word"}, r"I17 FAILED: prompts of the first 16 whose samples differ in score 0"),
+        (
+            {"scorer": "count:no such word", "skip_check": []},
+            r"I17 FAILED: prompts of the first 16 whose samples differ in score 0",
+        ),
+        ({"skip_check": []}, r"I17 FAILED: share of the first samples that are cut .* max_new_tokens 6"),
         ({"scorer": "nothing.py:f"}, "there is no file 'nothing.py'"),
         ({"model": {"path": "no-such-model"}}, "no-such-model"),
-        ({"data": {"source": "none.jsonl"}}, "none.jsonl"),
+        ({"data": {"source": "none.jsonl"}, "scorer": "gold"}, "none.jsonl"),
     ],
 )
 def test_what_cannot_give_pairs_leaves_nothing_behind(fields: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -176,13 +294,19 @@ def test_what_cannot_give_pairs_leaves_nothing_behind(fields: dict[str, Any], sa
     assert not (tmp_path / "a").exists()
 
 
-def test_no_pair_left_is_said(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no pair is left of \d+ prompts"):
-        make_pairs(plan(tmp_path / "a", min_gap=100.0))
+def test_openings_of_texts_need_no_end(tmp_path: Path) -> None:
+    source = tmp_path / "texts.jsonl"
+    source.write_text(json.dumps({"text": "the plot is good and the cast is bad ."}) + "\n")
+    named = {"data": {"source": str(source)}, "scorer": "count:no such word", "prompt_tokens": 3, "skip_check": []}
+    config = plan(tmp_path / "a", max_new_tokens=1, **named)
+    with pytest.raises(ChecksFailed) as failed:
+        make_pairs(config)
+    assert [check.guards for check in failed.value.checks] == [("F29",)]
 
 
 def test_the_command_prints_the_yield(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["pairs", "--data.source", "world", "--data.limit", "20", "--samples", "4", "--max-new-tokens", "5"]
+    words = ["pairs", "--data.source", "world:20", "--samples", "4", "--max-new-tokens", "5",
+             "--skip-check", "[I17]"]  # fmt: skip
     assert run([*words, "--out", str(tmp_path / "p")]) == 0
     said = capsys.readouterr().out
     assert "sd, where normal scores would give best against worst 2.06" in said

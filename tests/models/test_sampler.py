@@ -9,8 +9,10 @@ import torch
 from scipy import stats
 
 from treeward.models.sampler import DecodeSampler, ScriptedSampler, draw
+from treeward.trees import verify
 from treeward.trees.forward import TreeLM
 from treeward.trees.tokens import TokenTree
+from treeward.trees.verify import verified
 
 FAMILIES = ["gpt2", "llama", "qwen3", "phi3", "neox", "mistral", "gemma3", "mamba"]
 Build = Callable[..., Any]
@@ -56,6 +58,17 @@ def test_draw_takes_each_row_from_its_own_distribution_and_never_an_impossible_t
         first, second, third = draw(logits, 1.0, seeded(seed)).tolist()
         assert (first, second) == (0, 3)
         assert third in (1, 2)
+
+
+def test_a_uniform_number_of_zero_picks_no_impossible_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "rand", lambda *size, **_: torch.zeros(*size))
+    assert draw(torch.tensor([[-math.inf, -math.inf, 0.0, 1.0]]), 1.0, seeded()).tolist() == [2]
+
+
+@pytest.mark.parametrize("row", [[0.0, math.nan, 1.0], [0.0, math.inf, 1.0], [-math.inf] * 3])
+def test_logits_that_are_no_distribution_are_refused(row: list[float]) -> None:
+    with pytest.raises(FloatingPointError, match="logits are NaN or infinite"):
+        draw(torch.tensor([[0.0, 1.0, 2.0], row]), 1.0, seeded())
 
 
 def test_draw_uses_its_generator_alone() -> None:
@@ -108,13 +121,49 @@ def test_prompts_of_mixed_lengths_are_decoded_together_as_they_are_alone(
     family: str, samples: int, tiny: Build
 ) -> None:
     rows = [(5, 9, 30, 17), (7,), (7, 8, 9, 10, 11, 12, 13, 14, 15, 16), (40, 41, 42, 43), (3, 60)]
-    alone, together = TreeLM(tiny(family)), TreeLM(tiny(family))
-    together.backend = "tree"
+    alone, together = TreeLM(tiny(family), backend="rows"), TreeLM(tiny(family))
     found = [
         DecodeSampler(m, (END,), 15, temperature=1e-5)(prompts(*rows), samples, seeded()) for m in (alone, together)
     ]
+    assert (alone.backend, together.backend) == ("rows", "tree")
     assert found[0] == found[1]
     assert [tree.prompt for tree in found[1]] == rows
+
+
+@pytest.mark.parametrize("family", ["gpt2", "mistral"])
+def test_samples_do_not_depend_on_what_was_verified_before(family: str, tiny: Build, grow: Build) -> None:
+    rows = prompts((5, 9, 30, 17), (7,), (40, 41, 42), (3, 60))
+    fresh, known = TreeLM(tiny(family)), TreeLM(tiny(family))
+    verified(known, grow(3))
+    first, second = (DecodeSampler(m, (END,), 12)(rows, 3, seeded()) for m in (fresh, known))
+    assert first == second
+
+
+def test_prompts_are_prefilled_once_for_their_samples_and_verified_once(
+    tiny: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, widths, calls = TreeLM(tiny("llama")), [], []
+    model.module.register_forward_pre_hook(
+        lambda module, args, named: widths.append(named["input_ids"].shape) if named.get("use_cache") else None,
+        with_kwargs=True,
+    )
+    honest = verify.verify
+    monkeypatch.setattr(verify, "verify", lambda *given: calls.append(1) or honest(*given))
+    sampler = DecodeSampler(model, (), max_new_tokens=3)
+    for _ in range(2):
+        sampler(prompts((5, 9, 30, 17), (7,), (40, 41)), 4, seeded())
+    assert widths == [(3, 4), (12, 1), (12, 1)] * 2
+    assert calls == [1]
+    sampler(prompts((5,) * 9), 4, seeded())
+    assert calls == [1, 1]
+
+
+def test_sampling_within_training_keeps_the_gradients_verified(tiny: Build, grow: Build) -> None:
+    model = TreeLM(tiny("llama"))
+    verified(model, grow(3, longest=4))
+    DecodeSampler(model, (END,), max_new_tokens=30)(prompts((5, 9)), 2, seeded())
+    assert model.verified_gradients
+    assert model.verified_path >= 32
 
 
 def test_samples_keep_the_order_the_group_and_the_number_asked_for(tiny: Build) -> None:
@@ -148,10 +197,15 @@ def test_equal_prompts_get_samples_of_their_own(tiny: Build) -> None:
     assert found[0].branches != found[1].branches
 
 
-@pytest.mark.parametrize("temperature", [0.0, -1.0])
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
 def test_a_temperature_that_is_not_above_zero_is_refused(temperature: float, tiny: Build) -> None:
     with pytest.raises(ValueError, match=f"temperature is {temperature}"):
-        DecodeSampler(TreeLM(tiny("llama")), (END,), temperature=temperature)(prompts((3,)), 1, seeded())
+        DecodeSampler(TreeLM(tiny("llama")), (END,), temperature=temperature)
+
+
+def test_samples_of_no_token_are_refused(tiny: Build) -> None:
+    with pytest.raises(ValueError, match="max_new_tokens is 0; it must be at least 1"):
+        DecodeSampler(TreeLM(tiny("llama")), (END,), max_new_tokens=0)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])

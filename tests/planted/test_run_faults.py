@@ -1,6 +1,7 @@
 """Faults planted in whole runs: the receipt says broken, or that nothing was learned."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from treeward.cli.main import run
 from treeward.data import world
+from treeward.runs.directory import alone
 
 SHORT = ["--data.limit", "600", "--evaluation.prompts", "3", "--evaluation.samples", "1",
          "--evaluation.max_new_tokens", "8"]  # fmt: skip
@@ -36,6 +38,32 @@ def test_f28_infinite_loss_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyP
     receipt = receipt_of(tmp_path / "run")
     assert receipt["verdict"] == "broken"
     assert "F28" in failed(receipt)
+
+
+def test_f28_weights_that_cannot_be_sampled_from_are_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from treeward.algorithms.state import TrainState
+
+    def ruined(self: TrainState) -> None:
+        self.index += 1
+        with torch.no_grad():
+            self.parameters[0].fill_(float("nan"))
+
+    monkeypatch.setattr(TrainState, "advance", ruined)
+    assert run(["sft", "world-sft", *SHORT, "--steps", "2", "--out", str(tmp_path / "run")]) == 4
+    receipt = receipt_of(tmp_path / "run")
+    assert receipt["verdict"] == "broken"
+    (found,) = (check for check in receipt["checks"] if check["id"] == "F28")
+    assert "what stands as after is the start" in found["detail"]
+
+
+def test_f55_a_live_run_is_not_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "run"
+    run(["sft", "world-sft", *SHORT, "--steps", "1", "--out", str(path)])
+    (path / "receipt.json").unlink()
+    with alone(path):
+        assert run(["resume", str(path)]) == 2
+    assert f"is being written by process {os.getpid()}" in capsys.readouterr().err
+    assert not (path / "receipt.json").exists()
 
 
 def test_f37_rate_zero_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

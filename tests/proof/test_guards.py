@@ -1,6 +1,5 @@
 """Guards of fresh samples, and what they do to the verdict."""
 
-import math
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 from treeward.evaluation.tables import Comparison, Table, metric
 from treeward.maths.statistics import Difference, Interval
 from treeward.proof.checks import Check
-from treeward.proof.guards import collapse_guards, first_rollout, judge_guards, k1_check
+from treeward.proof.guards import collapse_guards, first_cut, first_rollout, judge_guards, k1_check
 from treeward.proof.verdict import decide
 
 
@@ -96,11 +95,19 @@ def test_a_failed_check_beside_a_fallen_guard_is_broken() -> None:
 
 def test_i17_some_prompt_must_tell_its_samples_apart() -> None:
     assert first_rollout([[0.0, 0.0], [1.0, 1.5]], ["a"]).passed is True
-    flat = first_rollout([[1.0, 1.0], [3.0, 3.0], [3.0, math.nan], [math.nan] * 2], ["same"] * 4)
+    flat = first_rollout([[1.0, 1.0], [3.0, 3.0], [3.0, 3.0]], ["same"] * 4)
     assert flat.passed is False
     assert flat.id == "I17"
     assert "scores 1 to 3, median 3; samples 'same', 'same', 'same'" in flat.detail
-    assert first_rollout([[math.nan]], []).passed is False
+
+
+@pytest.mark.parametrize(("ended", "passed"), [(2, True), (1, False)])
+def test_i17_answers_to_prompts_must_end(ended: int, passed: bool) -> None:
+    found = first_cut([True] * ended + [False] * (10 - ended), 48)
+    assert found.passed is passed
+    assert (found.id, found.guards) == ("I17", ("F30",))
+    assert found.value == 1 - ended / 10
+    assert f"{10 - ended} of 10 samples have no end within max_new_tokens 48" in found.detail
 
 
 def test_k1_within_three_errors_passes_and_a_shift_fails() -> None:

@@ -1,5 +1,6 @@
 """Scorers by name: each kind's number, order, and what is refused."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,14 @@ import pytest
 import torch
 import transformers
 
+from treeward.models.artifact import annotate
+from treeward.models.loading import ModelConfig
+from treeward.models.reward_model import RewardModel
 from treeward.rewards import scorers
 from treeward.rewards.classifier import Classifier
 from treeward.rewards.judge import Judge
+from treeward.rewards.rule import Length
+from treeward.trees.text import Tree
 from treeward.trees.tokens import TokenTree
 
 TREES = [TokenTree((5, 6), ((7, 8, 2), (9,))), TokenTree((10,), ((7, 7, 7),))]
@@ -66,6 +72,15 @@ def test_f35_a_missing_number_names_scorer_and_response(body: str, tmp_path: Pat
         scorers.find(f"{file}:score")(TREES, tiny_tokenizer)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_f35_no_scorer_may_give_a_score_that_is_not_finite(
+    value: float, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Length, "__call__", lambda self, trees, tokenizer: torch.tensor([1.0, value, value]))
+    with pytest.raises(ValueError, match=rf"scorer 'length' gave {value} for response 1, 'w9'"):
+        scorers.find("length")(TREES, tiny_tokenizer)
+
+
 def test_python_files_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     with pytest.raises(ValueError, match="no file"):
@@ -118,25 +133,55 @@ def test_a_saturated_classifier_still_tells_texts_apart(saved: Callable[..., Pat
     assert scores.sigmoid().unique().numel() == 1
 
 
-def test_a_long_text_is_cut_and_not_refused(saved: Callable[..., Path], tiny_tokenizer: Any) -> None:
+def test_of_a_long_text_the_end_is_read_and_the_cut_is_said(
+    saved: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
     scorer = Classifier.load(str(saved(["bad", "good"])))
     assert scorer.longest == 16
-    assert torch.equal(scorer.score(["w5 " * 40]), scorer.score(["w5 " * 16]))
+    assert scorer.score(["w5 " * 14]).shape == (1,)
+    assert (scorer.cut, caplog.messages) == (0, [])
+    end = "w7 " * 4 + "w8 " * 12
+    assert torch.equal(scorer.score(["w5 " * 40 + end, "w6 " * 40 + end]), scorer.score([end]).expand(2))
+    assert scorer.cut == 2
+    assert len(caplog.messages) == 1
+    assert "reads 16 tokens; longer texts are cut on the left" in caplog.messages[0]
+
+
+def test_a_small_scorer_leaves_the_threads_alone(saved: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    path, asked = saved(["bad", "good"]), [4]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: asked[-1])
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    scorers.find(str(path))
+    assert asked == [4, 1, 4]
 
 
 def test_a_reward_model_and_the_run_that_trained_it(tmp_path: Path) -> None:
-    from treeward.models.loading import ModelConfig
-    from treeward.models.reward_model import RewardModel
-
     model = RewardModel.from_config(ModelConfig())
     torch.nn.init.ones_(model.tree.module.score.weight)  # type: ignore[union-attr, arg-type]
     model.save(tmp_path / "run")
     trees = [TokenTree((5, 6), ((7, 8), (9,)))]
     for place in (tmp_path / "run", tmp_path / "run" / "model"):
         scorer = scorers.find(str(place))
-        assert isinstance(scorer, Judge)
+        assert isinstance(scorer.scorer, Judge)
         assert scorer.name == str(place)
         torch.testing.assert_close(scorer(trees, model.tokenizer), model.score(trees))
+
+
+def test_a_judge_of_another_vocabulary_says_that_it_reads_chats_as_text(
+    tmp_path: Path, tiny_tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = RewardModel.from_config(ModelConfig())
+    torch.nn.init.ones_(model.tree.module.score.weight)  # type: ignore[union-attr, arg-type]
+    judge = Judge(model, "mine")
+    chat = TokenTree((1, 5, 2, 6), ((7, 8, 2),))
+    judge(TREES, tiny_tokenizer)
+    assert not caplog.messages
+    judge([chat], model.tokenizer)
+    assert not caplog.messages, "its own vocabulary"
+    for _ in range(2):
+        judge([chat], tiny_tokenizer)
+    assert len(caplog.messages) == 1
+    assert "'mine' has another vocabulary and reads these chats as plain text" in caplog.messages[0]
 
 
 def test_a_judge_is_neither_the_scorer_nor_twice_itself() -> None:
@@ -157,11 +202,6 @@ def test_a_directory_without_a_head_is_refused(tmp_path: Path, tiny: Any, tiny_t
 
 
 def test_a_reward_model_of_whole_texts_reads_prompt_and_response_as_one(tmp_path: Path) -> None:
-    from treeward.models.artifact import annotate
-    from treeward.models.loading import ModelConfig
-    from treeward.models.reward_model import RewardModel
-    from treeward.trees.text import Tree
-
     model = RewardModel.from_config(ModelConfig())
     torch.nn.init.ones_(model.tree.module.score.weight)  # type: ignore[union-attr, arg-type]
     model.save(tmp_path)

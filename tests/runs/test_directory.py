@@ -2,11 +2,15 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from treeward.runs.directory import RunDirectory, finite, free_path
+from treeward.runs import directory
+from treeward.runs.directory import RunDirectory, alone, created, finite, free_path
 
 
 def test_next_free_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,6 +24,53 @@ def test_next_free_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_named_directory_that_exists_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="never overwritten"):
         free_path("a", str(tmp_path))
+
+
+def test_a_name_that_is_taken_meanwhile_gives_way_to_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    honest, taken = directory.free_path, []
+
+    def late(name: str, out: str | None, option: str = "--out") -> Path:
+        found = honest(name, out, option)
+        if not taken:
+            taken.append(found)
+            found.mkdir(parents=True)
+        return found
+
+    monkeypatch.setattr(directory, "free_path", late)
+    assert created("a", None).path == Path("runs/a-2")
+    taken.clear()
+    with pytest.raises(ValueError, match=r"--out 'b' exists"):
+        created("a", "b")
+
+
+def test_two_cannot_work_in_one_directory(tmp_path: Path) -> None:
+    with (
+        alone(tmp_path),
+        pytest.raises(ValueError, match=f"is being written by process {os.getpid()}; wait for it"),
+        alone(tmp_path),
+    ):
+        pass
+    with alone(tmp_path):
+        pass
+
+
+def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from treeward.runs.directory import alone\n"
+        "with alone(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:  # fmt: skip
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(ValueError, match=f"process {other.pid}"), alone(tmp_path):
+            pass
+        other.kill()
+        other.wait()
+    with alone(tmp_path):
+        pass
 
 
 def test_nan_and_infinity_become_null(tmp_path: Path) -> None:

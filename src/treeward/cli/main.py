@@ -52,7 +52,7 @@ def run(arguments: Sequence[str]) -> int:
     module = import_module(f"treeward.cli.{'training' if verb in ('sft', 'reward', 'dpo', 'resume') else verb}")
     try:
         return int(module.run(verb, rest))
-    except (ValueError, PermissionError) as problem:
+    except (ValueError, FloatingPointError, PermissionError) as problem:
         return _complain(" ".join(str(problem).split()))
     except ChecksFailed as problem:
         return _checks_failed(problem)

@@ -35,9 +35,11 @@ def show(made: Made) -> None:
     """The yield of the samples, and where the data is."""
     report = made.report
     lines: list[tuple[str, str]] = [
-        ("prompts", f"{report['prompts']}; left out: {named(report['dropped'])}"),
+        ("prompts", f"{report['prompts']}; left out: {named(report['dropped'])}; cut on the left: "
+                    f"{report['prompts_cut']}"),
         ("score", f"{figure(report['score'])}; sd within a prompt {report['sd_within']:.3g}"),
         ("no signal", f"{figure(report['no_signal'])} of the prompts"),
+        ("no pair", f"{figure(report['passed_over'])} of the prompts, by min_gap"),
         ("ended", f"{figure(report['ended'])} of the samples"),
         ("gap", f"{figure(report['gap'])}; {report['gap_in_sd']:.3g} sd, where normal scores would give best against "
                 f"worst {report['expected_gap_in_sd']:.3g}"),
@@ -50,12 +52,17 @@ def show(made: Made) -> None:
 
 
 def show_rounds(found: Sequence[Round]) -> int:
-    """One line a round: score and KL, both against the first policy."""
-    for each in found:
-        score, kl = each.facts["score"], each.facts["kl"]
-        measured = f"score {interval(score)}, KL to the first {interval(kl)}, n={score['n']} prompts"
+    """One line a round: score and, where it is known, KL against the first policy; the last sound model."""
+    sound = [each for each in found if each.facts]
+    for each in sound:
+        score = each.facts["score"]
+        kl = f", KL to the first {interval(each.facts['kl'])}" if "kl" in each.facts else ""
+        measured = f"score {interval(score)}{kl}, n={score['n']} prompts"
         print(f"round {each.number:<4} {measured}; {each.verdict}")
-    print(f"model      {found[-1].path / 'dpo' / 'model'}")
+    for each in found[len(sound) :]:
+        print(f"round {each.number:<4} {each.verdict}, so no further one was begun: {each.reason}")
+    if sound:
+        print(f"model      {sound[-1].path / 'dpo' / 'model'}")
     return max(each.exit_code for each in found)
 
 

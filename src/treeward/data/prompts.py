@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from treeward.data import formats, sources
-from treeward.data.prepare import DataConfig, prepare, renamed
+from treeward.data import formats, sources, store
+from treeward.data.prepare import DataConfig, Prepared, prepare, renamed
 from treeward.data.render import Tokenizer, decode
 from treeward.data.splits import PARTS, Part, unit
 from treeward.trees.text import Prompt as Text
@@ -26,28 +26,38 @@ class Prompt:
     split: Part
 
 
-def openings(
-    config: DataConfig, tokenizer: Tokenizer, tokens: tuple[int, int], seed: int
-) -> tuple[list[Prompt], Counter[str]]:
-    """Every prompt once, and what was left out and why. `tokens` are the fewest and most of a text's first tokens; the
-    number is drawn by the text and the seed alone.
+@dataclass(frozen=True)
+class Opened:
+    """Every prompt once; what was left out and why; how many were cut on the left at data.max_prompt, those left out
+    among them; and whether the data gave them, so that their answers should end."""
+
+    prompts: list[Prompt]
+    dropped: Counter[str]
+    cut: int
+    given: bool
+
+
+def openings(config: DataConfig, tokenizer: Tokenizer, tokens: tuple[int, int]) -> Opened:
+    """The prompts of a source. `tokens` are the fewest and most of a text's first tokens; the number is drawn by the
+    text and data.seed alone.
 
     Raises:
         ValueError: the source cannot be read, or nothing is left.
     """
-    first = renamed(sources.rows(config.source, config.split, 1, config.seed)[0], config.columns)
-    name = config.format if config.format != "auto" else formats.detect(first, first, "prompts")
-    if name == "text":
-        prompts, dropped = _first_tokens(config, tokenizer, tokens, seed)
+    data = None if _is_text(config) else prepare(config, tokenizer, "prompts")
+    given = data is not None and data.format != "text"
+    if data is not None and given:
+        prompts, dropped, cut = _given(data), data.account.dropped, data.account.cut["prompt"]
     else:
-        prompts, dropped = _given(config, tokenizer)
+        prompts, dropped = _first_tokens(config, tokenizer, tokens)
+        cut = 0
     kept: dict[str, Prompt] = {}
     for prompt in sorted(prompts, key=lambda prompt: -PARTS.index(prompt.split)):
         dropped["repeated prompts"] += prompt.group in kept
         kept.setdefault(prompt.group, prompt)
     if not kept:
         raise ValueError(f"data.source {config.source!r} leaves no prompt: {dict(dropped)}")
-    return [prompt for prompt in prompts if kept[prompt.group] is prompt], +dropped
+    return Opened([prompt for prompt in prompts if kept[prompt.group] is prompt], +dropped, cut, given)
 
 
 def drawn(prompts: Sequence[Prompt], count: int | None, seed: int) -> list[Prompt]:
@@ -56,23 +66,30 @@ def drawn(prompts: Sequence[Prompt], count: int | None, seed: int) -> list[Promp
     return [prompt for prompt in prompts if prompt.group in first]
 
 
-def _given(config: DataConfig, tokenizer: Tokenizer) -> tuple[list[Prompt], Counter[str]]:
-    data = prepare(config, tokenizer, "prompts")
+def _is_text(config: DataConfig) -> bool:
+    """Whether the rows are texts without prompts; prepared data says so itself."""
+    if store.is_prepared(config.source):
+        return False
+    first = renamed(sources.rows(config.source, config.split, 1, config.seed)[0], config.columns)
+    return (config.format if config.format != "auto" else formats.detect(first, first, "prompts")) == "text"
+
+
+def _given(data: Prepared) -> list[Prompt]:
     return [
         Prompt(text.prompt, ids.prompt, ids.group, part)
         for part in PARTS for text, ids in zip(data.texts[part], data.parts[part], strict=True)
-    ], data.account.dropped  # fmt: skip
+    ]  # fmt: skip
 
 
 def _first_tokens(
-    config: DataConfig, tokenizer: Tokenizer, tokens: tuple[int, int], seed: int
-) -> tuple[list[Prompt], Counter[str]]:
+    config: DataConfig, tokenizer: Tokenizer, tokens: tuple[int, int]
+) -> tuple[list[Prompt], Counter[str]]:  # fmt: skip
     low, high = tokens
     data = prepare(replace(config, max_response=max(config.max_response, high + 2)), tokenizer, "sft")
     found, dropped = [], data.account.dropped
     for part in PARTS:
         for tree in data.parts[part]:
-            count = low + int(unit(tree.group, seed) * (high - low + 1))
+            count = low + int(unit(tree.group, config.seed) * (high - low + 1))
             ids = tree.branches[0][:count]
             text = decode(ids, tokenizer)
             if len(tree.branches[0]) <= count + 1 or not text.strip():

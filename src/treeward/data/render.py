@@ -55,7 +55,7 @@ def token_tree(
 
     Raises:
         ValueError: the tokenizer has neither BOS nor EOS to stand for an empty prompt or to end a response, or has no
-            chat template for a prompt of messages.
+            chat template for a prompt of messages; or a response's sampled ids are not those of its text.
     """
     account = account if account is not None else Account()
     own = bool(tree.vocabulary) and tree.vocabulary == _vocabulary_of(tokenizer)
@@ -95,9 +95,17 @@ def response_ids(
     """The ids of a response with its end token, and whether it is whole; a cut one gets no end token.
 
     `own`: the response's sampled ids, where it has any, are this tokenizer's, and stand as they were sampled.
+
+    Raises:
+        ValueError: the sampled ids are not those of the text.
     """
     if own and response.ids:
         ids = list(response.ids)
+        if (said := decode(ids, tokenizer)) != response.text:
+            raise ValueError(
+                f"a response reads {response.text[:60]!r}, but its sampled ids {said[:60]!r}: where a text was edited, "
+                "take its ids away (chosen_ids, rejected_ids, responses_ids)"
+            )
     else:
         ids = list(tokenizer(response.text, add_special_tokens=False).input_ids)
         if response.finished:

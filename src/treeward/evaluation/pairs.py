@@ -1,6 +1,7 @@
 """What scored samples yield as preferences: spread, gap, length, and the prompts that say nothing.
 
-The unit is the prompt. `sd` is the standard deviation of scores within a prompt, so that a measured gap can be held
+The unit is the prompt. `score` and `ended` are the policy's own, over all samples; the rest looks at those that are
+distinct. `sd` is the standard deviation of scores within a prompt, so that a measured gap can be held
 against the one that normal scores would give (`data.selection.expected_gap`).
 """
 
@@ -21,7 +22,11 @@ FEW = 2
 
 @dataclass
 class Yield:
-    """Figures gathered prompt by prompt, and the report that they make."""
+    """Figures gathered prompt by prompt, and the report that they make.
+
+    A prompt is silent where no two of its distinct samples differ in score, and passed over where they do and yet no
+    pair of the selection lies `min_gap` apart.
+    """
 
     samples: int
     dropped: Counter[str] = field(default_factory=Counter)
@@ -33,14 +38,21 @@ class Yield:
     owners: list[str] = field(default_factory=list)
     prompts: int = 0
     silent: int = 0
+    passed_over: int = 0
     echoes: int = 0
+
+    def see(self, scores: Sequence[float], ended: Sequence[bool]) -> None:
+        """All samples of one prompt."""
+        self.means.append(float(np.mean(scores)))
+        self.ended.append(float(np.mean(ended)))
 
     def add(self, group: str, scores: Sequence[float], lengths: Sequence[int], picks: Picks) -> None:
         """One prompt's distinct samples and what was picked of them."""
         self.prompts += 1
-        self.silent += not picks
+        differ = len(scores) >= FEW and max(scores) > min(scores)
+        self.silent += not differ
+        self.passed_over += differ and not picks
         if len(scores) >= FEW:
-            self.means.append(float(np.mean(scores)))
             self.spreads.append(float(np.std(scores, ddof=1)))
         for pick in picks:
             self.gaps.append(scores[pick[0]] - scores[pick[-1]])
@@ -55,7 +67,8 @@ class Yield:
             "prompts": self.prompts,
             "picks": len(gaps),
             "dropped": dict(self.dropped),
-            "no_signal": asdict(statistics.wilson(self.silent, self.prompts)) if self.prompts else None,
+            "no_signal": self._share(self.silent),
+            "passed_over": self._share(self.passed_over),
             "ended": _mean(np.array(self.ended), range(len(self.ended))),
             "echoes": self.echoes,
             "score": _mean(np.array(self.means), range(len(self.means))),
@@ -67,6 +80,9 @@ class Yield:
             "expected_gap_in_sd": expected_gap(self.samples),
             "length_difference": _mean(np.array(self.longer), self.owners),
         }
+
+    def _share(self, count: int) -> dict[str, Any] | None:
+        return asdict(statistics.wilson(count, self.prompts)) if self.prompts else None
 
 
 def _mean(values: Floats, groups: Sequence[Any]) -> dict[str, Any] | None:

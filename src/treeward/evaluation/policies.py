@@ -100,8 +100,9 @@ def fresh(
     """
     sampler = DecodeSampler.of(policy, plan.max_new_tokens, plan.temperature)
     trees = sampler(prompts, plan.samples, torch.Generator().manual_seed(plan.seed))
-    verified(policy.tree, trees)
-    anchor.verified(trees)
+    with torch.no_grad():
+        verified(policy.tree, trees)
+        anchor.verified(trees)
     ends = set(policy.end_ids)
     branches = [(tree, branch) for tree in trees for branch in tree.branches]
     columns = _distances(policy, anchor, trees)

@@ -43,7 +43,7 @@ def conclude(
     task, data = begun.task, begun.data
     moved = closing.Movement.since(task.model, start)
     task.model.save(run.path)
-    after = task.measure(data.held_out)
+    after, broken = _after(task, data, before, broken)
     main = compare(task.metric, before.table_of(task.metric), after.table_of(task.metric))
     others = _others(task, before, after)
     checks = [*begun.checks, *([broken] if broken else []), *_closing_checks(config, begun, run, moved, updates, after)]
@@ -73,6 +73,17 @@ def conclude(
     run.write_json("receipt.json", found)
     write_page(run.path)
     return found, verdict.exit_code(config.require)
+
+
+def _after(
+    task: Task, data: Prepared, before: Measurement, broken: Check | None
+) -> tuple[Measurement, Check | None]:  # fmt: skip
+    """The measurement after; where the weights cannot be sampled from, the one before again, and a failed check."""
+    try:
+        return task.measure(data.held_out), broken
+    except FloatingPointError as problem:
+        detail = "; ".join([*([broken.detail] if broken else []), f"{problem}; what stands as after is the start"])
+        return before, Check("F28", "finite losses and gradients", False, ("F28",), "during", detail=detail)
 
 
 def _closing_checks(

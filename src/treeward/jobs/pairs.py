@@ -1,43 +1,42 @@
 """Preferences from a policy's own samples: K samples a prompt, scored, the better against the worse.
 
 Samples are drawn and scored a chunk of prompts at a time and written as they come; a stopped run goes on with the next
-chunk, whose generator depends on the seed and its place alone. Pairs are then a function of the samples on disk.
+chunk, whose generator depends on the seed and its place alone. Pairs are then a function of the samples on disk, so how
+they are selected may change before the run has ended.
 
 OUT/
   config.yaml  samples.jsonl (all samples with ids and scores)  pairs.jsonl (the preference data)  report.json
 """
 
-import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
+from treeward.data import world
 from treeward.data.prepare import DataConfig
-from treeward.data.prompts import Prompt, drawn, openings
-from treeward.data.render import decode, vocabulary_hash
+from treeward.data.prompts import Opened, Prompt, drawn, openings
+from treeward.data.render import Tokenizer, decode, vocabulary_hash
 from treeward.data.selection import AnySelection, BestWorst, Picks, Ranking, clear
 from treeward.evaluation.pairs import Yield
 from treeward.jobs.options import DPORun
-from treeward.jobs.progress import follow
-from treeward.jobs.settings import dump
+from treeward.jobs.progress import Interrupted, follow
+from treeward.jobs.stopped import CHUNK, begun, kept, same_run, write_rows, written
 from treeward.models.loading import ModelConfig
 from treeward.models.policy import Policy
-from treeward.models.sampler import DecodeSampler, Sampler
+from treeward.models.sampler import DecodeSampler, Sampler, check_sampling
 from treeward.models.weights import fingerprint
 from treeward.proof.checks import require
-from treeward.proof.guards import first_rollout
+from treeward.proof.guards import first_cut, first_rollout
 from treeward.rewards import scorers
-from treeward.runs.directory import RunDirectory, finite, free_path
+from treeward.runs.directory import RunDirectory, alone, finite, free_path
 from treeward.trees.tokens import TokenTree
 
-CHUNK = 16
-"""Prompts sampled, scored and written at a time: what a stopped run loses at most."""
+LATER = ("select", "min_gap", "most")
+"""Fields that the samples do not depend on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,15 +50,16 @@ class PairsRun:
     prompt_tokens: int | tuple[int, int] = 8
     """First tokens of a text that make its prompt, where the data has no prompts; [2, 8] draws from a range."""
     prompts: int | None = None
-    """Use only this many prompts, drawn by their names and the seed; all by default."""
+    """Use only this many prompts, drawn by their names and data.seed; all by default."""
     samples: int = 8
     """K, samples a prompt."""
     max_new_tokens: int = 64
     """Longest sample, end token included."""
     temperature: float = 1.0
     """Sampling temperature; 1 samples the policy itself."""
-    scorer: str = "gold"
-    """What judges: `gold` (the embedded world), a reward model, a classifier, `file.py:function`, or a rule."""
+    scorer: str | None = None
+    """What judges: `gold` (the embedded world, and its default), a reward model, a classifier, `file.py:function`, or a
+    rule."""
     select: AnySelection = field(default_factory=BestWorst)
     """Which samples of a prompt become a preference."""
     min_gap: float = 0.0
@@ -68,6 +68,8 @@ class PairsRun:
     """At most this many pairs a prompt, the first of the selection."""
     seed: int = 0
     """Seeds the samples."""
+    skip_check: tuple[str, ...] = ()
+    """Ids of checks whose failure is accepted, such as [I17]."""
     name: str | None = None
     """The directory's name under runs/; by default the recipe's or `pairs`."""
     out: str | None = None
@@ -81,14 +83,22 @@ class PairsRun:
         low, high = self.range
         if not 1 <= low <= high:
             raise ValueError(f"prompt_tokens is {self.prompt_tokens}; it is a number from 1, or [fewest, most]")
-        if self.prompts is not None and self.prompts < 1:
-            raise ValueError(f"prompts is {self.prompts}; it must be at least 1")
         if self.samples < 2:
             raise ValueError(f"samples is {self.samples}; a comparison needs at least 2")
-        if self.min_gap < 0:
-            raise ValueError(f"min_gap is {self.min_gap}; it is at least 0")
-        if self.most is not None and self.most < 1:
-            raise ValueError(f"most is {self.most}; it must be at least 1")
+        for name, least in (("prompts", 1), ("most", 1), ("min_gap", 0), ("rounds", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} is {value}; it must be at least {least}")
+        check_sampling(self.max_new_tokens, self.temperature)
+        if self.scorer is None and world.source(self.data.source) is None:
+            raise ValueError(f"scorer is not set: name what judges the answers to {self.data.source!r} with --scorer")
+        if not self.rounds and self.dpo != DPORun():
+            raise ValueError("dpo is set, but rounds is 0, so nothing is trained: set rounds, or leave dpo away")
+
+    @property
+    def judge(self) -> str:
+        """The scorer's name."""
+        return self.scorer or "gold"
 
     @property
     def range(self) -> tuple[int, int]:
@@ -114,31 +124,60 @@ def make_pairs(config: PairsRun, policy: Policy | None = None) -> Made:
 
     Raises:
         ValueError: the policy, prompts, scorer or place cannot be used, or nothing is left to compare.
-        ChecksFailed: in the first chunk no two samples of a prompt differ in score; nothing is written.
+        ChecksFailed: in the first chunk no two samples of a prompt differ in score, or prompts of the data are hardly
+            ever answered to an end; nothing is written.
+        Interrupted: Ctrl-C; whole chunks are kept.
     """
-    run = _place(config)
-    policy = policy or Policy.from_config(config.model, config.seed)
-    scorer = scorers.find(config.scorer)
-    prompts, dropped = openings(config.data, policy.tokenizer, config.range, config.seed)
-    prompts = drawn(prompts, config.prompts, config.seed)
-    sampler = DecodeSampler.of(policy, config.max_new_tokens, config.temperature)
-    generator = fingerprint(policy.tree)[:16]
-    starts = range(_whole_chunks(run), len(prompts), CHUNK)
-    for start in follow(starts, len(starts), "chunks of prompts"):
-        rows = list(sampled(prompts[start : start + CHUNK], policy, sampler, scorer, config, start))
-        if start == 0:
-            require([first_rollout([row["scores"] for row in rows], rows[0]["responses"])])
-            _begin(run, config)
-        for row in rows:
-            run.append("samples.jsonl", row | {"generator": generator})
-    found = Yield(config.samples, dropped)
-    preferences = selected(run.each("samples.jsonl"), config, found, vocabulary_hash(policy.tokenizer))
-    written = _write(run.path / "pairs.jsonl", preferences)
-    if not written:
-        raise ValueError(f"no pair is left of {found.prompts} prompts: every score is equal or min_gap is too large")
-    report = finite(found.report() | {"scorer": scorer.name, "generator": generator, "seed": config.seed})
-    run.write_json("report.json", report)
-    return Made(run.path, report)
+    with ExitStack() as held:
+        run = _left(config)
+        if run is None:
+            free_path(config.name or "pairs", config.out)
+        else:
+            held.enter_context(alone(run.path))
+        policy = policy or Policy.from_config(config.model, config.seed)
+        scorer = scorers.find(config.judge)
+        opened = prompts_of(config, policy.tokenizer)
+        generator = fingerprint(policy.tree)[:16]
+        done = 0 if run is None else kept(run, opened.prompts, generator)
+        sampler = DecodeSampler.of(policy, config.max_new_tokens, config.temperature)
+        starts = range(done, len(opened.prompts), CHUNK)
+        try:
+            for done in follow(starts, len(starts), "chunks of prompts"):
+                rows = list(sampled(opened.prompts[done : done + CHUNK], policy, sampler, scorer, config, done))
+                if run is None:
+                    _check(rows, opened, config)
+                    run = held.enter_context(begun(config))
+                for row in rows:
+                    run.append("samples.jsonl", row | {"generator": generator})
+        except KeyboardInterrupt:
+            if run is None:
+                raise
+            said = f"stopped after {done} of {len(opened.prompts)} prompts"
+            raise Interrupted(f"{said}; go on with the same command and --out {run.path}") from None
+        assert run is not None, "there are prompts, so a chunk was begun"
+        run.write("config.yaml", written(config))
+        found = Yield(config.samples, opened.dropped)
+        preferences = selected(run.each("samples.jsonl"), config, found, vocabulary_hash(policy.tokenizer))
+        if not write_rows(run.path / "pairs.jsonl", preferences):
+            raise ValueError(
+                f"no pair is left of {found.prompts} prompts: in {found.silent} no two scores differ, in "
+                f"{found.passed_over} by less than min_gap {config.min_gap}; the samples are kept: lower min_gap or "
+                f"change select, with --out {run.path}"
+            )
+        about = {"prompts_cut": opened.cut, "scorer": scorer.name, "generator": generator, "seed": config.seed}
+        report = finite(found.report() | about)
+        run.write_json("report.json", report)
+        return Made(run.path, report)
+
+
+def prompts_of(config: PairsRun, tokenizer: Tokenizer) -> Opened:
+    """The prompts that are sampled from.
+
+    Raises:
+        ValueError: the source cannot be read, or nothing is left.
+    """
+    opened = openings(config.data, tokenizer, config.range)
+    return replace(opened, prompts=drawn(opened.prompts, config.prompts, config.data.seed))
 
 
 def sampled(
@@ -164,6 +203,7 @@ def selected(
 ) -> Iterator[dict[str, Any]]:
     """The preferences of sampled rows; `found` gathers their figures."""
     for row in rows:
+        found.see(row["scores"], row["ended"])
         kept = _distinct(row, found)
         scores = [row["scores"][n] for n in kept]
         picks: Picks = []
@@ -183,14 +223,11 @@ def _distinct(row: Mapping[str, Any], found: Yield) -> list[int]:
     seen: set[str] = set()
     opening = row["prompt"].strip() if isinstance(row["prompt"], str) else ""
     for number, text in enumerate(row["responses"]):
-        found.ended.append(float(row["ended"][number]))
         found.echoes += bool(opening) and text.strip().startswith(opening)
         if not text.strip():
             found.dropped["empty samples"] += 1
         elif text in seen:
             found.dropped["repeated samples"] += 1
-        elif row["scores"][number] is None:
-            found.dropped["samples whose score is not finite"] += 1
         else:
             seen.add(text)
             kept.append(number)
@@ -212,54 +249,22 @@ def _list(row: Mapping[str, Any], numbers: Sequence[int]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _place(config: PairsRun) -> RunDirectory:
-    """Where the data goes: a place that is free, or the one that a stopped run of the same configuration left.
+def _check(rows: Sequence[Mapping[str, Any]], opened: Opened, config: PairsRun) -> None:
+    """Look at the first chunk. Openings of texts have no answer that ends, so only given prompts ask for ends."""
+    checks = [first_rollout([row["scores"] for row in rows], rows[0]["responses"])]
+    if opened.given:
+        checks.append(first_cut([ended for row in rows for ended in row["ended"]], config.max_new_tokens))
+    require(checks, config.skip_check)
+
+
+def _left(config: PairsRun) -> RunDirectory | None:
+    """What a stopped run of the same configuration left at its place, if there is anything.
 
     Raises:
-        ValueError: the directory holds a finished run, or one of another configuration.
+        ValueError: what is there was left by a run of another configuration.
     """
     path = Path(config.out) if config.out else None
     if path is None or not (path / "config.yaml").exists() or (path / "report.json").exists():
-        return RunDirectory(free_path(config.name or "pairs", config.out))
-    own, left = _own(config), yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-    other = [name for name, value in own.items() if left.get(name) != value]
-    if other:
-        raise ValueError(
-            f"--out {config.out!r} was left by another run: {other[0]} is {left.get(other[0])!r} there and "
-            f"{own[other[0]]!r} here; name another directory"
-        )
+        return None
+    same_run(path, config, LATER)
     return RunDirectory(path)
-
-
-def _begin(run: RunDirectory, config: PairsRun) -> None:
-    """Make the directory, unless a stopped run made it."""
-    if not run.path.exists():
-        RunDirectory.create(run.path).write("config.yaml", yaml.safe_dump(_own(config), sort_keys=False))
-
-
-def _own(config: PairsRun) -> dict[str, Any]:
-    """The configuration as YAML keeps it, without its place."""
-    found: dict[str, Any] = json.loads(json.dumps({"command": "pairs", **dump(config), "out": None}))
-    return found
-
-
-def _whole_chunks(run: RunDirectory) -> int:
-    """How many rows of samples are there in whole chunks; a stopped run's last, half-done chunk is cut off."""
-    if not run.path.exists():
-        return 0
-    count = sum(1 for _ in run.each("samples.jsonl"))
-    count -= count % CHUNK
-    _write(run.path / "samples.jsonl", islice(run.each("samples.jsonl"), count))
-    return count
-
-
-def _write(path: Path, rows: Iterator[Mapping[str, Any]]) -> int:
-    """Write rows to a temporary name, then rename; the number of them."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    count = 0
-    with temporary.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            count += 1
-    temporary.rename(path)
-    return count

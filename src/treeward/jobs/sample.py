@@ -10,7 +10,7 @@ from treeward.data.prepare import DataConfig, prepare
 from treeward.data.render import decode, token_tree
 from treeward.models.loading import ModelConfig
 from treeward.models.policy import Policy
-from treeward.models.sampler import DecodeSampler
+from treeward.models.sampler import DecodeSampler, check_sampling
 from treeward.trees.text import Tree
 
 
@@ -32,6 +32,11 @@ class SampleRun:
     """Sampling temperature; 1 samples the policy itself."""
     seed: int = 0
     """Seeds the samples."""
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ValueError(f"samples is {self.samples}; it must be at least 1")
+        check_sampling(self.max_new_tokens, self.temperature)
 
 
 def sample(config: SampleRun) -> Iterator[dict[str, Any]]:

@@ -148,6 +148,11 @@ def _lines(trees: list[TokenTree], first: int, columns: Mapping[str, Any]) -> li
     lines, at = [], 0
     for number, tree in enumerate(trees):
         ends = slice(at, at := at + len(tree.branches))
+        if not bool(columns["scores"][ends].isfinite().all()):
+            raise ValueError(
+                f"row {first + number} gets a score that is not finite: the model's weights are broken, or its "
+                "products overflow (try --model.precision fp32)"
+            )
         lines.append({"row": first + number, **{name: values[ends].tolist() for name, values in columns.items()}})
     return lines
 

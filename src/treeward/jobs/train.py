@@ -14,10 +14,10 @@ from typing import Any
 import psutil
 import yaml
 
-from treeward.algorithms.loop import NonFinite, Step, accumulate
+from treeward.algorithms.loop import Step, accumulate
 from treeward.algorithms.state import TrainState, load_trainable, save_trainable
 from treeward.data.prepare import Prepared, prepare
-from treeward.evaluation.tables import JUDGE, metric
+from treeward.evaluation.tables import JUDGE, Measurement, metric
 from treeward.jobs.environment import environment
 from treeward.jobs.finish import Prologue, conclude
 from treeward.jobs.options import AnyRun, verb_of
@@ -29,7 +29,7 @@ from treeward.proof import identities
 from treeward.proof.checks import Check, require
 from treeward.proof.data_checks import data_checks
 from treeward.proof.rates import rate_check
-from treeward.runs.directory import RunDirectory, free_path
+from treeward.runs.directory import RunDirectory, alone, created, free_path
 from treeward.trees.tokens import TokenTree
 from treeward.trees.verify import verify
 
@@ -50,17 +50,24 @@ def train(config: AnyRun, resume: RunDirectory | None = None) -> Finished:
 
     Raises:
         ChecksFailed: a check before the first step failed; no run directory is left.
-        ValueError: the configuration, model or data cannot be used.
+        ValueError: the configuration, model or data cannot be used, or another process works on this run.
         Interrupted: Ctrl-C; the state is saved.
     """
-    path = resume.path if resume else free_path(config.name or verb_of(config), config.out)
+    if resume is None:
+        free_path(config.name or verb_of(config), config.out)
     begun = prologue(config)
     before = with_again(begun.task, begun.task.measure(begun.data.held_out), begun.data.held_out)
     metric(begun.task.metric)
     before.table_of(begun.task.metric)
-    run = resume or RunDirectory.create(path)
-    if resume is None:
-        run.write("config.yaml", yaml.safe_dump({"command": verb_of(config), **dump(config)}, sort_keys=False))
+    run = resume or created(config.name or verb_of(config), config.out)
+    with alone(run.path):
+        if resume is None:
+            run.write("config.yaml", yaml.safe_dump({"command": verb_of(config), **dump(config)}, sort_keys=False))
+        return _run(config, begun, before, run)
+
+
+def _run(config: AnyRun, begun: Prologue, before: Measurement, run: RunDirectory) -> Finished:
+    """Train and conclude in the run's directory, in which no other process works."""
     run.write_json("environment.json", environment(begun.task.model.tree))
     start = snapshot(begun.task.model.tree)
     clock = time.monotonic()
@@ -68,7 +75,7 @@ def train(config: AnyRun, resume: RunDirectory | None = None) -> Finished:
     taken = 0
     try:
         taken = _loop(config, begun.task, begun.data, run)
-    except NonFinite as problem:
+    except FloatingPointError as problem:
         broken = Check("F28", "finite losses and gradients", False, ("F28",), "during", detail=str(problem))
         log.error("stopped: %s", problem)
     planned = config.total(len(begun.data.train))

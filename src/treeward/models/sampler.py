@@ -5,6 +5,7 @@ no longer be the policy's. The prompt is prefilled once for its K samples, where
 token is drawn by inverting the cumulative distribution. Sampled ids are kept; text is made only where someone reads it.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
@@ -17,6 +18,7 @@ from torch import Tensor
 from treeward.models.policy import Policy
 from treeward.trees.forward import TreeLM
 from treeward.trees.tokens import TokenTree
+from treeward.trees.verify import verified
 
 
 @runtime_checkable
@@ -36,6 +38,9 @@ class DecodeSampler:
     temperature: float = 1.0
     batch: int = 128
 
+    def __post_init__(self) -> None:
+        check_sampling(self.max_new_tokens, self.temperature)
+
     @classmethod
     def of(cls, policy: Policy, max_new_tokens: int = 64, temperature: float = 1.0) -> "DecodeSampler":
         """A sampler of the policy as it is at each call."""
@@ -44,17 +49,22 @@ class DecodeSampler:
     def __call__(self, prompts: Sequence[TokenTree], samples: int, generator: torch.Generator) -> list[TokenTree]:
         """K = `samples` branches for each prompt.
 
-        Prompts of different lengths are padded on the left, out of sight and with positions of their own, for models
-        whose tree layout was verified; for any other, prompts of one length are decoded together.
+        The layout is verified first, for paths as long as the longest sample may become. Prompts of different lengths
+        are padded on the left, out of sight and with positions of their own, where it is the tree; for any other model,
+        prompts of one length are decoded together.
+
+        Raises:
+            ValueError: a sample might be longer than the model's positions, or the layout is not that of plain calls.
+            FloatingPointError: the model's logits are not finite.
         """
-        if self.temperature <= 0:
-            raise ValueError(f"temperature is {self.temperature}; it must be above 0 (1 samples the policy itself)")
         longest = max((len(tree.prompt) for tree in prompts), default=0) + self.max_new_tokens
         if self.tree.positions is not None and longest > self.tree.positions:
             raise ValueError(
                 f"max_new_tokens is {self.max_new_tokens}: with the longest prompt that makes {longest} tokens, more "
                 f"than the model's {self.tree.positions} positions; lower it or data.max_prompt"
             )
+        with torch.no_grad():
+            verified(self.tree, self._probes([tree.prompt for tree in prompts]))
         found: dict[int, TokenTree] = {}
         for places in _batches(prompts, max(1, self.batch // samples), mixed=self.tree.backend == "tree"):
             responses = self._decode([prompts[place].prompt for place in places], samples, generator)
@@ -62,6 +72,14 @@ class DecodeSampler:
                 branches = responses[number * samples : (number + 1) * samples]
                 found[place] = TokenTree(prompts[place].prompt, tuple(branches), prompts[place].group)
         return [found[place] for place in range(len(prompts))]
+
+    def _probes(self, prompts: Sequence[tuple[int, ...]]) -> list[TokenTree]:
+        """Trees of two branches made of the prompts' own ids; one of the longest prompt with the longest sample."""
+        if not prompts:
+            return []
+        longest = max(prompts, key=len)
+        sample = (longest * math.ceil(self.max_new_tokens / len(longest)))[: self.max_new_tokens]
+        return [TokenTree(longest, (sample, longest[:1])), *(TokenTree(p, (p[:1], p[-1:])) for p in prompts)]
 
     @property
     def _last_only(self) -> dict[str, int]:
@@ -111,9 +129,30 @@ class ScriptedSampler:
         ]
 
 
+def check_sampling(max_new_tokens: int, temperature: float) -> None:
+    """Refuse settings under which nothing can be sampled.
+
+    Raises:
+        ValueError: `max_new_tokens` is below 1, or `temperature` not above 0.
+    """
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature is {temperature}; it must be above 0 (1 samples the policy itself)")
+
+
 def draw(logits: Float[Tensor, "N V"], temperature: float, generator: torch.Generator) -> Int[Tensor, "N"]:
-    """One token a row from softmax(logits / temperature), by inverse-CDF search with one uniform number a row."""
+    """One token a row from softmax(logits / temperature), by inverse-CDF search with one uniform number a row.
+
+    Raises:
+        FloatingPointError: the logits of a row are no distribution.
+    """
     cumulative = (logits.float() / temperature).softmax(1).cumsum(1)
+    if not bool(cumulative[:, -1].isfinite().all()):
+        raise FloatingPointError(
+            "the policy's logits are NaN or infinite, so nothing can be sampled: its weights are broken, or products "
+            "overflow (try --model.precision fp32)"
+        )
     uniform = torch.rand(len(logits), 1, generator=generator).to(logits.device) * cumulative[:, -1:]
     return torch.searchsorted(cumulative, uniform, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
 

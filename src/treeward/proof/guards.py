@@ -12,7 +12,7 @@ from scipy import stats
 
 from treeward.evaluation.tables import JUDGE, Comparison, Table
 from treeward.maths.statistics import by_group
-from treeward.proof.checks import Check
+from treeward.proof.checks import Check, below
 
 ERRORS = 4.0
 """Standard errors that k1 may lie from the Rao-Blackwellised KL; 3 would break one sound run in 370, 4 in 16,000."""
@@ -27,6 +27,9 @@ RISES = {
 0.5 of the film reviews' furthest run (docs/on-policy-pairs.md), does not come near."""
 DISTINCT = 0.5
 """The share of the start's distinct bigrams that may be lost with the whole interval."""
+
+CUT = 0.8
+"""Share of the first samples without an end above which they say more of the limit than of the policy."""
 
 
 def k1_check(table: Table, temperature: float) -> Check:
@@ -55,16 +58,22 @@ def first_rollout(scores: Sequence[Sequence[float]], texts: Sequence[str]) -> Ch
 
     `scores` holds one row a prompt; `texts` are some samples to show.
     """
-    known = [[score for score in row if math.isfinite(score)] for row in scores]
-    telling = sum(bool(row) and max(row) > min(row) for row in known)
+    telling = sum(max(row) > min(row) for row in scores)
     detail = ""
     if not telling:
-        flat = [score for row in known for score in row]
-        low, middle, high = np.quantile(flat, (0, 0.5, 1)) if flat else (math.nan,) * 3
+        low, middle, high = np.quantile([score for row in scores for score in row], (0, 0.5, 1))
         shown = ", ".join(repr(text[:40]) for text in texts[:3])
         detail = f"scores {low:.3g} to {high:.3g}, median {middle:.3g}; samples {shown}; look at the scorer"
     name = f"prompts of the first {len(scores)} whose samples differ in score"
     return Check("I17", name, telling > 0, ("F29",), "before", telling, 1, detail)
+
+
+def first_cut(ended: Sequence[bool], limit: int) -> Check:
+    """I17: of the first samples, the share that has no end within `limit` tokens; answers that end can be compared."""
+    share = 1 - sum(ended) / len(ended)
+    mend = "; raise max_new_tokens, or use a policy that ends its answers" if share > CUT else ""
+    detail = f"{len(ended) - sum(ended)} of {len(ended)} samples have no end within max_new_tokens {limit}{mend}"
+    return below("I17", "share of the first samples that are cut", share, CUT, ["F30"], detail=detail)
 
 
 def judge_guards(comparisons: Sequence[Comparison]) -> list[Check]:

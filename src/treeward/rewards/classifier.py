@@ -4,9 +4,10 @@ With one label the score is its logit, with two the second's minus the first's. 
 is then its log-odds, the logit minus the logsumexp of all others. A probability near 0 or 1 has no room left for a
 difference; these have.
 
-Prompt and response are one text, cut on the right at the classifier's longest input.
+Prompt and response are one text, cut on the left at the classifier's longest input, so that the prompt goes first.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,8 @@ from treeward.models.loading import ModelConfig, load
 from treeward.rewards import texts
 from treeward.trees.tokens import TokenTree
 
+log = logging.getLogger(__name__)
+
 BATCH = 32
 UNBOUNDED = 1_000_000
 """A tokenizer without a stated longest input names a number far above this."""
@@ -31,7 +34,10 @@ class Classifier:
     def __init__(self, module: Any, tokenizer: Tokenizer, name: str, label: str = "") -> None:
         self.module = module
         self.tokenizer = tokenizer
+        self.tokenizer.truncation_side = "left"
         self.name = name
+        self.cut = 0
+        """Texts that were longer than its input."""
         self.place = _place(module.config, name, label)
         first = (tokenizer.pad_token_id, module.config.pad_token_id, tokenizer.eos_token_id, 0)
         self.padding = int(next(token for token in first if token is not None))
@@ -64,7 +70,7 @@ class Classifier:
         """One score a text, in order."""
         if not given:
             return torch.zeros(0)
-        rows = [self.tokenizer(text, truncation=True, max_length=self.longest).input_ids for text in given]
+        rows = [self._ids(text) for text in given]
         device = next(self.module.parameters()).device
         scores = torch.zeros(len(rows))
         order = sorted(range(len(rows)), key=lambda place: len(rows[place]))
@@ -80,6 +86,15 @@ class Classifier:
                 logits = self.module(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
             scores[part] = self.scored(logits.float().cpu())
         return scores
+
+    def _ids(self, text: str) -> list[int]:
+        ids = list(self.tokenizer(text).input_ids)
+        if len(ids) <= self.longest:
+            return ids
+        if not self.cut:
+            log.warning("scorer %r reads %d tokens; longer texts are cut on the left", self.name, self.longest)
+        self.cut += 1
+        return list(self.tokenizer(text, truncation=True, max_length=self.longest).input_ids)
 
     def scored(self, logits: Float[Tensor, "N C"]) -> Float[Tensor, "N"]:
         """The raw score of logits."""

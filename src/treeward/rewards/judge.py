@@ -1,9 +1,11 @@
 """A trained reward model as a scorer.
 
-One with the policy's vocabulary scores the ids as they are; any other gets the text, rendered by its own tokenizer. One
-that was trained on labelled texts, which have no prompts, gets prompt and response as one whole text.
+One with the policy's vocabulary scores the ids as they are; any other gets the text, rendered by its own tokenizer. A
+chat is plain text to it, since its turns cannot be told from ids. One that was trained on labelled texts, which have no
+prompts, gets prompt and response as one whole text.
 """
 
+import logging
 from collections.abc import Sequence
 
 from jaxtyping import Float
@@ -15,6 +17,8 @@ from treeward.rewards import texts
 from treeward.trees.text import Response, Tree
 from treeward.trees.tokens import TokenTree
 
+log = logging.getLogger(__name__)
+
 
 class Judge:
     """A trained reward model."""
@@ -22,13 +26,23 @@ class Judge:
     def __init__(self, model: RewardModel, name: str) -> None:
         self.model = model
         self.name = name
+        self._warned = False
 
     def __call__(self, trees: Sequence[TokenTree], tokenizer: Tokenizer) -> Float[Tensor, "N"]:
         if self.model.reads_whole:
             return self.model.score([Tree("", [text], group=text) for text in texts.whole(trees, tokenizer)])
         if self.model.tokenizer.get_vocab() == tokenizer.get_vocab():
             return self.model.score(trees)
+        if not self._warned and any(_is_chat(tree, tokenizer) for tree in trees):
+            self._warned = True
+            log.warning("scorer %r has another vocabulary and reads these chats as plain text, without its template",
+                        self.name)  # fmt: skip
         return self.model.score([_as_text(tree, tokenizer) for tree in trees])
+
+
+def _is_chat(tree: TokenTree, tokenizer: Tokenizer) -> bool:
+    """Whether special tokens stand within the prompt, as a chat template puts them."""
+    return not set(tokenizer.all_special_ids).isdisjoint(tree.prompt[1:])
 
 
 def _as_text(tree: TokenTree, tokenizer: Tokenizer) -> Tree:

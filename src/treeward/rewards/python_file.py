@@ -5,7 +5,6 @@ response, in order.
 """
 
 import importlib.util
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,9 +59,8 @@ class PythonFile:
 
     def _number(self, value: Any, row: int) -> float:
         try:
-            found = float(value)
+            return float(value)
         except (TypeError, ValueError):
-            found = math.nan
-        if not math.isfinite(found):
-            raise ValueError(f"scorer {self.name!r} gave {value!r} for response {row}; it must return a finite number")
-        return found
+            raise ValueError(
+                f"scorer {self.name!r} gave {value!r} for response {row}; it must return a finite number"
+            ) from None

@@ -5,13 +5,15 @@ A scorer sees token trees of the policy's vocabulary and gives one raw number a 
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from treeward.data.render import Tokenizer
+from treeward.data.render import Tokenizer, decode
 from treeward.models import artifact
 from treeward.models.loading import ModelConfig, load_tokenizer
 from treeward.models.reward_model import RewardModel
@@ -33,8 +35,33 @@ class Scorer(Protocol):
     def __call__(self, trees: Sequence[TokenTree], tokenizer: Tokenizer) -> Float[Tensor, "N"]: ...
 
 
-def find(name: str) -> Scorer:
-    """The scorer of that name.
+@dataclass(frozen=True)
+class Finite:
+    """A scorer that refuses scores which are no finite number, for all kinds alike."""
+
+    scorer: Scorer
+
+    @property
+    def name(self) -> str:
+        """As it was asked for."""
+        return self.scorer.name
+
+    def __call__(self, trees: Sequence[TokenTree], tokenizer: Tokenizer) -> Float[Tensor, "N"]:
+        scores = self.scorer(trees, tokenizer)
+        wrong = (~scores.isfinite()).nonzero()
+        if len(wrong):
+            row = int(wrong[0])
+            said = decode([branch for tree in trees for branch in tree.branches][row], tokenizer)
+            raise ValueError(
+                f"scorer {self.name!r} gave {scores[row].item()} for response {row}, {said[:60]!r}; it must give a "
+                "finite number"
+            )
+        return scores
+
+
+def find(name: str) -> Finite:
+    """The scorer of that name; it raises ValueError where a score is not finite. How many threads the process uses is
+    left as it is.
 
     `gold`; `length`; `count:WORD`; `FILE.py:FUNCTION`, called as f(prompt, response) -> float; the directory of a
     reward model, or of the run that trained one; the directory of a sequence classifier, `#LABEL` behind it where one
@@ -44,6 +71,14 @@ def find(name: str) -> Scorer:
     Raises:
         ValueError: there is no such scorer.
     """
+    threads = torch.get_num_threads()
+    try:
+        return Finite(_found(name))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _found(name: str) -> Scorer:
     if name == "gold":
         return Gold()
     if name == "length":

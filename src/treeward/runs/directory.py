@@ -5,13 +5,18 @@ runs/<name>/
   model/  adapter/  checkpoints/step-000100/  checkpoints/best.safetensors
 """
 
+import fcntl
 import json
+import logging
 import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 ROOT = Path("runs")
 
@@ -43,6 +48,45 @@ def _next_free(name: str) -> Path:
         number += 1
         path = ROOT / f"{name}-{number}"
     return path
+
+
+def created(name: str, out: str | None, option: str = "--out") -> "RunDirectory":
+    """The directory of a new run, made now: `free_path`, and the next one where another run took it this moment.
+
+    Raises:
+        ValueError: `out` exists by now, or its place cannot be written to.
+    """
+    while True:
+        path = free_path(name, out, option)
+        try:
+            return RunDirectory.create(path)
+        except FileExistsError:
+            continue
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """While the block runs, no other process (or call) that asks the same may work in this directory.
+
+    The lock goes with the process that holds it, so a killed one leaves none.
+
+    Raises:
+        ValueError: another process works there.
+    """
+    with (path / ".lock").open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ValueError(
+                f"{str(path)!r} is being written by process {file.read()}; wait for it, or name another directory"
+            ) from None
+        except OSError:
+            log.info("%s lies on a file system without locks: start no second run there", path)
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
 
 
 class RunDirectory:

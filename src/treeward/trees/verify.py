@@ -75,12 +75,17 @@ def verify(model: TreeModule, trees: Sequence[TokenTree]) -> Verification:
 
 
 def verified(model: TreeModule, trees: Sequence[TokenTree]) -> None:
-    """Verify unless that has been done for paths as long as these, with gradients where they are recorded now."""
+    """Verify unless that has been done for paths as long as these, with gradients where they are recorded now.
+
+    Gradients that were verified before are verified again with longer paths, also under `torch.no_grad()`.
+    """
     if not trees:
         return
-    known = model.verified_gradients or not torch.is_grad_enabled()
-    if model.backend is None or not known or max(tree.longest_path for tree in trees) > model.verified_path:
-        verify(model, trees)
+    gradients = torch.is_grad_enabled() or model.verified_gradients
+    known = model.backend is not None and model.verified_gradients == gradients
+    if not known or max(tree.longest_path for tree in trees) > model.verified_path:
+        with torch.set_grad_enabled(gradients):
+            verify(model, trees)
 
 
 def compare(model: TreeModule, trees: Sequence[TokenTree], backend: Backend, fallback: str | None) -> Verification:
