@@ -26,7 +26,8 @@ class DataConfig:
     """preference, transcripts, graded, helpsteer, messages, completion, labelled, text, prompts; auto goes by the
     columns."""
     split: str | None = None
-    """Read only this split of a source that has several."""
+    """Read only this split of a source that has several, and part its rows anew; null reads all, each in its part. The
+    rows of a single file are its `train`."""
     columns: dict[str, str] = field(default_factory=dict)
     """Renames: {ours: theirs}, such as {prompt: instruction}; {subset: category} reports each category apart."""
     limit: int | None = None
@@ -99,6 +100,18 @@ def lost(account: Account, config: DataConfig) -> str:
     sorted_by_label = config.limit is not None and account.dropped[UNPAIRED] == account.rows
     more = f"; the first {config.limit} rows have one label only: raise data.limit, or mix the rows of the file"
     return f"{account}{more if sorted_by_label else ''}"
+
+
+def unheld(account: Account) -> str:
+    """What to do about data of which nothing is held out."""
+    named_here = account.columns["split"]
+    if not named_here:
+        return "set data.test above 0"
+    return (
+        f"the data names the split of {named_here} of {account.rows} rows, none of them validation or test; part one "
+        "split anew with --data.split train, or raise data.limit to reach the others; a file's own column 'split' must "
+        "name held-out rows, or go"
+    )
 
 
 @dataclass(frozen=True)
@@ -182,6 +195,8 @@ def _trees(
         except ValueError as problem:
             raise ValueError(f"row {number}: {problem}") from None
         part = named(row["split"]) if row.get("split") else None
+        if part is not None:
+            account.columns["split"] += 1
         texts += [(part, tree) for tree in trees]
     return texts
 

@@ -16,7 +16,7 @@ import yaml
 
 from treeward.algorithms.loop import NonFinite, Step, accumulate
 from treeward.algorithms.state import TrainState, load_trainable, save_trainable
-from treeward.data.prepare import Prepared, prepare
+from treeward.data.prepare import Prepared, prepare, unheld
 from treeward.evaluation.tables import JUDGE, metric
 from treeward.jobs.environment import environment
 from treeward.jobs.finish import Prologue, conclude
@@ -91,7 +91,7 @@ def prologue(config: AnyRun) -> Prologue:
     if not data.train:
         raise ValueError(f"data.source {config.data.source!r} leaves nothing to train on: {data.account}")
     if not data.held_out:
-        raise ValueError("nothing is held out: set data.test above 0; without held-out data there is no verdict")
+        raise ValueError(f"nothing is held out, and so there is no verdict: {unheld(data.account)}")
     embedding: Any = task.model.tree.module.get_input_embeddings()  # type: ignore[operator]
     checks = data_checks(data, task.model.tokenizer, embedding.num_embeddings, task.purpose)
     require([check for check in checks if check.id == "F09"])
