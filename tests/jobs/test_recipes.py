@@ -131,7 +131,7 @@ def test_a_recipe_fills_training_and_held_out_from_data_like_its_own(name: str, 
         write, row = STAND_INS["imdb-dpo" if name.startswith("imdb-dpo") else name.partition("-")[0]]
         source = write(tmp_path / "data", row)
     if name == "helpsteer2-inspect":
-        groups = gather(inspection(parse([name, "--data.source", str(source)])).data).part_groups
+        groups = gather(inspection(parse([name, "--data.source", str(source)], ())).data).part_groups
         assert (groups["train"].total(), groups["test"].total()) == (960, 240)
         return
     config = configured(name, source)

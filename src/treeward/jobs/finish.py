@@ -24,6 +24,15 @@ from treeward.report.page import write_page
 from treeward.runs.directory import RunDirectory, finite
 
 
+@dataclass(frozen=True)
+class Updates:
+    """Optimiser steps: those taken before this session began, those taken now in all, those planned."""
+
+    before: int
+    taken: int
+    planned: int
+
+
 @dataclass
 class Prologue:
     """What is known before the first step: the task with its model, the data, the checks that were made."""
@@ -36,7 +45,7 @@ class Prologue:
 
 def conclude(
     config: AnyRun, begun: Prologue, run: RunDirectory, before: Measurement, start: Mapping[str, Tensor],
-    updates: tuple[int, int], broken: Check | None, seconds: float,
+    updates: Updates, broken: Check | None, seconds: float,
 ) -> tuple[dict[str, Any], int]:  # fmt: skip
     """Write model, evaluation, samples, receipt and report; returns the receipt and the exit code."""
     task, data = begun.task, begun.data
@@ -48,7 +57,8 @@ def conclude(
     checks = [*begun.checks, *([broken] if broken else []), *_closing_checks(config, begun, run, moved, updates, after)]
     checks += guards.judge_guards([main, *others])
     verdict = decide(main, checks, task.rule(after))
-    tokens = sum(len(data.train[row]) for i in range(updates[0]) for row in config.order(len(data.train)).batch(i))
+    order = config.order(len(data.train))
+    tokens = sum(len(data.train[row]) for i in range(updates.before, updates.taken) for row in order.batch(i))
     extra: dict[str, Any] = {"command": verb_of(config), "seconds": seconds, "tokens_per_second": tokens / seconds}
     if data.best_accuracy is not None:
         extra["best_reachable_accuracy"] = data.best_accuracy
@@ -71,13 +81,13 @@ def conclude(
 
 
 def _closing_checks(
-    config: AnyRun, begun: Prologue, run: RunDirectory, moved: closing.Movement, updates: tuple[int, int],
+    config: AnyRun, begun: Prologue, run: RunDirectory, moved: closing.Movement, updates: Updates,
     after: Measurement,
 ) -> list[Check]:  # fmt: skip
     task = begun.task
     found = [
         *closing.movement_checks(moved, config.lr > 0),
-        closing.updates(*updates),
+        closing.updates(updates.taken, updates.planned),
         closing.reload_check(task.model, run.path, identities.probe(begun.data.held_out)),
     ]
     if task.anchor is not None:

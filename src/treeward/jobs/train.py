@@ -5,6 +5,7 @@ before the first step, so that nothing but the optimiser steps already taken is 
 """
 
 import logging
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from treeward.algorithms.state import TrainState, load_trainable, save_trainable
 from treeward.data.prepare import Prepared, prepare, unheld
 from treeward.evaluation.tables import JUDGE, metric
 from treeward.jobs.environment import environment
-from treeward.jobs.finish import Prologue, conclude
+from treeward.jobs.finish import Prologue, Updates, conclude
 from treeward.jobs.options import AnyRun, verb_of
 from treeward.jobs.progress import Interrupted, follow, interruptible
 from treeward.jobs.settings import dump
@@ -50,7 +51,7 @@ def train(config: AnyRun, resume: RunDirectory | None = None) -> Finished:
 
     Raises:
         ChecksFailed: a check before the first step failed; no run directory is left.
-        ValueError: the configuration, model or data cannot be used.
+        ValueError: the configuration, model or data cannot be used; before the first step no run directory is left.
         Interrupted: Ctrl-C; the state is saved.
     """
     path = resume.path if resume else free_path(config.name or verb_of(config), config.out)
@@ -65,14 +66,19 @@ def train(config: AnyRun, resume: RunDirectory | None = None) -> Finished:
     start = snapshot(begun.task.model.tree)
     clock = time.monotonic()
     broken: Check | None = None
-    taken = 0
+    done = _done(run)
     try:
         taken = _loop(config, begun.task, begun.data, run)
     except NonFinite as problem:
+        taken = problem.taken
         broken = Check("F28", "finite losses and gradients", False, ("F28",), "during", detail=str(problem))
         log.error("stopped: %s", problem)
-    planned = config.total(len(begun.data.train))
-    receipt, code = conclude(config, begun, run, before, start, (taken, planned), broken, time.monotonic() - clock)
+    except ValueError:
+        if not resume and not run.lines("metrics.jsonl"):
+            shutil.rmtree(run.path)
+        raise
+    updates = Updates(done, taken, config.total(len(begun.data.train)))
+    receipt, code = conclude(config, begun, run, before, start, updates, broken, time.monotonic() - clock)
     return Finished(run.path, receipt, code)
 
 
@@ -120,6 +126,7 @@ def _model_checks(config: AnyRun, task: Task, data: Prepared) -> tuple[list[Chec
     found = verify(model.tree, everything)
     log.info("layout: %s, largest deviation from plain calls %.2g, gradients %.2g", found.backend,
              found.value_deviation, found.gradient_deviation)  # fmt: skip
+    own = require(task.suits(data.train))
     probe = identities.probe(data.train)
     objective = task.objective(probe)
     total = config.total(len(data.train))
@@ -131,6 +138,7 @@ def _model_checks(config: AnyRun, task: Task, data: Prepared) -> tuple[list[Chec
         *identities.passes(model.tree, probe),
         identities.accumulation(model.tree, objective, probe),
         reach,
+        *own,
         *task.identities(probe),
         rate_check(verb_of(config), config.lr, total, parameters, config.model.random),
     ], missing
@@ -140,9 +148,8 @@ def _loop(config: AnyRun, task: Task, data: Prepared, run: RunDirectory) -> int:
     """Take the steps; log, measure, keep the best, save. Returns the number of updates taken."""
     total = config.total(len(data.train))
     every = config.evaluate_every or config.order(len(data.train)).steps_per_epoch
-    checkpoints = run.checkpoints()
-    resume = checkpoints[-1] if checkpoints else None
-    done = int(resume.name.removeprefix("step-")) if resume else 0
+    done = _done(run)
+    resume = run.checkpoint(done) if done else None
     run.write_lines("metrics.jsonl", [row for row in run.lines("metrics.jsonl") if row["step"] <= done])
     step: Step | None = None
     with interruptible() as pressed:
@@ -160,6 +167,12 @@ def _loop(config: AnyRun, task: Task, data: Prepared, run: RunDirectory) -> int:
         if step:
             log.info("kept the weights of step %s, best by validation %s", step.state.notes["best_step"], task.metric)
     return step.index if step else done
+
+
+def _done(run: RunDirectory) -> int:
+    """The steps that the last checkpoint stands for; 0 without one."""
+    checkpoints = run.checkpoints()
+    return int(checkpoints[-1].name.removeprefix("step-")) if checkpoints else 0
 
 
 def _validate(task: Task, trees: Sequence[TokenTree], step: Step, run: RunDirectory) -> dict[str, float]:
