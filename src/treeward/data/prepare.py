@@ -1,5 +1,6 @@
 """The whole way from a source to token trees: read, format, split by group, pair, render, drop and count."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
@@ -7,12 +8,18 @@ from typing import Literal
 from treeward.data import formats, sources, store
 from treeward.data.batched import token_trees
 from treeward.data.render import Account, Tokenizer
-from treeward.data.shapes import Purpose, pair_labelled, shaped
+from treeward.data.shapes import Purpose, pair_labelled, replace_responses, shaped
 from treeward.data.splits import PARTS, Edges, Part, Shares, edges, named, part_at, unit
 from treeward.trees.text import Tree
 from treeward.trees.tokens import TokenTree
 
 UNPAIRED = "text without a partner of the other label"
+IDENTICAL = "identical after truncation"
+"""Trees dropped because fewer than two branches differ, and branches dropped because a better one has their ids."""
+REPEATED = "response that stands in its ranking twice"
+"""Branches dropped because a better one has their text."""
+COMPARED = ("pairs", "ranked", "unpaired")
+"""The purposes for which two branches with the same ids say nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,9 +243,28 @@ def _render(
     kept: list[tuple[Tree, TokenTree]] = []
     rendered = token_trees(texts, tokenizer, config.max_prompt, config.max_response, prepared.account)
     for tree, tokens in zip(texts, rendered, strict=True):
-        if purpose == "pairs" and tokens.branches[0] == tokens.branches[1]:
-            prepared.account.dropped["identical after truncation"] += 1
-            continue
-        kept.append((tree, tokens))
+        if purpose not in COMPARED or len(set(tokens.branches)) == len(tokens.branches):
+            kept.append((tree, tokens))
+        elif found := _distinct(tree, tokens, prepared.account):
+            kept.append(found)
     prepared.texts[part] = [tree for tree, _ in kept]
     prepared.parts[part] = [tokens for _, tokens in kept]
+
+
+def _distinct(tree: Tree, tokens: TokenTree, account: Account) -> tuple[Tree, TokenTree] | None:
+    """The tree without the branches whose ids a better one has; None where fewer than two are left."""
+    first: dict[tuple[int, ...], int] = {}
+    for number, ids in enumerate(tokens.branches):
+        first.setdefault(ids, number)
+    if len(first) < 2:
+        account.dropped[IDENTICAL] += 1
+        return None
+    lost = len(tokens.branches) - len(first)
+    repeated = min(lost, len(tree.responses) - len({response.text for response in tree.responses}))
+    account.cut += Counter({REPEATED: repeated, IDENTICAL: lost - repeated})
+    keep = list(first.values())
+    ratings = tuple(tokens.ratings[n] for n in keep) if tokens.ratings else ()
+    return (
+        replace_responses(tree, [tree.responses[n] for n in keep]),
+        replace(tokens, branches=tuple(first), ratings=ratings),
+    )
