@@ -18,7 +18,7 @@ import yaml
 from treeward.algorithms.loop import NonFinite, Step, accumulate
 from treeward.algorithms.state import TrainState, load_trainable, save_trainable
 from treeward.data.prepare import Prepared, prepare, unheld
-from treeward.evaluation.tables import JUDGE, metric
+from treeward.evaluation.tables import JUDGE, Measurement, metric
 from treeward.jobs.environment import environment
 from treeward.jobs.finish import Prologue, Updates, conclude
 from treeward.jobs.options import AnyRun, verb_of
@@ -27,7 +27,7 @@ from treeward.jobs.settings import dump
 from treeward.jobs.tasks import Task, task_of, with_again
 from treeward.models.weights import snapshot
 from treeward.proof import identities
-from treeward.proof.checks import Check, require
+from treeward.proof.checks import Check, below, require
 from treeward.proof.data_checks import data_checks
 from treeward.proof.rates import rate_check
 from treeward.runs.directory import RunDirectory, free_path
@@ -59,6 +59,7 @@ def train(config: AnyRun, resume: RunDirectory | None = None) -> Finished:
     before = with_again(begun.task, begun.task.measure(begun.data.held_out), begun.data.held_out)
     metric(begun.task.metric)
     before.table_of(begun.task.metric)
+    begun.checks += require(_all_measured(begun.task, before, begun.data.held_out))
     run = resume or RunDirectory.create(path)
     if resume is None:
         run.write("config.yaml", yaml.safe_dump({"command": verb_of(config), **dump(config)}, sort_keys=False))
@@ -142,6 +143,16 @@ def _model_checks(config: AnyRun, task: Task, data: Prepared) -> tuple[list[Chec
         *task.identities(probe),
         rate_check(verb_of(config), config.lr, total, parameters, config.model.random),
     ], missing
+
+
+def _all_measured(task: Task, measured: Measurement, trees: Sequence[TokenTree]) -> list[Check]:
+    """F49: texts and pairs have one row a held-out tree; reward models also leave ties out, which are no pairs."""
+    table = measured.tables.get("texts" if task.purpose == "sft" else "pairs")
+    if task.anchor is None or task.purpose not in ("sft", "pairs") or table is None:
+        return []
+    rows = len(table.groups)
+    name, detail = "held-out examples without a row of their own", f"{rows} rows for {len(trees)} examples"
+    return [below("F49", name, abs(rows - len(trees)), 0, ["F49"], detail=detail)]
 
 
 def _loop(config: AnyRun, task: Task, data: Prepared, run: RunDirectory) -> int:
