@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,31 @@ def test_a_save_that_fails_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch
     again = state(seed=5)
     again.load(tmp_path / "last")
     assert again.index == 0
+
+
+def test_a_save_that_is_stopped_at_its_last_step_leaves_the_old_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = state()
+    kept.save(tmp_path / "last")
+    rates(kept, 2)
+    honest = Path.rename
+
+    def stopped(self: Path, target: Path) -> Path:
+        if target == tmp_path / "last":
+            raise KeyboardInterrupt
+        return honest(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            kept.save(tmp_path / "last")
+    (old,) = tmp_path.glob(".last.old")
+    again = state(seed=5)
+    again.load(old)
+    assert again.index == 0
+    kept.save(tmp_path / "last")
+    assert [path.name for path in tmp_path.iterdir() if not path.name.endswith(str(os.getpid()))] == ["last"]
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """A run that was stopped and resumed is the run that was not, bit for bit; and other runs are not taken for it."""
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,16 @@ import pytest
 import torch
 
 from treeward.algorithms.dpo import DPOConfig, dpo
+from treeward.algorithms.reward import RewardConfig, reward
 from treeward.algorithms.sft import SFTConfig, sft
 from treeward.data.prepare import DataConfig, prepare
+from treeward.maths.divergences import Alpha
+from treeward.maths.preference import Hinge, Sigmoid
+from treeward.maths.reward import BradleyTerry
+from treeward.models.anchor import EMA, Frozen
+from treeward.models.loading import ModelConfig
 from treeward.models.policy import Policy
+from treeward.models.reward_model import RewardModel
 from treeward.trees.tokens import TokenTree
 
 CONFIG = SFTConfig(steps=6, batch_size=8, lr=3e-3)
@@ -132,13 +141,85 @@ def test_another_learning_rate_is_refused(policy: Build, grow: Build, checkpoint
 
 @pytest.mark.parametrize("changes", [{"num_hidden_layers": 3}, {"intermediate_size": 48}], ids=["deeper", "narrower"])
 def test_another_model_is_refused(changes: dict[str, int], policy: Build, grow: Build, checkpoint: Path) -> None:
-    with pytest.raises(ValueError, match="belongs to another model"):
+    with pytest.raises(ValueError, match="is of another run: the start's hash"):
         resumed(policy(**changes), grow(6), checkpoint)
 
 
-def test_f54_a_sampler_shifted_by_one_is_refused(tmp_path: Path) -> None:
-    import json
+def test_a_start_that_was_trained_since_is_refused(policy: Build, grow: Build, checkpoint: Path) -> None:
+    trained = policy()
+    list(sft(trained, grow(6), SFTConfig(steps=1, batch_size=4)))
+    with pytest.raises(ValueError, match=r"the start's hash .* and model it began with"):
+        resumed(trained, grow(6), checkpoint)
 
+
+PAIRS = DPOConfig(steps=4, batch_size=4, loss=Sigmoid(beta=0.1), anchor=Frozen(store="off"))
+
+
+@pytest.fixture
+def preferences(policy: Build, grow: Build, tmp_path: Path) -> Path:
+    """One step of a preference run over six pairs."""
+    interrupted(dpo(policy(), grow(6), PAIRS), tmp_path / "1", 1)
+    return tmp_path / "1"
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"loss": Sigmoid(beta=0.2)}, "loss"), ({"loss": Hinge()}, "loss"), ({"divergence": Alpha(0.5)}, "divergence"),
+        ({"margin": 0.5}, "margin"), ({"anchor": EMA()}, "anchor"), ({"max_grad_norm": 0.5}, "max_grad_norm"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_another_loss_or_anchor_is_refused(
+    fields: dict[str, Any], named: str, policy: Build, grow: Build, preferences: Path
+) -> None:
+    with pytest.raises(ValueError, match=f"is of another run: {named} is "):
+        next(dpo(policy(), grow(6), replace(PAIRS, **fields), resume=preferences))
+
+
+def test_how_a_batch_is_cut_and_where_values_are_kept_may_change(
+    policy: Build, grow: Build, preferences: Path, tmp_path: Path
+) -> None:
+    config = replace(PAIRS, token_budget=64, steps=None, epochs=2.0, anchor=Frozen(store=str(tmp_path / "a.sqlite")))
+    assert next(dpo(policy(), grow(6), config, resume=preferences)).index == 2
+
+
+@pytest.mark.parametrize(
+    "change", [{"weight": 2.0}, {"margin": 0.5}, {"ratings": ((2.0,), (1.0,))}], ids=["weight", "margin", "labels"]
+)
+def test_other_labels_weights_and_margins_are_refused(
+    change: dict[str, Any], policy: Build, grow: Build, preferences: Path
+) -> None:
+    first, *rest = grow(6)
+    with pytest.raises(ValueError, match="is of another run: the data's hash"):
+        next(dpo(policy(), [replace(first, **change), *rest], PAIRS, resume=preferences))
+
+
+def test_another_reward_loss_is_refused(grow: Build, tmp_path: Path) -> None:
+    def steps(loss: Any, resume: Path | None = None) -> Any:
+        config = RewardConfig(steps=4, batch_size=4, loss=loss)
+        return reward(RewardModel.from_config(ModelConfig(device="cpu")), grow(6), config, resume)
+
+    interrupted(steps(None), tmp_path / "1", 1)
+    assert next(steps(BradleyTerry(), tmp_path / "1")).index == 2
+    with pytest.raises(ValueError, match="is of another run: loss is "):
+        next(steps(BradleyTerry(centre=0.1), tmp_path / "1"))
+
+
+def test_other_threads_and_versions_are_said(
+    policy: Build, grow: Build, checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    resumed(policy(), grow(6), checkpoint)
+    assert not caplog.text
+    facts = json.loads((checkpoint / "state.json").read_text())
+    facts["under"] |= {"threads": 64, "torch": "1.0"}
+    (checkpoint / "state.json").write_text(json.dumps(facts))
+    resumed(policy(), grow(6), checkpoint)
+    assert "resumed with threads 1, saved with 64" in caplog.text
+    assert "saved with 1.0" in caplog.text
+
+
+def test_f54_a_sampler_shifted_by_one_is_refused(tmp_path: Path) -> None:
     from treeward.algorithms.loop import LoopConfig
     from treeward.algorithms.state import TrainState
     from treeward.models.policy import Policy

@@ -114,3 +114,13 @@ def test_failed_check_leaves_no_run_directory(capsys: pytest.CaptureFixture[str]
 
 def test_resume_of_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert "not a run directory" in refused(capsys, "resume", "nowhere")
+
+
+def test_resume_of_a_run_of_pairs_says_how_it_goes_on(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "config.yaml").write_text("command: pairs\n")
+    said = refused(capsys, "resume", "made")
+    assert "of `treeward pairs`" in said
+    assert "the same command is given again with --out made" in said
+    (tmp_path / "made" / "report.json").write_text("{}")
+    assert "has ended" in refused(capsys, "resume", "made")

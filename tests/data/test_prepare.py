@@ -93,6 +93,50 @@ def test_pairs_equal_after_truncation_are_dropped_and_counted(tmp_path: Path) ->
     assert (found.account.rows, found.account.used) == (2, 1)
 
 
+def test_a_ranking_loses_the_branches_that_a_better_one_equals(tmp_path: Path) -> None:
+    """`good` twice in the data; two that differ only after three tokens; a ranking of which one branch is left."""
+    twice = {"prompt": "the plot is", "responses": [" good .", " bad .", " good ."], "scores": [3, 2, 1]}
+    late = [" very very very good .", " bad .", " very very very bad ."]
+    cut = {"prompt": "the cast is", "responses": late, "scores": [1, 2, 3]}
+    gone = {"prompt": "the end is", "responses": late[::2], "scores": [1, 2]}
+    config = DataConfig(source=written(tmp_path, [twice, cut, gone]), max_response=3, validation=0.0, test=0.0)
+    found = prepare(config, WORLD, "ranked")
+    assert [[r.text for r in text.responses] for text in found.texts["train"]] == [
+        [" good .", " bad ."], [" very very very bad .", " bad ."]
+    ]  # fmt: skip
+    assert [tree.ratings for tree in found.train] == [((3.0,), (2.0,)), ((3.0,), (2.0,))]
+    assert found.account.dropped == {"identical after truncation": 1}
+    assert found.account.cut["identical after truncation"] == 1
+    assert found.account.cut["response that stands in its ranking twice"] == 1
+
+
+def labelled_texts(**columns: Any) -> list[dict[str, Any]]:
+    return [{"text": f"the {a} is good .", "label": n % 2, **columns} for n, a in enumerate(world.ASPECT)]
+
+
+def test_labelled_texts_keep_a_subset_that_both_sides_share(tmp_path: Path) -> None:
+    rows = labelled_texts(subset="films")
+    config = DataConfig(source=written(tmp_path, rows), validation=0.0, test=0.0)
+    assert {tree.subset for tree in prepare(config, WORLD, "pairs").train} == {"films"}
+    written(tmp_path, [row | {"subset": str(row["label"])} for row in rows])
+    assert {tree.subset for tree in prepare(config, WORLD, "pairs").train} == {""}
+
+
+def test_weights_of_texts_that_are_joined_are_refused_where_they_would_be_lost(tmp_path: Path) -> None:
+    config = DataConfig(source=written(tmp_path, labelled_texts(weight=2)), validation=0.0, test=0.0)
+    with pytest.raises(ValueError, match=rf"'weight' weighs {len(world.ASPECT)} single texts, .* in pairs"):
+        prepare(config, WORLD, "pairs")
+    assert {tree.weight for tree in prepare(config, WORLD, "unpaired").train} == {2.0}
+    rated = [{"prompt": "the plot is", "response": f" {a} .", "scores": n, "weight": 2, "subset": "films"}
+             for n, a in enumerate(("good", "bad"))]  # fmt: skip
+    written(tmp_path, rated)
+    (tree,) = prepare(config, WORLD, "pairs").train
+    assert (tree.weight, tree.subset) == (2.0, "films")
+    written(tmp_path, [rated[0], rated[1] | {"weight": 1, "subset": "books"}])
+    with pytest.raises(ValueError, match="'weight' is 2 and 1 for responses to 'the plot is'"):
+        prepare(config, WORLD, "pairs")
+
+
 def test_margins_and_weights_are_read_and_said(tmp_path: Path) -> None:
     good = {"prompt": "the plot is", "chosen": " good .", "rejected": " bad ."}
     rows = [good | {"margin": 0.3}, good | {"prompt": "the cast is", "weight": 2}, good | {"weight": 1, "margin": None}]

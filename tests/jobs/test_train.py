@@ -1,18 +1,28 @@
 """Whole runs on the world: LoRA, checkpointing, dropout, the quickstart's smoke, and what their receipts say."""
 
 import json
+import sqlite3
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from treeward.algorithms import loop
+from treeward.cli.main import run
+from treeward.data import world
+from treeward.data.prepare import prepare
+from treeward.jobs import finish
+from treeward.jobs.finish import Updates
 from treeward.jobs.options import RUNS
 from treeward.jobs.quickstart import quickstart
 from treeward.jobs.settings import build, merge, recipe
 from treeward.jobs.train import Finished, train
+from treeward.models.store import LogpStore
+from treeward.proof.checks import ChecksFailed
 
 SHORT: dict[str, Any] = {
     "data": {"limit": 400}, "steps": 6, "require": "any",
@@ -115,3 +125,85 @@ def test_quickstart_smoke(tmp_path: Path) -> None:
     ).replace("https://matplotlib.org", "")
     for verb in done.stages:
         assert (tmp_path / "qs" / verb / "receipt.json").exists()
+
+
+def test_a_run_stopped_by_nan_says_how_far_it_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest, steps = loop.accumulate, iter(range(9))
+
+    def poisoned(*arguments: Any) -> dict[str, float]:
+        found = honest(*arguments)
+        return found | {"loss": float("nan")} if next(steps) == 4 else found
+
+    monkeypatch.setattr(loop, "accumulate", poisoned)
+    receipt = short_run("sft", tmp_path / "run").receipt
+    assert receipt["verdict"] == "broken"
+    assert receipt["tokens_per_second"] > 0
+    (missing,) = [check for check in receipt["checks"] if check["id"] == "F46"]
+    assert missing["detail"] == "4 of 6"
+
+
+def test_a_resumed_run_counts_the_tokens_of_its_own_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sessions: list[Updates] = []
+    honest = finish.conclude
+
+    def stopped(*arguments: Any) -> Any:
+        sessions.append(next(each for each in arguments if isinstance(each, Updates)))
+        if len(sessions) == 1:
+            raise KeyboardInterrupt
+        return honest(*arguments)
+
+    monkeypatch.setattr("treeward.jobs.train.conclude", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        short_run("sft", tmp_path / "run", save_every=4)
+    assert run(["resume", str(tmp_path / "run")]) == 0
+    assert sessions == [Updates(0, 6, 6), Updates(4, 6, 6)]
+    receipt = json.loads((tmp_path / "run" / "receipt.json").read_text())
+    config = build(RUNS["sft"], {k: v for k, v in yaml.safe_load((tmp_path / "run" / "config.yaml").read_text()).items()
+                                 if k != "command"})  # fmt: skip
+    trees = prepare(config.data, world.tokenizer(), "sft").train
+    taken = sum(len(trees[row]) for step in (4, 5) for row in config.order(len(trees)).batch(step))
+    assert receipt["tokens_per_second"] * receipt["seconds"] == pytest.approx(taken)
+
+
+def preferences(path: Path, **column: Any) -> dict[str, Any]:
+    """400 pairs of the world in a file, with one more column."""
+    kept = ("prompt", "chosen", "rejected")
+    rows = [{name: row[name] for name in kept} | column for row in world.pairs(0, 400)]
+    (path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"source": str(path / "rows.jsonl"), "limit": 400}
+
+
+def test_margins_that_the_loss_takes_none_of_are_counted_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^\d{3} rows have a margin, but loss.kind IPO takes none"):
+        short_run("dpo", tmp_path / "run", data=preferences(tmp_path, margin=0.2), loss={"kind": "ipo"})
+    assert not (tmp_path / "run").exists()
+
+
+def spoiled(store: LogpStore) -> None:
+    """Every value of the store moved by a hundredth."""
+    with sqlite3.connect(store.path) as base:
+        names = [name for (name,) in base.execute("SELECT key FROM entries")]
+    store.write({name: values + 0.01 for name, values in store.read(names).items()})
+
+
+def test_f22_a_stored_value_of_other_weights_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    over = {"anchor": {"store": str(tmp_path / "a.sqlite")}, "steps": 2, "evaluation": {"prompts": 2, "samples": 1}}
+    first = short_run("dpo", tmp_path / "first", **over)
+    assert [c["passed"] for c in first.receipt["checks"] if c["id"] == "F22"] == [None]
+    second = short_run("dpo", tmp_path / "second", **over)
+    assert [c["passed"] for c in second.receipt["checks"] if c["id"] == "F22"] == [True]
+    spoiled(LogpStore(tmp_path / "a.sqlite"))
+    with pytest.raises(ChecksFailed) as caught:
+        short_run("dpo", tmp_path / "third", **over)
+    assert [check.id for check in caught.value.checks] == ["F22"]
+    assert not (tmp_path / "third").exists()
+
+
+def test_a_refusal_before_the_first_step_leaves_no_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*arguments: Any, **named: Any) -> Any:
+        raise ValueError("not with me")
+
+    monkeypatch.setattr("treeward.jobs.tasks.sft", refuses)
+    with pytest.raises(ValueError, match="not with me"):
+        short_run("sft", tmp_path / "run")
+    assert not (tmp_path / "run").exists()

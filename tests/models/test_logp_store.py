@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from treeward.models import adapters
 from treeward.models.anchor import Anchor, MovingAnchor
+from treeward.models.loading import LoRA
 from treeward.models.policy import Policy
 from treeward.models.store import LogpStore, default_path, key
 from treeward.trees.tokens import TokenTree
@@ -63,6 +65,16 @@ def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
     assert store.size == 12
 
 
+def test_a_store_within_its_limit_reads_no_keys_and_one_over_it_keeps_the_newest(tmp_path: Path) -> None:
+    store = LogpStore(tmp_path / "a.sqlite", limit=40)
+    names = [key("m", (1,), (n,)) for n in range(8)]
+    store.write({name: torch.ones(1) for name in names[:4]})
+    store.write({name: torch.ones(2) for name in names[4:]})
+    assert store.size <= 40
+    assert set(names[4:]) <= set(store.read(names))
+    assert len(store.read(names)) == 6
+
+
 def test_two_processes_write_at_once(store: LogpStore) -> None:
     script = (
         "import sys, torch; from pathlib import Path; from treeward.models.store import LogpStore, key\n"
@@ -113,6 +125,25 @@ def test_other_weights_precision_or_configuration_have_other_entries(policy: Bui
     assert Anchor.of(policy()).identity == identities[0]
 
 
+def test_another_layout_or_attention_has_other_entries(policy: Build) -> None:
+    tree, rows, eager = policy(), policy(), policy()
+    tree.tree.backend, rows.tree.backend, eager.tree.backend = "tree", "rows", "tree"
+    eager.tree.module.set_attn_implementation("eager")
+    assert len({Anchor.of(each).identity for each in (tree, rows, eager)}) == 3
+
+
+def test_adapters_on_two_bases_have_two_anchors(policy: Build) -> None:
+    """And two adapters on one base share theirs, whatever was drawn for them."""
+    found = []
+    for seed in (0, 0, 1):
+        ours = policy(seed=seed)
+        found.append(
+            Anchor.of(Policy(ours.tree, ours.tokenizer, adapters.put_on(ours.tree.module, LoRA(), "CAUSAL_LM")))
+        )
+    assert [anchor.hash for anchor in found] == [None] * 3
+    assert found[0].identity == found[1].identity != found[2].identity
+
+
 def test_a_value_of_other_weights_is_refused_by_name(store: LogpStore, policy: Build, grow: Build) -> None:
     """F22: eight entries are computed again at every reading."""
     trees = grow(3, branches=2)
@@ -122,6 +153,48 @@ def test_a_value_of_other_weights_is_refused_by_name(store: LogpStore, policy: B
     store.write({name: store.read([name])[name] + 0.01})
     with pytest.raises(ValueError, match=r"F22: the store .* for branch 0 of .* the anchor gives"):
         anchor.branch_logps(trees, 1024)
+
+
+@pytest.mark.parametrize(
+    ("precision", "off", "passed"),
+    [("fp32", 5e-5, True), ("fp32", 3e-4, False), ("bf16", 0.0, True), ("bf16", 0.3, False)],
+)
+def test_an_audit_allows_for_rounding_alone(
+    precision: Any, off: float, passed: bool, store: LogpStore, policy: Build, grow: Build
+) -> None:
+    ours, trees = policy(), grow(3, branches=2)
+    ours.tree.precision = precision
+    anchor = Anchor.of(ours, store)
+    anchor.branch_logps(trees, 1024)
+    name = key(anchor.identity, trees[1].prompt, trees[1].branches[0])
+    moved = store.read([name])[name]
+    moved[0] += off
+    store.write({name: moved})
+    found = anchor.audit(trees, 1024)
+    assert found is not None
+    assert (found.entries, found.passed) == (6, passed)
+
+
+def test_every_entry_is_audited_sooner_or_later(store: LogpStore, policy: Build, grow: Build) -> None:
+    """Of 24 entries a third is looked at: 60 readings miss one entry once in 10^10."""
+    trees = grow(12, branches=2)
+    anchor = Anchor.of(policy(), store)
+    anchor.branch_logps(trees, 1024)
+    name = key(anchor.identity, trees[7].prompt, trees[7].branches[1])
+    store.write({name: store.read([name])[name] + 0.01})
+    found = [anchor.audit(trees, 1024) for _ in range(60)]
+    assert not all(each is not None and each.passed for each in found)
+
+
+def test_a_value_of_another_length_is_computed_anew(store: LogpStore, policy: Build, grow: Build) -> None:
+    trees = grow(20, branches=1)
+    anchor = Anchor.of(policy(), store)
+    before = anchor.branch_logps(trees, 1024)
+    names = [key(anchor.identity, tree.prompt, tree.branches[0]) for tree in trees]
+    store.write({name: torch.zeros(40) for name in names})
+    after = anchor.branch_logps(trees, 1024)
+    assert all(torch.equal(before[tree], after[tree]) for tree in trees)
+    assert [len(store.read([name])[name]) for name in names] == [len(tree.branches[0]) for tree in trees]
 
 
 def test_a_moving_anchor_is_the_closed_form_of_its_policy(policy: Build) -> None:

@@ -11,8 +11,51 @@ from treeward.proof.data_checks import data_checks
 from treeward.trees.tokens import TokenTree
 
 
-def failed(prepared: Any, tokenizer: Any, rows: int = 91) -> set[str]:
-    return {check.id for check in data_checks(prepared, tokenizer, rows, "pairs") if check.passed is False}
+def failed(prepared: Any, tokenizer: Any, rows: int = 91, purpose: Any = "pairs") -> set[str]:
+    return {check.id for check in data_checks(prepared, tokenizer, rows, purpose) if check.passed is False}
+
+
+@pytest.fixture
+def rankings(policy: Any) -> Any:
+    """Three hundred rankings of three, best first, split and rendered."""
+    from treeward.data.prepare import DataConfig, prepare
+
+    found = prepare(DataConfig(source="world-graded:300", validation=0.0, test=0.2), policy.tokenizer, "ranked")
+    for part in found.parts:
+        third = [tree.branches[0][:-1] + tree.branches[1] for tree in found.parts[part]]
+        found.parts[part] = [
+            replace(tree, branches=(*tree.branches, more), ratings=(*tree.ratings, (-9.0,)))
+            for tree, more in zip(found.parts[part], third, strict=True)
+        ]
+    return found
+
+
+def test_twins_of_rankings_and_labels_are_silent(rankings: Any, prepared: Any, policy: Any) -> None:
+    assert failed(rankings, policy.tokenizer, purpose="ranked") == set()
+    assert failed(prepared, policy.tokenizer, purpose="unpaired") == set()
+
+
+def test_f04_rankings_that_order_two_responses_both_ways(rankings: Any, policy: Any) -> None:
+    tree = rankings.train[0]
+    a, b, c = tree.branches
+    rankings.parts["train"] = [*rankings.train, replace(tree, branches=(c, a, b))]
+    assert failed(rankings, policy.tokenizer, purpose="ranked") == {"F04"}
+
+
+def test_f05_a_ranking_that_its_ratings_contradict(rankings: Any, policy: Any) -> None:
+    rankings.parts["train"] = [replace(tree, ratings=tree.ratings[::-1]) for tree in rankings.train]
+    assert "F05" in failed(rankings, policy.tokenizer, purpose="ranked")
+
+
+@pytest.mark.parametrize("reason", ["identical after truncation", "response that stands in its ranking twice"])
+def test_f11_rankings_that_lost_branches(reason: str, rankings: Any, policy: Any) -> None:
+    rankings.account.cut[reason] = len(rankings.train) // 3
+    assert failed(rankings, policy.tokenizer, purpose="ranked") == {"F11"}
+
+
+def test_f13_only_the_better_responses_are_cut(rankings: Any, policy: Any) -> None:
+    rankings.account.cut["response 0"] = rankings.account.rows // 2
+    assert failed(rankings, policy.tokenizer, purpose="ranked") == {"F13"}
 
 
 def test_twin_is_silent(prepared: Any, policy: Any) -> None:
@@ -101,18 +144,39 @@ def test_all_failures_are_reported_together_and_accepted_by_id(prepared: Any, po
         require(checks, ["F04", "F48", "F99"])
 
 
-def test_f08_the_prompt_is_repeated_in_the_response(prepared: Any, policy: Any) -> None:
+@pytest.mark.parametrize("purpose", ["pairs", "ranked", "graded", "unpaired"])
+def test_f08_the_prompt_is_repeated_in_the_response(purpose: str, prepared: Any, policy: Any) -> None:
     for part, trees in prepared.texts.items():
         prepared.texts[part] = [
             replace(tree, responses=tuple(replace(r, text=f"{tree.prompt}{r.text}") for r in tree.responses))
             for tree in trees
         ]
-    assert failed(prepared, policy.tokenizer) == {"F08"}
+    assert failed(prepared, policy.tokenizer, purpose=purpose) == {"F08"}
 
 
-def test_f08_prompts_of_the_start_token_alone(prepared: Any, policy: Any) -> None:
-    prepared.parts["train"] = [replace(tree, prompt=(1,)) for tree in prepared.train]
-    assert failed(prepared, policy.tokenizer) == {"F08"}
+@pytest.mark.parametrize(
+    ("prompt", "text", "names"),
+    [
+        ("I", "I was there.", set()), ("I was", "I was, once.", {"F08"}), ("I was", "I wasted it.", set()),
+        ("I was", "I was there.", {"F08"}), ("Why me?", "Why me?No idea.", {"F08"}),
+    ],
+)  # fmt: skip
+def test_f08_an_echo_is_all_words_of_the_prompt_and_more_than_one(
+    prompt: str, text: str, names: set[str], prepared: Any, policy: Any
+) -> None:
+    for part, trees in prepared.texts.items():
+        said = tuple(replace(r, text=f" {text}") for r in trees[0].responses)
+        prepared.texts[part] = [replace(tree, prompt=prompt, responses=said) for tree in trees]
+    assert failed(prepared, policy.tokenizer) == names
+
+
+@pytest.mark.parametrize(("token", "names"), [(1, {"F08"}), (2, {"F08"}), (7, set())])
+def test_f08_prompts_of_the_start_token_alone(token: int, names: set[str], prepared: Any, policy: Any) -> None:
+    """A word of one token is a prompt; BOS or EOS alone is none."""
+    special = policy.tokenizer.bos_token_id, policy.tokenizer.eos_token_id
+    prompt = (dict(enumerate(special, 1)).get(token, token),)
+    prepared.parts["train"] = [replace(tree, prompt=prompt) for tree in prepared.train]
+    assert failed(prepared, policy.tokenizer) == names
 
 
 @pytest.mark.parametrize(("gap", "names"), [(0.05, {"F08"}), (0.5, set())])

@@ -52,6 +52,13 @@ def test_f04_a_row_again(tmp_path: Path, tiny_tokenizer: Any) -> None:
     assert found(tmp_path, [*CLEAN, CLEAN[0]], tiny_tokenizer) == {"F04"}
 
 
+def test_f04_rated_responses_to_one_prompt_are_not_one_row(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    rated = [{"prompt": row["prompt"], "response": row[side], "scores": score, "split": row["split"]}
+             for row in CLEAN for side, score in (("chosen", 3), ("rejected", 2))]  # fmt: skip
+    assert found(tmp_path, rated, tiny_tokenizer) == set()
+    assert found(tmp_path, [*rated, rated[0]], tiny_tokenizer) == {"F04"}
+
+
 def test_f05_ratings_against_the_order(tmp_path: Path, tiny_tokenizer: Any) -> None:
     turned = [{**row, "chosen_rating": 1.0} for row in CLEAN]
     assert found(tmp_path, turned, tiny_tokenizer) == {"F05"}

@@ -22,7 +22,16 @@ def test_next_free_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_named_directory_that_exists_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="never overwritten"):
+    with pytest.raises(ValueError, match=r"never overwritten: name another$"):
+        free_path("a", str(tmp_path))
+
+
+def test_a_stopped_run_can_be_resumed_and_an_ended_one_cannot(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("")
+    with pytest.raises(ValueError, match=r"name another, or `treeward resume .*`$"):
+        free_path("a", str(tmp_path))
+    (tmp_path / "receipt.json").write_text("")
+    with pytest.raises(ValueError, match=r"name another$"):
         free_path("a", str(tmp_path))
 
 

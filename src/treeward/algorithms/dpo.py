@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from treeward.algorithms.loop import LoopConfig, Step, fit, reached
+from treeward.algorithms.loop import LoopConfig, Step, fit, reached, settings
 from treeward.algorithms.outputs import refuse_margins
 from treeward.algorithms.preferences import (
     AnyObjective,
@@ -141,9 +141,10 @@ def dpo(
     anchor = anchor or anchor_of(policy, config.anchor)
     budget = config.token_budget or policy.token_budget
     found = objective(policy, anchor, reached(config, planted), config)
+    decided = settings(config, DPOConfig) | {"the anchor's hash": str(anchor.hash)}
     if not isinstance(anchor, MovingAnchor):
-        yield from fit(policy.tree, planted, found, config, budget, resume)
+        yield from fit(policy.tree, planted, found, config, budget, resume, decided=decided)
         return
-    for step in fit(policy.tree, planted, found, config, budget, resume, {"anchor": anchor.tree}):
+    for step in fit(policy.tree, planted, found, config, budget, resume, {"anchor": anchor.tree}, decided):
         anchor.follow()
         yield step

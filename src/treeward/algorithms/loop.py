@@ -8,7 +8,7 @@ whole batch, over all forests and ranks: how a batch is cut changes nothing but 
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from treeward.algorithms import ranks
 from treeward.algorithms.state import DataOrder, TrainState
+from treeward.models import weights
 from treeward.trees.forest import Forest
 from treeward.trees.forward import TreeModule
 from treeward.trees.tokens import TokenTree
@@ -109,27 +110,34 @@ class Step:
 
 
 class NonFinite(FloatingPointError):
-    """A loss or gradient is NaN or infinite; the step was not taken, and the weights are those before it."""
+    """A loss or gradient is NaN or infinite; the weights are those after the `taken` steps before it."""
+
+    def __init__(self, taken: int, found: str) -> None:
+        super().__init__(f"step {taken + 1}: {found}")
+        self.taken = taken
 
 
 def fit(
     model: TreeModule, trees: Sequence[TokenTree], objective: Objective, config: LoopConfig, budget: int,
     resume: Path | None = None, companions: Mapping[str, nn.Module] | None = None,
+    decided: Mapping[str, str] | None = None,
 ) -> Iterator[Step]:  # fmt: skip
     """Train `model` on `trees` until `config` says stop; yields after every optimiser step.
 
     `budget` is the token budget where the config names none. `resume` is a directory that `TrainState.save` wrote.
-    `companions` are other models whose weights change with the steps: they are saved and put back too.
+    `companions` are other models whose weights change with the steps: they are saved and put back too. `decided` is
+    what the algorithm's steps depend on beside trees, start and rate (`settings`), the same when a run is resumed.
 
     Raises:
         NonFinite: a loss or gradient is not finite.
-        ValueError: there are no trees, or `resume` belongs to other data or another configuration.
+        ValueError: there are no trees, or `resume` belongs to other data, another start or another configuration.
     """
     if not trees:
         raise ValueError("there is nothing to train on: the training part is empty")
     verified(model, trees)
     total = config.total(len(trees))
-    state = TrainState(model, config.order(len(trees)), total, config, fingerprint(trees), companions or {})
+    known = {"the data's hash": fingerprint(trees), "the start's hash": weights.fingerprint(model), **(decided or {})}
+    state = TrainState(model, config.order(len(trees)), total, config, known, companions)
     if resume is not None:
         state.load(resume)
     while state.index < total:
@@ -139,18 +147,26 @@ def fit(
         ranks.sum_gradients(parameters)
         norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm).item()
         if not math.isfinite(metrics["loss"]) or not math.isfinite(norm):
-            raise NonFinite(f"step {state.index + 1}: loss {metrics['loss']}, gradient norm {norm}")
+            raise NonFinite(state.index, f"loss {metrics['loss']}, gradient norm {norm}")
         metrics |= {"grad_norm": norm, "lr": state.rate}
         state.advance()
         yield Step(state.index, metrics, state)
 
 
 def fingerprint(trees: Sequence[TokenTree]) -> str:
-    """SHA-256 over the ids of all trees, in order."""
+    """SHA-256 over what training sees of all trees, in order: ids, ratings, weights, margins."""
     digest = hashlib.sha256()
     for tree in trees:
-        digest.update(repr((tree.prompt, tree.branches)).encode())
+        digest.update(repr((tree.prompt, tree.branches, tree.ratings, tree.weight, tree.margin)).encode())
     return digest.hexdigest()
+
+
+def settings(config: LoopConfig, kind: type[LoopConfig]) -> dict[str, str]:
+    """The fields that an algorithm's own configuration adds to the loop's or shares with it, as text, by name. How long
+    it runs is counted in steps, and how a batch is cut may change.
+    """
+    free = ("steps", "epochs", "token_budget")
+    return {field.name: repr(getattr(config, field.name)) for field in fields(kind) if field.name not in free}
 
 
 def reached(config: LoopConfig, trees: Sequence[TokenTree]) -> list[TokenTree]:

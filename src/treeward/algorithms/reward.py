@@ -11,7 +11,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from treeward.algorithms.loop import LoopConfig, Step, Terms, fit
+from treeward.algorithms.loop import LoopConfig, Step, Terms, fit, settings
 from treeward.algorithms.outputs import branches, refuse_margins, weights
 from treeward.maths.branches import Branches
 from treeward.maths.reward import (
@@ -121,7 +121,9 @@ def reward(
     planted = tokenised(trees, model.tokenizer)
     loss = suited(config.loss, model.head)
     check_judged(loss, model.head, planted)
-    yield from fit(model.tree, planted, Judgement(model.tree, loss), config, model.token_budget, resume)
+    decided = settings(config, RewardConfig) | {"loss": repr(loss)}
+    judgement = Judgement(model.tree, loss)
+    yield from fit(model.tree, planted, judgement, config, model.token_budget, resume, decided=decided)
 
 
 def check_judged(loss: AnyRewardLoss, head: AnyHead, trees: Sequence[TokenTree]) -> None:

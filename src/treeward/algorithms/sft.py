@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from treeward.algorithms.loop import LoopConfig, Step, Terms, fit
+from treeward.algorithms.loop import LoopConfig, Step, Terms, fit, settings
 from treeward.algorithms.outputs import weights
 from treeward.models.policy import Policy, tokenised
 from treeward.trees.forest import Forest
@@ -50,4 +50,5 @@ def sft(
     """
     config = config or SFTConfig()
     planted = tokenised(trees, policy.tokenizer)
-    yield from fit(policy.tree, planted, TokenNLL(policy.tree), config, policy.token_budget, resume)
+    decided = settings(config, SFTConfig)
+    yield from fit(policy.tree, planted, TokenNLL(policy.tree), config, policy.token_budget, resume, decided=decided)

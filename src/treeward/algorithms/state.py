@@ -1,6 +1,7 @@
 """Everything that a training run is, between two steps; saved whole, so that a resumed run is the same run."""
 
 import json
+import logging
 import math
 import os
 import shutil
@@ -15,7 +16,10 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from transformers import get_scheduler
 
+from treeward.algorithms import ranks
 from treeward.models.weights import trainable
+
+log = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -65,7 +69,8 @@ class DataOrder:
 class TrainState:
     """Model, optimiser, rate, position in the data and random state. `index` counts the steps taken.
 
-    `data` is the fingerprint of what is trained on; a checkpoint of other data or another plan is refused.
+    `decided` is what a run is beside its order and rate, by name: its data, its start, its loss. A checkpoint of
+    another run is refused.
 
     `companions` are models that change with the steps without being trained (an EMA anchor), by name.
 
@@ -73,7 +78,7 @@ class TrainState:
     """
 
     def __init__(
-        self, model: nn.Module, order: DataOrder, total: int, config: Rates, data: str = "",
+        self, model: nn.Module, order: DataOrder, total: int, config: Rates, decided: Mapping[str, str] | None = None,
         companions: Mapping[str, nn.Module] | None = None,
     ) -> None:  # fmt: skip
         self.model = model
@@ -83,8 +88,9 @@ class TrainState:
         self.notes: dict[str, Any] = {}
         self._peak = config.lr
         self._plan = {
-            "data": data, "rows": order.rows, "batch_size": order.batch_size, "seed": order.seed, "steps": total,
+            "rows": order.rows, "batch_size": order.batch_size, "seed": order.seed, "steps": total,
             "lr": config.lr, "schedule": config.schedule, "warmup": config.warmup, "weight_decay": config.weight_decay,
+            **(decided or {}),
         }  # fmt: skip
         self.optimizer = AdamW(
             [p for _, p in trainable(model)], lr=config.lr, weight_decay=config.weight_decay, fused=True
@@ -111,7 +117,9 @@ class TrainState:
         self.index += 1
 
     def save(self, directory: Path) -> None:
-        """Write the state into `directory`, all or nothing: to a temporary name first, then renamed."""
+        """Write the state into `directory`, all or nothing: to a temporary name first, then renamed. What stood there
+        is deleted last.
+        """
         temporary = directory.with_name(f".{directory.name}.{os.getpid()}")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -120,14 +128,19 @@ class TrainState:
             save_file(
                 {n: p.detach().contiguous() for n, p in companion.named_parameters()}, temporary / f"{name}.safetensors"
             )
-        torch.save({"optimizer": self.optimizer.state_dict(), "random": torch.get_rng_state()}, temporary / "state.pt")
+        random = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state(self._gpu) if self._gpu else None}
+        torch.save({"optimizer": self.optimizer.state_dict(), "random": random}, temporary / "state.pt")
         facts = {
             "index": self.index, "notes": self.notes, "plan": self._plan, "next_rows": self.order.batch(self.index),
-            "threads": torch.get_num_threads(), "torch": torch.__version__,
+            "under": _circumstances(),
         }  # fmt: skip
         (temporary / "state.json").write_text(json.dumps(facts))
-        shutil.rmtree(directory, ignore_errors=True)
+        old = directory.with_name(f".{directory.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if directory.exists():
+            directory.rename(old)
         temporary.rename(directory)
+        shutil.rmtree(old, ignore_errors=True)
 
     def load(self, directory: Path) -> None:
         """Continue from what `save` wrote.
@@ -142,20 +155,37 @@ class TrainState:
         if other:
             raise ValueError(
                 f"{str(directory)!r} is of another run: {other[0]} is {facts['plan'].get(other[0])!r} there and "
-                f"{self._plan[other[0]]!r} here"
+                f"{self._plan[other[0]]!r} here; resume with the data, configuration and model it began with"
             )
         if facts["next_rows"] != self.order.batch(facts["index"]):
             raise ValueError(
                 f"{str(directory)!r} would go on with rows {facts['next_rows'][:3]}..., this run with "
                 f"{self.order.batch(facts['index'])[:3]}...: the order of the data has changed"
             )
+        for name, here in _circumstances().items():
+            if facts["under"][name] != here:
+                log.warning("resumed with %s %s, saved with %s: equal to an unstopped run only to rounding",
+                            name, here, facts["under"][name])  # fmt: skip
         load_trainable(self.model, directory / "weights.safetensors")
         for name, companion in self.companions.items():
             put_back(dict(companion.named_parameters()), directory / f"{name}.safetensors")
         saved = torch.load(directory / "state.pt", weights_only=True)
         self.optimizer.load_state_dict(saved["optimizer"])
-        torch.set_rng_state(saved["random"])
+        torch.set_rng_state(saved["random"]["cpu"])
+        if self._gpu and saved["random"]["cuda"] is not None:
+            torch.cuda.set_rng_state(saved["random"]["cuda"], self._gpu)
         self.index, self.notes = facts["index"], facts["notes"]
+
+    @property
+    def _gpu(self) -> torch.device | None:
+        """The GPU whose generator draws this model's dropout."""
+        device = self.parameters[0].device
+        return device if device.type == "cuda" else None
+
+
+def _circumstances() -> dict[str, Any]:
+    """What equal bits depend on beside the run itself."""
+    return {"threads": torch.get_num_threads(), "processes": ranks.world(), "torch": torch.__version__}
 
 
 def save_trainable(model: nn.Module, file: Path) -> None:

@@ -99,7 +99,12 @@ def resume(words: Words) -> int:
     if (directory.path / "receipt.json").exists():
         raise ValueError(f"{words.places[0]!r} has ended: its receipt.json is there")
     values = yaml.safe_load((directory.path / "config.yaml").read_text(encoding="utf-8"))
-    config = settings.build(RUNS[values.pop("command")], values)
+    verb = values.pop("command")
+    if verb not in RUNS:
+        ended = (directory.path / "report.json").exists()
+        mend = "has ended" if ended else f"goes on when the same command is given again with --out {words.places[0]}"
+        raise ValueError(f"{words.places[0]!r} is of `treeward {verb}`, not of a training command; it {mend}")
+    config = settings.build(RUNS[verb], values)
     return show(train(config, directory))
 
 

@@ -16,6 +16,8 @@ from treeward.data.shapes import Purpose, pair_labelled, shaped
 from treeward.data.splits import PARTS, Part, edges, named, part_at, unit
 from treeward.trees.text import Tree
 
+TEXTS = ("prompt", "chosen", "rejected", "response", "responses", "messages", "completion", "text")
+"""The columns that hold texts."""
 UNREAD = (formats.Dropped, ValueError, TypeError, AttributeError, IndexError)
 
 
@@ -145,8 +147,8 @@ def _kind(rows: Collection[sources.Row], config: DataConfig) -> tuple[str, Purpo
 
 
 def _again(row: sources.Row, seen: set[bytes]) -> bool:
-    """Whether these texts, ratings and labels apart from ids and splits, stood in a row before."""
-    texts = {key: row[key] for key in ("prompt", "chosen", "rejected", "messages", "completion", "text") if key in row}
+    """Whether these texts, whatever their ratings, labels, ids and splits, stood in a row before."""
+    texts = {key: row[key] for key in TEXTS if key in row}
     known = mark(repr(texts)) in seen
     seen.add(mark(repr(texts)))
     return known

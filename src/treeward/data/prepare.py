@@ -1,5 +1,6 @@
 """The whole way from a source to token trees: read, format, split by group, pair, render, drop and count."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
@@ -7,12 +8,18 @@ from typing import Literal
 from treeward.data import formats, sources, store
 from treeward.data.batched import token_trees
 from treeward.data.render import Account, Tokenizer
-from treeward.data.shapes import Purpose, pair_labelled, shaped
+from treeward.data.shapes import Purpose, pair_labelled, replace_responses, shaped
 from treeward.data.splits import PARTS, Edges, Part, Shares, edges, named, part_at, unit
 from treeward.trees.text import Tree
 from treeward.trees.tokens import TokenTree
 
 UNPAIRED = "text without a partner of the other label"
+IDENTICAL = "identical after truncation"
+"""Trees dropped because fewer than two branches differ, and branches dropped because a better one has their ids."""
+REPEATED = "response that stands in its ranking twice"
+"""Branches dropped because a better one has their text."""
+COMPARED = ("pairs", "ranked", "unpaired")
+"""The purposes for which two branches with the same ids say nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +33,8 @@ class DataConfig:
     """preference, transcripts, graded, helpsteer, messages, completion, labelled, text, prompts; auto goes by the
     columns."""
     split: str | None = None
-    """Read only this split of a source that has several."""
+    """Read only this split of a source that has several, and part its rows anew; null reads all, each in its part. The
+    rows of a single file are its `train`."""
     columns: dict[str, str] = field(default_factory=dict)
     """Renames: {ours: theirs}, such as {prompt: instruction}; {subset: category} reports each category apart."""
     limit: int | None = None
@@ -99,6 +107,18 @@ def lost(account: Account, config: DataConfig) -> str:
     sorted_by_label = config.limit is not None and account.dropped[UNPAIRED] == account.rows
     more = f"; the first {config.limit} rows have one label only: raise data.limit, or mix the rows of the file"
     return f"{account}{more if sorted_by_label else ''}"
+
+
+def unheld(account: Account) -> str:
+    """What to do about data of which nothing is held out."""
+    named_here = account.columns["split"]
+    if not named_here:
+        return "set data.test above 0"
+    return (
+        f"the data names the split of {named_here} of {account.rows} rows, none of them validation or test; part one "
+        "split anew with --data.split train, or raise data.limit to reach the others; a file's own column 'split' must "
+        "name held-out rows, or go"
+    )
 
 
 @dataclass(frozen=True)
@@ -182,6 +202,8 @@ def _trees(
         except ValueError as problem:
             raise ValueError(f"row {number}: {problem}") from None
         part = named(row["split"]) if row.get("split") else None
+        if part is not None:
+            account.columns["split"] += 1
         texts += [(part, tree) for tree in trees]
     return texts
 
@@ -221,9 +243,28 @@ def _render(
     kept: list[tuple[Tree, TokenTree]] = []
     rendered = token_trees(texts, tokenizer, config.max_prompt, config.max_response, prepared.account)
     for tree, tokens in zip(texts, rendered, strict=True):
-        if purpose == "pairs" and tokens.branches[0] == tokens.branches[1]:
-            prepared.account.dropped["identical after truncation"] += 1
-            continue
-        kept.append((tree, tokens))
+        if purpose not in COMPARED or len(set(tokens.branches)) == len(tokens.branches):
+            kept.append((tree, tokens))
+        elif found := _distinct(tree, tokens, prepared.account):
+            kept.append(found)
     prepared.texts[part] = [tree for tree, _ in kept]
     prepared.parts[part] = [tokens for _, tokens in kept]
+
+
+def _distinct(tree: Tree, tokens: TokenTree, account: Account) -> tuple[Tree, TokenTree] | None:
+    """The tree without the branches whose ids a better one has; None where fewer than two are left."""
+    first: dict[tuple[int, ...], int] = {}
+    for number, ids in enumerate(tokens.branches):
+        first.setdefault(ids, number)
+    if len(first) < 2:
+        account.dropped[IDENTICAL] += 1
+        return None
+    lost = len(tokens.branches) - len(first)
+    repeated = min(lost, len(tree.responses) - len({response.text for response in tree.responses}))
+    account.cut += Counter({REPEATED: repeated, IDENTICAL: lost - repeated})
+    keep = list(first.values())
+    ratings = tuple(tokens.ratings[n] for n in keep) if tokens.ratings else ()
+    return (
+        replace_responses(tree, [tree.responses[n] for n in keep]),
+        replace(tokens, branches=tuple(first), ratings=ratings),
+    )

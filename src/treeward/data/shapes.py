@@ -32,12 +32,27 @@ def shaped(trees: Sequence[Tree], purpose: Purpose, dropped: Counter[str]) -> li
 
 
 def gather(trees: Sequence[Tree]) -> list[Tree]:
-    """Single rated responses to one prompt as one tree; trees of two and more stand as they are."""
+    """Single rated responses to one prompt as one tree, of their subset if they share it; trees of two and more stand
+    as they are.
+
+    Raises:
+        ValueError: the responses to one prompt have different weights.
+    """
     found: dict[object, Tree] = {}
     for number, tree in enumerate(trees):
         key = (tree.group, str(tree.prompt)) if len(tree.responses) == 1 else number
-        found[key] = replace_responses(found[key], (*found[key].responses, *tree.responses)) if key in found else tree
+        found[key] = _joined(found[key], tree) if key in found else tree
     return list(found.values())
+
+
+def _joined(tree: Tree, other: Tree) -> Tree:
+    if tree.weight != other.weight:
+        raise ValueError(
+            f"column 'weight' is {tree.weight:g} and {other.weight:g} for responses to {tree.group[:60]!r}, which are "
+            "judged together; give them one weight"
+        )
+    subset = tree.subset if tree.subset == other.subset else ""
+    return replace(tree, responses=(*tree.responses, *other.responses), subset=subset)
 
 
 def replace_responses(tree: Tree, responses: Sequence[Response]) -> Tree:
@@ -46,19 +61,31 @@ def replace_responses(tree: Tree, responses: Sequence[Response]) -> Tree:
 
 
 def pair_labelled(trees: Sequence[Tree], seed: int) -> list[Tree]:
-    """Positive texts against negative ones, each text in at most one pair; the order depends on the seed alone.
+    """Positive texts against negative ones, each text in at most one pair; the order depends on the seed alone. A pair
+    is of the subset that both its texts are of.
 
     Raises:
-        ValueError: a text has no label, or a label is neither 0 nor 1.
+        ValueError: a text has no label, a label is neither 0 nor 1, or a text has a weight of its own.
     """
     labels = {tree.responses[0].score for tree in trees}
     if not labels <= {0.0, 1.0}:
         raise ValueError(
             f"column 'label' holds {sorted(map(str, labels))[:4]}; pairs need 1 (positive) and 0 (negative)"
         )
+    weighted = sum(tree.weight != 1 for tree in trees)
+    if weighted:
+        raise ValueError(
+            f"column 'weight' weighs {weighted} single texts, but they are trained on in pairs; take the column out, "
+            "or give pairs with weights"
+        )
     sides = [shuffled(((t.group, t) for t in trees if t.responses[0].score == s), seed) for s in (1.0, 0.0)]
     return [
-        Tree("", [Response(a.responses[0].text), Response(b.responses[0].text)], group=f"{a.group} / {b.group}")
+        Tree(
+            "",
+            [Response(a.responses[0].text), Response(b.responses[0].text)],
+            group=f"{a.group} / {b.group}",
+            subset=a.subset if a.subset == b.subset else "",
+        )
         for a, b in zip(*sides, strict=False)
     ]
 

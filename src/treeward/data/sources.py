@@ -58,7 +58,7 @@ def flow(source: str, split: str | None = None, limit: int | None = None, seed: 
     """
     known = world.source(source)
     if known and split is not None:
-        raise ValueError(f"data.split {split!r} is not in {source!r}, which has no splits")
+        raise ValueError(f"data.split {split!r} is not in {source!r}, which has no splits; add --data.split null")
     found: Collection[Row] = known(seed)[:limit] if known else Flow(_parts(_read(source), source, split), limit)
     if not found:
         raise ValueError(f"data.source {source!r} has no rows")
@@ -125,5 +125,8 @@ def _parts(found: Any, source: str, split: str | None) -> dict[str, datasets.Dat
     if split is None:
         return parts
     if split not in parts:
-        raise ValueError(f"data.split {split!r} is not in {source!r}; it has {', '.join(sorted(parts))}")
+        raise ValueError(
+            f"data.split {split!r} is not in {source!r}; it has {', '.join(sorted(parts))}: name one of them, or read "
+            "everything with --data.split null"
+        )
     return {split: parts[split]}

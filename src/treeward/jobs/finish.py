@@ -25,6 +25,15 @@ from treeward.report.page import write_page
 from treeward.runs.directory import RunDirectory, finite
 
 
+@dataclass(frozen=True)
+class Updates:
+    """Optimiser steps: those taken before this session began, those taken now in all, those planned."""
+
+    before: int
+    taken: int
+    planned: int
+
+
 @dataclass
 class Prologue:
     """What is known before the first step: the task with its model, the data, the checks that were made."""
@@ -37,7 +46,7 @@ class Prologue:
 
 def conclude(
     config: AnyRun, begun: Prologue, run: RunDirectory, before: Measurement, start: Mapping[str, Tensor],
-    updates: tuple[int, int], broken: Check | None, seconds: float,
+    updates: Updates, broken: Check | None, seconds: float,
 ) -> tuple[dict[str, Any], int]:  # fmt: skip
     """Write model, evaluation, samples, receipt and report; returns the receipt and the exit code."""
     task, data = begun.task, begun.data
@@ -54,7 +63,8 @@ def conclude(
         checks += guards.collapse_guards(compared, said["diversity"], config.model.random)
     scorer = config.evaluation.scorer if "samples" in after.tables else None
     verdict = decide(main, checks, task.rule(after), scorer)
-    tokens = sum(len(data.train[row]) for i in range(updates[0]) for row in config.order(len(data.train)).batch(i))
+    order = config.order(len(data.train))
+    tokens = sum(len(data.train[row]) for i in range(updates.before, updates.taken) for row in order.batch(i))
     extra: dict[str, Any] = {"command": verb_of(config), "seconds": seconds, "tokens_per_second": tokens / seconds}
     if data.best_accuracy is not None:
         extra["best_reachable_accuracy"] = data.best_accuracy
@@ -87,13 +97,13 @@ def _after(
 
 
 def _closing_checks(
-    config: AnyRun, begun: Prologue, run: RunDirectory, moved: closing.Movement, updates: tuple[int, int],
+    config: AnyRun, begun: Prologue, run: RunDirectory, moved: closing.Movement, updates: Updates,
     after: Measurement,
 ) -> list[Check]:  # fmt: skip
     task = begun.task
     found = [
         *closing.movement_checks(moved, config.lr > 0),
-        closing.updates(*updates),
+        closing.updates(updates.taken, updates.planned),
         closing.reload_check(task.model, run.path, identities.probe(begun.data.held_out)),
     ]
     if task.anchor is not None:

@@ -7,9 +7,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from treeward.algorithms.dpo import dpo
+from treeward.algorithms.dpo import check_shape, dpo
 from treeward.algorithms.dpo import objective as preference
-from treeward.algorithms.loop import Objective, Step
+from treeward.algorithms.loop import Objective, Step, reached
 from treeward.algorithms.outputs import branches
 from treeward.algorithms.reward import Judgement, check_judged, needs, reward, suited
 from treeward.algorithms.sft import TokenNLL, sft
@@ -50,6 +50,14 @@ class Task(Protocol):
         """The training objective, ready for these trees, at the start."""
         ...
 
+    def suits(self, trees: Sequence[TokenTree]) -> list[Check]:
+        """Whether the command can learn from all of its training trees.
+
+        Raises:
+            ValueError: a tree has not the shape, the ratings or the margin that the loss asks for.
+        """
+        ...
+
     def identities(self, trees: Sequence[TokenTree]) -> list[Check]:
         """The identities that hold for this command alone."""
         ...
@@ -86,6 +94,9 @@ class SFTTask:
     def objective(self, trees: Sequence[TokenTree]) -> Objective:
         return TokenNLL(self.model.tree)
 
+    def suits(self, trees: Sequence[TokenTree]) -> list[Check]:
+        return []
+
     def identities(self, trees: Sequence[TokenTree]) -> list[Check]:
         return _policy_identities(self.config, self.model, self.anchor, trees)
 
@@ -118,8 +129,11 @@ class RewardTask:
     def objective(self, trees: Sequence[TokenTree]) -> Objective:
         return Judgement(self.model.tree, self.loss)
 
-    def identities(self, trees: Sequence[TokenTree]) -> list[Check]:
+    def suits(self, trees: Sequence[TokenTree]) -> list[Check]:
         check_judged(self.loss, self.model.head, trees)
+        return []
+
+    def identities(self, trees: Sequence[TokenTree]) -> list[Check]:
         objective = self.objective(trees)
         found = []
         if all(len(tree.branches) == 2 for tree in trees):
@@ -178,6 +192,18 @@ class DPOTask:
     def objective(self, trees: Sequence[TokenTree]) -> Objective:
         with identities.exact(self.anchor.tree):
             return preference(self.model, self.anchor, trees, self.config)
+
+    def suits(self, trees: Sequence[TokenTree]) -> list[Check]:
+        check_shape(self.config.loss, trees)
+        if not self.config.loss.needs_anchor:
+            return []
+        budget = self.config.token_budget or self.model.token_budget
+        found = self.reference.audit(reached(self.config, trees), budget)
+        if found is None:
+            return []
+        name = "stored log-probabilities of the anchor against those computed now, nats a token"
+        passed = found.passed if found.entries else None
+        return [Check("F22", name, passed, ("F22",), "before", found.deviation, found.limit, found.detail)]
 
     def identities(self, trees: Sequence[TokenTree]) -> list[Check]:
         with identities.exact(self.anchor.tree):

@@ -5,6 +5,7 @@ before the first step, so that nothing but the optimiser steps already taken is 
 """
 
 import logging
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,17 +17,17 @@ import yaml
 
 from treeward.algorithms.loop import Step, accumulate
 from treeward.algorithms.state import TrainState, load_trainable, save_trainable
-from treeward.data.prepare import Prepared, prepare
+from treeward.data.prepare import Prepared, prepare, unheld
 from treeward.evaluation.tables import JUDGE, Measurement, metric
 from treeward.jobs.environment import environment
-from treeward.jobs.finish import Prologue, conclude
+from treeward.jobs.finish import Prologue, Updates, conclude
 from treeward.jobs.options import AnyRun, verb_of
 from treeward.jobs.progress import Interrupted, follow, interruptible
 from treeward.jobs.settings import dump
 from treeward.jobs.tasks import Task, task_of, with_again
 from treeward.models.weights import snapshot
 from treeward.proof import identities
-from treeward.proof.checks import Check, require
+from treeward.proof.checks import Check, below, require
 from treeward.proof.data_checks import data_checks
 from treeward.proof.rates import rate_check
 from treeward.runs.directory import RunDirectory, alone, created, free_path
@@ -50,36 +51,42 @@ def train(config: AnyRun, resume: RunDirectory | None = None) -> Finished:
 
     Raises:
         ChecksFailed: a check before the first step failed; no run directory is left.
-        ValueError: the configuration, model or data cannot be used, or another process works on this run.
+        ValueError: the configuration, model or data cannot be used, or another process works on this run; before the
+            first step no run directory is left.
         Interrupted: Ctrl-C; the state is saved.
     """
     if resume is None:
         free_path(config.name or verb_of(config), config.out)
     begun = prologue(config)
     before = with_again(begun.task, begun.task.measure(begun.data.held_out), begun.data.held_out)
-    metric(begun.task.metric)
     before.table_of(begun.task.metric)
+    begun.checks += require(_all_measured(begun.task, before, begun.data.held_out))
     run = resume or created(config.name or verb_of(config), config.out)
     with alone(run.path):
         if resume is None:
             run.write("config.yaml", yaml.safe_dump({"command": verb_of(config), **dump(config)}, sort_keys=False))
-        return _run(config, begun, before, run)
+        return _run(config, begun, before, run, resume is not None)
 
 
-def _run(config: AnyRun, begun: Prologue, before: Measurement, run: RunDirectory) -> Finished:
+def _run(config: AnyRun, begun: Prologue, before: Measurement, run: RunDirectory, resumed: bool) -> Finished:
     """Train and conclude in the run's directory, in which no other process works."""
     run.write_json("environment.json", environment(begun.task.model.tree))
     start = snapshot(begun.task.model.tree)
     clock = time.monotonic()
     broken: Check | None = None
-    taken = 0
+    done = _done(run)
     try:
         taken = _loop(config, begun.task, begun.data, run)
     except FloatingPointError as problem:
+        taken = max([done, *(row["step"] for row in run.lines("metrics.jsonl"))])
         broken = Check("F28", "finite losses and gradients", False, ("F28",), "during", detail=str(problem))
         log.error("stopped: %s", problem)
-    planned = config.total(len(begun.data.train))
-    receipt, code = conclude(config, begun, run, before, start, (taken, planned), broken, time.monotonic() - clock)
+    except ValueError:
+        if not resumed and not run.lines("metrics.jsonl"):
+            shutil.rmtree(run.path)
+        raise
+    updates = Updates(done, taken, config.total(len(begun.data.train)))
+    receipt, code = conclude(config, begun, run, before, start, updates, broken, time.monotonic() - clock)
     return Finished(run.path, receipt, code)
 
 
@@ -98,7 +105,7 @@ def prologue(config: AnyRun) -> Prologue:
     if not data.train:
         raise ValueError(f"data.source {config.data.source!r} leaves nothing to train on: {data.account}")
     if not data.held_out:
-        raise ValueError("nothing is held out: set data.test above 0; without held-out data there is no verdict")
+        raise ValueError(f"nothing is held out, and so there is no verdict: {unheld(data.account)}")
     embedding: Any = task.model.tree.module.get_input_embeddings()  # type: ignore[operator]
     checks = data_checks(data, task.model.tokenizer, embedding.num_embeddings, task.purpose)
     require([check for check in checks if check.id == "F09"])
@@ -127,6 +134,7 @@ def _model_checks(config: AnyRun, task: Task, data: Prepared) -> tuple[list[Chec
     found = verify(model.tree, everything)
     log.info("layout: %s, largest deviation from plain calls %.2g, gradients %.2g", found.backend,
              found.value_deviation, found.gradient_deviation)  # fmt: skip
+    own = require(task.suits(data.train))
     probe = identities.probe(data.train)
     objective = task.objective(probe)
     total = config.total(len(data.train))
@@ -138,18 +146,28 @@ def _model_checks(config: AnyRun, task: Task, data: Prepared) -> tuple[list[Chec
         *identities.passes(model.tree, probe),
         identities.accumulation(model.tree, objective, probe),
         reach,
+        *own,
         *task.identities(probe),
         rate_check(verb_of(config), config.lr, total, parameters, config.model.random),
     ], missing
+
+
+def _all_measured(task: Task, measured: Measurement, trees: Sequence[TokenTree]) -> list[Check]:
+    """F49: texts and pairs have one row a held-out tree; reward models also leave ties out, which are no pairs."""
+    table = measured.tables.get("texts" if task.purpose == "sft" else "pairs")
+    if task.anchor is None or task.purpose not in ("sft", "pairs") or table is None:
+        return []
+    rows = len(table.groups)
+    name, detail = "held-out examples without a row of their own", f"{rows} rows for {len(trees)} examples"
+    return [below("F49", name, abs(rows - len(trees)), 0, ["F49"], detail=detail)]
 
 
 def _loop(config: AnyRun, task: Task, data: Prepared, run: RunDirectory) -> int:
     """Take the steps; log, measure, keep the best, save. Returns the number of updates taken."""
     total = config.total(len(data.train))
     every = config.evaluate_every or config.order(len(data.train)).steps_per_epoch
-    checkpoints = run.checkpoints()
-    resume = checkpoints[-1] if checkpoints else None
-    done = int(resume.name.removeprefix("step-")) if resume else 0
+    done = _done(run)
+    resume = run.checkpoint(done) if done else None
     run.write_lines("metrics.jsonl", [row for row in run.lines("metrics.jsonl") if row["step"] <= done])
     step: Step | None = None
     with interruptible() as pressed:
@@ -167,6 +185,12 @@ def _loop(config: AnyRun, task: Task, data: Prepared, run: RunDirectory) -> int:
         if step:
             log.info("kept the weights of step %s, best by validation %s", step.state.notes["best_step"], task.metric)
     return step.index if step else done
+
+
+def _done(run: RunDirectory) -> int:
+    """The steps that the last checkpoint stands for; 0 without one."""
+    checkpoints = run.checkpoints()
+    return int(checkpoints[-1].name.removeprefix("step-")) if checkpoints else 0
 
 
 def _validate(task: Task, trees: Sequence[TokenTree], step: Step, run: RunDirectory) -> dict[str, float]:

@@ -1,6 +1,8 @@
 """Finding models and tokenizers: the embedded world, a local directory, or a hub id; one-line errors."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -108,11 +110,11 @@ def load(config: ModelConfig, auto_class: Any, seed: int, **named: Any) -> Loade
             if name in config.config and not hasattr(plan, name):
                 raise ValueError(f"model.config has {name!r}, which {type(plan).__name__} does not know")
             setattr(plan, name, value)
-        with torch.random.fork_rng():
-            torch.manual_seed(seed if config.seed is None else config.seed)
+        with seeded(config, seed):
             module = auto_class.from_config(plan, dtype=torch.float32)
     else:
-        module = _ask(config.path, "weights", auto_class, dtype=torch.float32, **named)
+        with seeded(config, seed):
+            module = _ask(config.path, "weights", auto_class, dtype=torch.float32, **named)
     set_dropout(module, config.dropout)
     fuse_gelu(module)
     check_vocabulary(module, tokenizer, config)
@@ -123,6 +125,14 @@ def load(config: ModelConfig, auto_class: Any, seed: int, **named: Any) -> Loade
         torch.set_num_threads(1)
     precision = choose_precision(config.precision, device, parameters)
     return Loaded(module.to(device), tokenizer, precision, None if config.backend == "auto" else config.backend)
+
+
+@contextmanager
+def seeded(config: ModelConfig, seed: int) -> Iterator[None]:
+    """Weights drawn inside, such as those of a new layer, depend on the seed alone; no generator moves."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed if config.seed is None else config.seed)
+        yield
 
 
 def load_tokenizer(config: ModelConfig) -> Tokenizer:

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from treeward.data.render import Tokenizer, end_id, token_tree
 from treeward.maths.logprobs import sum_by_branch
 from treeward.models import adapters
-from treeward.models.loading import ModelConfig, load
+from treeward.models.loading import ModelConfig, load, seeded
 from treeward.trees.forest import Forest
 from treeward.trees.forward import TreeLM
 from treeward.trees.text import Tree
@@ -44,7 +44,8 @@ class Policy:
     def from_config(cls, config: ModelConfig, seed: int = 0) -> "Policy":
         """The policy that a run's `model` section describes; `seed` draws random weights."""
         loaded = load(config, AutoModelForCausalLM, seed)
-        adapter = adapters.put_on(loaded.module, config.lora, "CAUSAL_LM") if config.lora else None
+        with seeded(config, seed):
+            adapter = adapters.put_on(loaded.module, config.lora, "CAUSAL_LM") if config.lora else None
         return cls(TreeLM(loaded.module, loaded.precision, loaded.backend), loaded.tokenizer, adapter)
 
     @property

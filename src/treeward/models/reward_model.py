@@ -18,7 +18,7 @@ from treeward.data.render import Tokenizer, end_id
 from treeward.maths.scores import AnyHead, Scalar, freed
 from treeward.models import adapters, artifact
 from treeward.models.heads import output_layer, outside_backbone, zero_head
-from treeward.models.loading import ModelConfig, load
+from treeward.models.loading import ModelConfig, load, seeded
 from treeward.models.policy import TOKEN_BUDGET, in_order, tokenised
 from treeward.trees.forward import TreeScorer
 from treeward.trees.text import Tree
@@ -78,7 +78,8 @@ class RewardModel:
         if config.train == "head":
             module.base_model.requires_grad_(False)
         trained_whole = tuple(sorted({name.partition(".")[0] for name in outside_backbone(module)}))
-        adapter = adapters.put_on(module, config.lora, "SEQ_CLS", trained_whole) if config.lora else None
+        with seeded(config, seed):
+            adapter = adapters.put_on(module, config.lora, "SEQ_CLS", trained_whole) if config.lora else None
         tree = TreeScorer(module, loaded.precision, loaded.backend, head).to(module.device)
         if thresholds is not None and tree.thresholds is not None:
             tree.thresholds.data.copy_(freed(thresholds))

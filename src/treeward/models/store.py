@@ -29,6 +29,10 @@ WAIT = 60.0
 
 SCHEMA = "CREATE TABLE IF NOT EXISTS entries (key BLOB PRIMARY KEY, logps BLOB, sum INTEGER, used REAL) WITHOUT ROWID"
 
+OLDEST = """DELETE FROM entries WHERE key IN (SELECT key FROM (SELECT key, SUM(LENGTH(logps)) OVER
+    (ORDER BY used DESC ROWS UNBOUNDED PRECEDING) AS reach FROM entries) WHERE reach > ?)"""
+"""Entries that no longer fit when those used last are counted first."""
+
 
 def default_path() -> Path:
     """`$TREEWARD_CACHE/anchor.sqlite`, else the user's cache directory."""
@@ -83,17 +87,12 @@ class LogpStore:
     def size(self) -> int:
         """Bytes of values."""
         with self._open() as base:
-            return int(base.execute("SELECT COALESCE(SUM(LENGTH(logps)), 0) FROM entries").fetchone()[0])
+            return _size(base)
 
     def _shrink(self, base: sqlite3.Connection) -> None:
         """Drop the entries unused for longest until the rest fits."""
-        sizes = base.execute("SELECT key, LENGTH(logps) FROM entries ORDER BY used DESC").fetchall()
-        total, gone = 0, []
-        for name, size in sizes:
-            total += size
-            if total > self.limit:
-                gone.append((name,))
-        base.executemany("DELETE FROM entries WHERE key = ?", gone)
+        if _size(base) > self.limit:
+            base.execute(OLDEST, (self.limit,))
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
@@ -111,6 +110,10 @@ class LogpStore:
             raise ValueError(f"the store {str(self.path)!r} cannot be used ({problem}); {MEND}") from None
         finally:
             base.close()
+
+
+def _size(base: sqlite3.Connection) -> int:
+    return int(base.execute("SELECT COALESCE(SUM(LENGTH(logps)), 0) FROM entries").fetchone()[0])
 
 
 MEND = "name another with --anchor.store PATH, switch it off with --anchor.store off, or delete it"

@@ -1,11 +1,13 @@
 """Checks of the data, before the first step: what was lost, what leaks, what cannot be learned from or measured."""
 
 from collections.abc import Sequence
+from itertools import combinations
 
 import numpy as np
 
-from treeward.data.prepare import Prepared
-from treeward.data.render import Tokenizer, decode, template_faults
+from treeward.data.formats import JUDGED
+from treeward.data.prepare import COMPARED, IDENTICAL, REPEATED, Prepared
+from treeward.data.render import Tokenizer, closing_id, decode, opening_id, template_faults
 from treeward.data.shapes import Purpose
 from treeward.proof.checks import Check, below
 from treeward.trees.tokens import TokenTree
@@ -29,7 +31,10 @@ def data_checks(data: Prepared, tokenizer: Tokenizer, embedding_rows: int, purpo
     ]
     if purpose == "unpaired":
         found.append(_labels(data))
-    return [*found, *_pairs(data, everything), *_made(data, everything)] if purpose == "pairs" else found
+    if purpose in JUDGED:
+        found += _made(data, everything, tokenizer, purpose)
+    compared = [tree for tree in everything if len(tree.branches) > 1]
+    return [*found, *_compared(data, compared)] if purpose in COMPARED and compared else found
 
 
 def _ends(data: Prepared) -> Check:
@@ -94,43 +99,47 @@ def _comparable(trees: Sequence[TokenTree]) -> bool:
     return any(len(tree.branches) > 1 for tree in trees) or {(0.0,), (1.0,)} <= {tree.grades for tree in trees}
 
 
-def _pairs(data: Prepared, trees: Sequence[TokenTree]) -> list[Check]:
+def _compared(data: Prepared, trees: Sequence[TokenTree]) -> list[Check]:
+    """Pairs and rankings, better branches first; a comparison is a branch with the one before it."""
     account = data.account
-    same = sum(tree.branches[0] == tree.branches[1] for tree in trees)
-    kept = max(1, len(trees))
-    by_budget = account.dropped["identical after truncation"] / (kept + account.dropped["identical after truncation"])
-    in_data = account.dropped["identical pair"] / max(1, account.rows)
-    cut = [account.cut[f"response {side}"] / kept for side in (0, 1)]
-    swapped = {(tree.prompt, tree.branches) for tree in trees}
-    both_ways = sum((tree.prompt, tree.branches[::-1]) in swapped for tree in trees) // 2
-    wrong = sum(bool(tree.ratings) and tree.grades[0] < tree.grades[1] for tree in trees) / kept
+    same = sum(len(set(tree.branches)) < len(tree.branches) for tree in trees)
+    kept, comparisons = len(trees), sum(len(tree.branches) - 1 for tree in trees)
+    gone = account.dropped[IDENTICAL] + account.cut[IDENTICAL]
+    by_budget = gone / (comparisons + gone)
+    in_data = (account.dropped["identical pair"] + account.cut[REPEATED]) / max(account.rows, comparisons)
+    cut = [account.cut[f"response {place}"] / kept for place in range(min(len(tree.branches) for tree in trees))]
+    ordered = {(tree.prompt, sides) for tree in trees for sides in combinations(tree.branches, 2)}
+    both_ways = sum((prompt, sides[::-1]) in ordered for prompt, sides in ordered) // 2
+    wrong = sum(bool(tree.ratings) and list(tree.grades) != sorted(tree.grades, reverse=True) for tree in trees) / kept
     return [
-        below("F11", "identical pairs left in", same, 0, ["F11"]),
-        below("F11", "share of pairs made identical by truncation", by_budget, 0.01, ["F11"],
+        below("F11", "pairs and rankings with identical branches left in", same, 0, ["F11"]),
+        below("F11", "share of comparisons made identical by truncation", by_budget, 0.01, ["F11"],
               detail="raise data.max_response" if by_budget > 0.01 else ""),
-        below("F11", "share of pairs identical in the data", in_data, 0.05, ["F11"]),
-        below("F13", "cut chosen against cut rejected, difference of shares", abs(cut[0] - cut[1]), 0.05, ["F13"]),
+        below("F11", "share of comparisons identical in the data", in_data, 0.05, ["F11"]),
+        below("F13", "cut chosen against cut rejected, difference of shares", max(cut) - min(cut), 0.05, ["F13"]),
         below("F04", "pairs present in both orders", both_ways, 0, ["F04"]),
         below("F05", "share of pairs whose ratings contradict their order", wrong, 0.01, ["F05"]),
     ]  # fmt: skip
 
 
-def _made(data: Prepared, trees: Sequence[TokenTree]) -> list[Check]:
-    """F08: the ways in which pairs made of samples are known to be malformed."""
+def _made(data: Prepared, trees: Sequence[TokenTree], tokenizer: Tokenizer, purpose: Purpose) -> list[Check]:
+    """F08: the ways in which preferences made of samples are known to be malformed."""
     texts = [tree for part in data.texts.values() for tree in part]
     said = [(tree.prompt.strip(), r.text) for tree in texts if isinstance(tree.prompt, str) for r in tree.responses]
-    echoes = [(prompt, text) for prompt, text in said if prompt and text.strip().startswith(prompt)]
+    echoes = [(prompt, text) for prompt, text in said if _echoes(prompt, text.strip())]
     responses = max(1, sum(len(tree.responses) for tree in texts))
-    bare = 0 if data.format == "text" else sum(len(tree.prompt) == 1 for tree in trees)
+    starts = ((opening_id(tokenizer),), (closing_id(tokenizer),))
+    bare = 0 if data.format == "text" else sum(tree.prompt in starts for tree in trees)
     shown = f"{echoes[0][1][:60]!r} after {echoes[0][0][:60]!r}; give the response alone" if echoes else ""
     found = [
         below("F08", "share of responses that begin with their prompt", len(echoes) / responses, 0.01, ["F08"],
               detail=shown),
-        below("F08", "share of prompts of one token", bare / max(1, len(trees)), 0.01, ["F08"]),
+        below("F08", "share of prompts of the start token alone", bare / max(1, len(trees)), 0.01, ["F08"]),
     ]  # fmt: skip
-    if trees and all(tree.ratings for tree in trees):
-        grades = np.array([tree.grades for tree in trees])
-        gap = float(np.median(grades[:, 0] - grades[:, 1]) / max(float(grades.std()), 1e-12))
+    if purpose in ("pairs", "ranked") and trees and all(tree.ratings for tree in trees):
+        gaps = [tree.grades[0] - tree.grades[-1] for tree in trees]
+        spread = float(np.std([grade for tree in trees for grade in tree.grades]))
+        gap = float(np.median(gaps)) / max(spread, 1e-12)
         detail = (
             "" if gap >= GAP else "the scores hardly tell the sides apart: ask for a larger min_gap, or more samples"
         )
@@ -138,3 +147,9 @@ def _made(data: Prepared, trees: Sequence[TokenTree]) -> list[Check]:
             Check("F08", "median gap of the ratings, in their sd", gap >= GAP, ("F08",), "before", gap, GAP, detail)
         )
     return found
+
+
+def _echoes(prompt: str, text: str) -> bool:
+    """Whether the text begins with all words of its prompt; one word alone may well begin both."""
+    ends = not (prompt[-1:].isalnum() and text[len(prompt) : len(prompt) + 1].isalnum())
+    return len(prompt.split()) > 1 and text.startswith(prompt) and ends

@@ -35,7 +35,7 @@ def receipt(
         },
         "data": {
             "rows": account.rows, "used": account.used,
-            "dropped": dict(account.dropped), "cut": dict(account.cut),
+            "dropped": dict(account.dropped), "cut": dict(account.cut), "columns": dict(account.columns),
         },
         **extra,
     }  # fmt: skip

@@ -19,6 +19,8 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 ROOT = Path("runs")
+ENDED = ("receipt.json", "report.json")
+"""What a run writes last."""
 
 
 def free_path(name: str, out: str | None, option: str = "--out") -> Path:
@@ -29,9 +31,9 @@ def free_path(name: str, out: str | None, option: str = "--out") -> Path:
     """
     path = Path(out) if out is not None else _next_free(name)
     if path.exists():
-        raise ValueError(
-            f"{option} {out!r} exists; runs are never overwritten: name another, or `treeward resume {out}`"
-        )
+        stopped = (path / "config.yaml").exists() and not any((path / name).exists() for name in ENDED)
+        more = f", or `treeward resume {out}`" if stopped else ""
+        raise ValueError(f"{option} {out!r} exists; runs are never overwritten: name another{more}")
     parent = next(p for p in path.absolute().parents if p.exists())
     try:
         tempfile.TemporaryDirectory(dir=parent).cleanup()
