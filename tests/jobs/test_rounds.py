@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -97,7 +98,7 @@ def receipts(monkeypatch: pytest.MonkeyPatch, verdict: str, require: str = "impr
 
     monkeypatch.setattr(job, "make_pairs", lambda config: Made(RunDirectory.create(Path(str(config.out))).path, {}))
     monkeypatch.setattr(job, "train", train)
-    monkeypatch.setattr(job, "evaluate", lambda config: FACTS)
+    monkeypatch.setattr(job, "evaluate", lambda config: SimpleNamespace(figures=FACTS))
     return trained
 
 
