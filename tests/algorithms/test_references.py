@@ -95,7 +95,8 @@ def test_an_interrupted_run_with_an_average_is_the_whole_one_bit_for_bit(
 
 def test_a_checkpoint_without_the_average_is_refused(policy: Build, grow: Build, tmp_path: Path) -> None:
     trees = grow(6, branches=2)
-    next(iter(dpo(policy(), trees, config()))).state.save(tmp_path / "1")
+    next(iter(dpo(policy(), trees, config(anchor=EMA(0.2))))).state.save(tmp_path / "1")
+    (tmp_path / "1" / "anchor.safetensors").unlink()
     with pytest.raises(ValueError, match=r"anchor.safetensors' is missing"):
         next(iter(dpo(policy(), trees, config(anchor=EMA(0.2)), resume=tmp_path / "1")))
 
