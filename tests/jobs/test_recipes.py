@@ -136,7 +136,7 @@ def test_a_recipe_fills_training_and_held_out_from_data_like_its_own(name: str, 
         return
     config = configured(name, source)
     if isinstance(config, PairsRun):
-        prompts, _ = openings(config.data, tokenizer, config.range, config.seed)
+        prompts = openings(config.data, tokenizer, config.range).prompts
         assert min([prompt.split for prompt in prompts].count(part) for part in PARTS) >= 30
     else:
         found = prepare(config.data, world.tokenizer() if source is None else tokenizer, purpose_of(config))

@@ -33,6 +33,7 @@ def test_json_is_one_line_with_letters_as_they_are() -> None:
         "group": "où ? là",
         "subset": "",
         "weight": 1.0,
+        "margin": None,
         "prompt_ids": [],
         "vocabulary": "",
     }
