@@ -125,7 +125,7 @@ def test_accuracy_against_other_scores(tmp_path: Path) -> None:
     against = [{"scores": [1]}, {"scores": order}, {"scores": [0, 0]}]
     found = score(plan(tmp_path, data=data, against=written(tmp_path / "other.jsonl", against)))
     assert found.accuracy is not None
-    assert (found.accuracy.value, found.accuracy.n) == (1.0, 3)
+    assert (found.accuracy.value, found.accuracy.n) == (1.0, 1), "three pairs of one prompt"
 
 
 def test_the_command_prints_rate_and_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

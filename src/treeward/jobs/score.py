@@ -17,7 +17,7 @@ from treeward.data import sources
 from treeward.data.render import token_tree
 from treeward.evaluation.tables import wins
 from treeward.maths.scores import Attributes, Scalar
-from treeward.maths.statistics import Floats, Interval, wilson
+from treeward.maths.statistics import Floats, Interval, share
 from treeward.models.ensemble import Ensemble, mean, spread
 from treeward.models.loading import ModelConfig
 from treeward.models.reward_model import RewardModel
@@ -53,7 +53,7 @@ class ScoreRun:
 
 @dataclass(frozen=True)
 class Scored:
-    """What was done: rows and responses in all, those of this call, seconds, and accuracy where it is known."""
+    """What was done: rows and responses in all, those of this call, seconds, and accuracy by prompt where it is known."""
 
     rows: int
     responses: int
@@ -195,13 +195,16 @@ def _stamp(source: str) -> str:
 def _summary(partial: Path, config: ScoreRun, rows: int, fresh: int, seconds: float) -> Scored:
     judged = _rows(config.against) if config.against else _rows(config.data)
     right: list[float] = []
+    prompts: list[str] = []
     responses = 0
     with partial.open(encoding="utf-8") as lines:
-        for line, row in zip(lines, judged, strict=False):
+        for number, (line, row) in enumerate(zip(lines, judged, strict=False)):
             own = np.array(json.loads(line)["scores"], dtype=np.float64)
             responses += len(own)
-            right += _pairwise(own, row, bool(config.against))
-    accuracy = wilson(sum(right), len(right)) if right else None
+            found = _pairwise(own, row, bool(config.against))
+            right += found
+            prompts += [json.dumps(row.get("prompt", number))] * len(found)
+    accuracy = share(right, prompts) if right else None
     return Scored(rows, responses, fresh, seconds, accuracy)
 
 
