@@ -53,7 +53,7 @@ class ScoreRun:
 
 @dataclass(frozen=True)
 class Scored:
-    """What was done: rows and responses in all, those of this call, seconds, and accuracy by prompt where it is known."""
+    """What was done: rows and responses in all, those of this call, seconds; accuracy by prompt where it is known."""
 
     rows: int
     responses: int
