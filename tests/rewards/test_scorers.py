@@ -81,6 +81,12 @@ def test_f35_no_scorer_may_give_a_score_that_is_not_finite(
         scorers.find("length")(TREES, tiny_tokenizer)
 
 
+def test_a_model_that_is_not_there_is_named_as_the_scorer(tmp_path: Path) -> None:
+    for name in (f"{tmp_path}/none", f"{tmp_path}/none#GOOD"):
+        with pytest.raises(ValueError, match=rf"^scorer '{name}': model.path '{tmp_path}/none' is not a directory"):
+            scorers.find(name)
+
+
 def test_python_files_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     with pytest.raises(ValueError, match="no file"):

@@ -74,6 +74,9 @@ def find(name: str) -> Finite:
     threads = torch.get_num_threads()
     try:
         return Finite(_found(name))
+    except ValueError as problem:
+        said = str(problem)
+        raise ValueError(said if said.startswith("scorer ") else f"scorer {name!r}: {said}") from None
     finally:
         torch.set_num_threads(threads)
 
