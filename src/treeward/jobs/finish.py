@@ -62,13 +62,13 @@ def conclude(
     if "diversity" in said:
         checks += guards.collapse_guards(compared, said["diversity"], config.model.random)
     scorer = config.evaluation.scorer if "samples" in after.tables else None
-    verdict = decide(main, checks, task.rule(after), scorer)
+    rule = task.rule(after)
+    verdict = decide(main, checks, rule, scorer)
     order = config.order(len(data.train))
     tokens = sum(len(data.train[row]) for i in range(updates.before, updates.taken) for row in order.batch(i))
     extra: dict[str, Any] = {"command": verb_of(config), "seconds": seconds, "tokens_per_second": tokens / seconds}
     if data.best_accuracy is not None:
         extra["best_reachable_accuracy"] = data.best_accuracy
-    rule = task.rule(after)
     if rule is not None:
         extra["longer_wins"] = rule.facts()["before"]
     extra |= task.facts(after, data.held_out) | said
