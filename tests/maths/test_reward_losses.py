@@ -8,7 +8,7 @@ import torch
 
 from treeward.maths.branches import Branches
 from treeward.maths.reward import AllPairs, BradleyTerry, PlackettLuce, asked_margins, preferred
-from treeward.maths.scores import Categorical, Scalar
+from treeward.maths.scores import AnyHead, Attributes, Categorical, Logistic, Ordinal, Scalar
 
 
 def pairs(chosen: torch.Tensor, rejected: torch.Tensor, gaps: list[float] | None = None) -> Branches:
@@ -77,6 +77,43 @@ def test_the_margin_is_subtracted_from_the_difference() -> None:
 
 def test_centring_costs_the_square_of_the_sum() -> None:
     assert at(BradleyTerry(centre=0.01), 3.0, 2.0) == pytest.approx(math.log1p(math.exp(-1.0)) + 0.25, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        Scalar(),
+        Categorical(),
+        Logistic(),
+        Attributes(("helpfulness", "verbosity"), weights=(0.65, -0.2)),
+    ],
+    ids=lambda head: type(head).__name__,
+)
+def test_centring_leaves_the_preference_probability_of_a_pair(head: AnyHead) -> None:
+    """Where 70 % prefer one response, the best fit under strong centring says 70 %, with scores around the middle."""
+    outputs = torch.zeros(2, head.width, dtype=torch.float64, requires_grad=True)
+    loss, tree = BradleyTerry(centre=0.1), torch.tensor([0, 0])
+    optimiser = torch.optim.LBFGS([outputs], max_iter=200, line_search_fn="strong_wolfe", tolerance_change=1e-14)
+
+    def closure() -> torch.Tensor:
+        optimiser.zero_grad()
+        both_orders = loss(Branches(outputs, head, tree)), loss(Branches(outputs.flip(0), head, tree))
+        value = 0.7 * both_orders[0].sum() + 0.3 * both_orders[1].sum()
+        value.backward()
+        return value
+
+    optimiser.step(closure)
+    chosen, rejected = head.scores(outputs.detach()).tolist()
+    assert 1 / (1 + math.exp(rejected - chosen)) == pytest.approx(0.7, abs=1e-4)
+    assert (chosen + rejected) / 2 == pytest.approx(head.middle, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "head", [Scalar(), Categorical(7), Ordinal(4), Logistic(), Attributes(), Attributes(weights=(1.0,) * 5)]
+)
+def test_the_middle_of_a_head_is_the_score_of_outputs_of_zero(head: AnyHead) -> None:
+    zeros = torch.zeros(1, head.width) if not isinstance(head, Ordinal) else head.thresholds()[None]
+    assert head.scores(zeros).item() == pytest.approx(head.middle, abs=1e-5)
 
 
 def test_the_stated_preference_leaves_margin_and_centring_out() -> None:

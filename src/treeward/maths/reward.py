@@ -31,16 +31,18 @@ class RewardLoss(Protocol):
 
 @dataclass(frozen=True)
 class BradleyTerry:
-    """-log sigma(r_w - r_l - xi) + c (r_w + r_l)^2  (Bradley and Terry 1952; centring: Eisenstein et al. 2023,
+    """-log sigma(r_w - r_l - xi) + c (r_w + r_l - 2m)^2  (Bradley and Terry 1952; centring: Eisenstein et al. 2023,
     arXiv:2312.09244; margin: Llama 2, arXiv:2307.09288, equation 2).
 
-    The margin xi is that of `asked_margins`, pair by pair.
+    The margin xi is that of `asked_margins`, pair by pair. m is the middle of the head's scale: 0 for a scalar head,
+    (B + 1) / 2 for a distribution over scores 1..B, whose sum of two mean scores cannot be 0.
     """
 
     margin: float = 0.0
     """xi_0: largest margin asked for; 0 is none. Above 0.5 an untrained model cannot reach it and learns length."""
     centre: float = 0.0
-    """c: pulls the two scores of a pair towards a sum of 0; changes no preference probability. 0 or 0.01."""
+    """c: pulls the mean of a pair's two scores towards the middle of the scale, which leaves the pair's preference
+    probability free. 0 or 0.01."""
 
     def __post_init__(self) -> None:
         check_margin("loss.margin", self.margin)
@@ -49,11 +51,14 @@ class BradleyTerry:
 
     def __call__(self, branches: Branches) -> Float[Tensor, "G"]:
         chosen, rejected = branches.pair(branches.scores())
-        return -logsigmoid(chosen - rejected - self._margins(branches)) + self.centre * (chosen + rejected).square()
+        return -logsigmoid(chosen - rejected - self._margins(branches)) + self._centring(branches)
 
     def at_start(self, zeros: Branches) -> float:
-        chosen, rejected = zeros.pair(zeros.scores())
-        return _mean(softplus(self._margins(zeros)) + self.centre * (chosen + rejected).square())
+        return _mean(softplus(self._margins(zeros)) + self._centring(zeros))
+
+    def _centring(self, branches: Branches) -> Float[Tensor, "P"]:
+        chosen, rejected = branches.pair(branches.scores())
+        return self.centre * (chosen + rejected - 2 * branches.head.middle).square()
 
     def _margins(self, branches: Branches) -> Float[Tensor, "P"]:
         better, worse = branches.pair(branches.grades())

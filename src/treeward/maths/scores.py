@@ -27,6 +27,11 @@ class Scalar:
         """W."""
         return 1
 
+    @property
+    def middle(self) -> float:
+        """The score of outputs of zero."""
+        return 0.0
+
     def scores(self, outputs: Float[Tensor, "N 1"]) -> Float[Tensor, "N"]:
         """The output itself."""
         return outputs[:, 0]
@@ -46,6 +51,11 @@ class Categorical:
     def width(self) -> int:
         """W."""
         return self.bins
+
+    @property
+    def middle(self) -> float:
+        """The score of outputs of zero: the middle of the scale."""
+        return (self.bins + 1) / 2
 
     def log_probs(self, outputs: Float[Tensor, "N W"]) -> Float[Tensor, "N 1 B"]:
         """log p(k), float32 or wider."""
@@ -74,6 +84,11 @@ class Ordinal:
     def width(self) -> int:
         """Outputs of the public model: f alone."""
         return 1
+
+    @property
+    def middle(self) -> float:
+        """The score of outputs of zero: the middle of the scale."""
+        return (self.bins + 1) / 2
 
     def thresholds(self) -> Float[Tensor, "C"]:
         """tau at the start."""
@@ -109,6 +124,11 @@ class Logistic:
     def width(self) -> int:
         """W."""
         return 2
+
+    @property
+    def middle(self) -> float:
+        """The score of outputs of zero: the middle of the scale."""
+        return (self.bins + 1) / 2
 
     @property
     def shift(self) -> float:
@@ -149,6 +169,11 @@ class Attributes:
     def width(self) -> int:
         """W = A * B."""
         return len(self.names) * self.bins
+
+    @property
+    def middle(self) -> float:
+        """The score of outputs of zero: the middle of the scale, times the sum of the weights."""
+        return (self.bins + 1) / 2 * (sum(self.weights) if self.weights else 1.0)
 
     def log_probs(self, outputs: Float[Tensor, "N W"]) -> Float[Tensor, "N A B"]:
         """log p(k) of each attribute."""
