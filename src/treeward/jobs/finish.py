@@ -1,11 +1,9 @@
 """The end of a training run: movement, saving and reloading, the measurement after, the verdict, the receipt."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from treeward.algorithms.loop import fingerprint
 from treeward.data.prepare import Prepared
@@ -23,6 +21,7 @@ from treeward.proof.receipt import receipt
 from treeward.proof.verdict import decide
 from treeward.report.page import write_page
 from treeward.runs.directory import RunDirectory, finite
+from treeward.trees.text import sides
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,14 @@ class Updates:
     before: int
     taken: int
     planned: int
+
+
+@dataclass(frozen=True)
+class Moved:
+    """The movement of the weights at the last step, and of those that are kept, the best by validation."""
+
+    trained: closing.Movement
+    kept: closing.Movement
 
 
 @dataclass
@@ -45,12 +52,11 @@ class Prologue:
 
 
 def conclude(
-    config: AnyRun, begun: Prologue, run: RunDirectory, before: Measurement, start: Mapping[str, Tensor],
-    updates: Updates, broken: Check | None, seconds: float,
+    config: AnyRun, begun: Prologue, run: RunDirectory, before: Measurement, moved: Moved, updates: Updates,
+    broken: Check | None, seconds: float,
 ) -> tuple[dict[str, Any], int]:  # fmt: skip
     """Write model, evaluation, samples, receipt and report; returns the receipt and the exit code."""
     task, data = begun.task, begun.data
-    moved = closing.Movement.since(task.model, start)
     task.model.save(run.path)
     after, broken = _after(task, data, before, broken)
     main = compare(task.metric, before.table_of(task.metric), after.table_of(task.metric))
@@ -75,7 +81,7 @@ def conclude(
     if isinstance(task.model, RewardModel):
         annotate(run.path / "model", finite(_credentials(config, data, after)))
     found = receipt(
-        verdict, main, others, checks, moved, begun.gradient_missing, data.account,
+        verdict, main, others, checks, moved.kept, begun.gradient_missing, data,
         config.require, scorer, extra,
     )  # fmt: skip
     run.write_lines("evaluation.jsonl", _evaluation(before, after))
@@ -97,12 +103,12 @@ def _after(
 
 
 def _closing_checks(
-    config: AnyRun, begun: Prologue, run: RunDirectory, moved: closing.Movement, updates: Updates,
+    config: AnyRun, begun: Prologue, run: RunDirectory, moved: Moved, updates: Updates,
     after: Measurement,
 ) -> list[Check]:  # fmt: skip
     task = begun.task
     found = [
-        *closing.movement_checks(moved, config.lr > 0),
+        *closing.movement_checks(moved.trained, config.lr > 0),
         closing.updates(updates.taken, updates.planned),
         closing.reload_check(task.model, run.path, identities.probe(begun.data.held_out)),
     ]
@@ -157,5 +163,6 @@ def _evaluation(before: Measurement, after: Measurement) -> list[dict[str, Any]]
         for a, b in zip(before.tables[kind].rows(), table.rows(), strict=True):
             group = b.pop("group")
             a.pop("group")
-            rows.append({"group": group, "kind": kind, "before": a, "after": b})
+            both = {"sides": names} if (names := sides(group)) else {}
+            rows.append({"group": group, **both, "kind": kind, "before": a, "after": b})
     return rows
