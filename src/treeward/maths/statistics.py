@@ -22,12 +22,16 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with its 95 % interval and the number of independent units behind it."""
+    """A value with its 95 % interval and the number of independent units behind it.
+
+    `reliable` is False where too few outcomes differ for the interval to hold what it says.
+    """
 
     value: float
     low: float
     high: float
     n: int
+    reliable: bool = True
 
     def __str__(self) -> str:
         return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}] (n={self.n})"
@@ -35,7 +39,10 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired difference, after minus before, its interval, and the least difference this n shows at 80 % power."""
+    """A paired difference, after minus before, its interval, and the least difference this n shows at 80 % power.
+
+    `reliable` is False where too few outcomes differ for the interval to hold what it says.
+    """
 
     value: float
     low: float
@@ -43,6 +50,7 @@ class Difference:
     p: float
     test: str
     minimum_detectable: float
+    reliable: bool = True
 
 
 def wilson(successes: float, n: int) -> Interval:
