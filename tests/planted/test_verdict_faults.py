@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from treeward.cli.main import run
 from treeward.jobs.tasks import RewardTask
@@ -160,3 +161,137 @@ def test_f48_twin_a_metric_that_is_not_sampled_uses_all_groups(
     assert check["value"] >= 30
     assert receipt["accepted"] == []
     assert "accepted" not in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def swapped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """World pairs whose labels are reversed in the test part alone."""
+    from treeward.data import world
+
+    rows = list({row["prompt"].lower(): row for row in world.pairs(0, 1200)}.values())
+    for number, row in enumerate(rows):
+        row["split"] = "test" if number % 3 == 0 else "train"
+        if row["split"] == "test":
+            row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
+    file = tmp_path_factory.mktemp("rows") / "swapped.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def accuracy_of(monkeypatch: pytest.MonkeyPatch, held_out: float, training: float) -> list[int]:
+    """A reward model of these accuracies on the two parts; how often a table of the training part was asked for."""
+    import numpy as np
+
+    from treeward.evaluation.tables import Measurement, Table
+
+    honest, asked = RewardTask.measure, []
+
+    def measure(self: RewardTask, trees: Any) -> Measurement:
+        found = honest(self, trees)
+        if not asked:  # the start is the head's, at zero
+            asked.append(0)
+            return found
+        pairs = found.tables["pairs"]
+        right = (np.arange(len(pairs.groups)) < held_out * len(pairs.groups)).astype(np.float64)
+        return Measurement({**found.tables, "pairs": Table(pairs.groups, {**pairs.columns, "accuracy": right})})
+
+    def pairs(self: RewardTask, trees: Any) -> Table:
+        asked[0] += 1
+        groups = [tree.group for tree in trees]
+        return Table(groups, {"accuracy": (np.arange(len(groups)) < training * len(groups)).astype(np.float64)})
+
+    monkeypatch.setattr(RewardTask, "measure", measure)
+    monkeypatch.setattr(RewardTask, "pairs", pairs)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("held_out", "training", "verdict", "asked"),
+    [
+        (0.2, 0.8, "broken", 1), (0.2, 0.52, "worse", 1), (0.2, 0.2, "worse", 1), (0.36, 0.9, "worse", 0),
+        (0.8, 0.9, "improved", 0),
+    ],
+)  # fmt: skip
+def test_f05_labels_that_differ_between_the_parts(
+    held_out: float, training: float, verdict: str, asked: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken only where both parts are clear; the training part is measured only where the held-out one is clear."""
+    counted = accuracy_of(monkeypatch, held_out, training)
+    words = ["--data.test", "0.3", "--data.validation", "0", "--steps", "3"]
+    assert reward(tmp_path / "run", *words) == (4 if verdict == "broken" else 0)
+    receipt = receipt_of(tmp_path / "run")
+    assert receipt["verdict"] == verdict, receipt["reason"]
+    assert counted == [asked]
+    assert ("F05" in failed(receipt)) == (verdict == "broken")
+
+
+def test_f05_labels_reversed_in_one_part_alone_are_broken(swapped: Path, tmp_path: Path) -> None:
+    words = ["reward", "world-reward", "--data.source", str(swapped), "--epochs", "6", "--skip-check", "[F04]"]
+    assert run([*words, "--out", str(tmp_path / "run")]) == 4
+    receipt = receipt_of(tmp_path / "run")
+    assert failed(receipt) == {"F05"}
+    assert "on the training part" in receipt["reason"]
+
+
+SCORES = """
+calls = 0
+
+def late(prompt, response):
+    global calls
+    calls += 1
+    return {value} if calls > {after} else float(len(response))
+
+def early(prompt, response):
+    return {value}
+"""
+
+
+@pytest.mark.parametrize("value", ["float('nan')", "float('inf')", "None"])
+def test_f35_a_score_that_is_no_number_only_after_training_is_broken(value: str, tmp_path: Path) -> None:
+    """Thirty-two samples of the start are scored, then a sample of the trained policy gets no number."""
+    (tmp_path / "judge.py").write_text(SCORES.format(value=value, after=40))
+    words = [*DPO, "--evaluation.scorer", f"{tmp_path / 'judge.py'}:late", "--evaluation.prompts", "16",
+             "--skip-check", "[F48]"]  # fmt: skip
+    assert run([*words, "--out", str(tmp_path / "run")]) == 4
+    receipt = receipt_of(tmp_path / "run")
+    assert receipt["verdict"] == "broken"
+    assert failed(receipt) == {"F35"}
+    for named in ("judge.py:late", "response 8", "what stands as after is the start"):
+        assert named in receipt["reason"]
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_f35_a_score_that_is_no_number_while_training_is_broken(tmp_path: Path) -> None:
+    (tmp_path / "judge.py").write_text(SCORES.format(value="float('nan')", after=40))
+    words = [*DPO, "--evaluation.scorer", f"{tmp_path / 'judge.py'}:late", "--evaluation.prompts", "16",
+             "--skip-check", "[F48]", "--evaluate-every", "1"]  # fmt: skip
+    assert run([*words, "--out", str(tmp_path / "run")]) == 4
+    assert "F35" in receipt_of(tmp_path / "run")["reason"]
+
+
+def test_f35_twin_before_step_one_it_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "judge.py").write_text(SCORES.format(value="float('nan')", after=40))
+    words = [*DPO, "--evaluation.scorer", f"{tmp_path / 'judge.py'}:early", "--evaluation.prompts", "16",
+             "--skip-check", "[F48]"]  # fmt: skip
+    assert run([*words, "--out", str(tmp_path / "run")]) == 2
+    assert "judge.py:early' gave nan for response 0" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_f28_a_reward_model_without_finite_scores_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from treeward.algorithms.state import TrainState
+
+    honest = TrainState.advance
+
+    def ruined(self: TrainState) -> None:
+        honest(self)
+        if self.index == 3:
+            with torch.no_grad():
+                self.parameters[0].fill_(float("nan"))
+
+    monkeypatch.setattr(TrainState, "advance", ruined)
+    assert reward(tmp_path / "run", "--data.test", "0.2", "--data.validation", "0", "--steps", "3") == 4
+    receipt = receipt_of(tmp_path / "run")
+    assert "F28" in failed(receipt)
+    assert "chosen is nan" in receipt["reason"]

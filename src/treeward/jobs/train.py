@@ -22,7 +22,7 @@ from treeward.data.render import Tokenizer
 from treeward.data.shapes import Purpose
 from treeward.evaluation.tables import JUDGE, Measurement, metric
 from treeward.jobs.environment import environment
-from treeward.jobs.finish import Moved, Prologue, Updates, conclude
+from treeward.jobs.finish import Moved, Prologue, Updates, conclude, not_finite
 from treeward.jobs.options import AnyRun, verb_of
 from treeward.jobs.progress import Interrupted, follow, interruptible
 from treeward.jobs.settings import dump
@@ -33,6 +33,7 @@ from treeward.proof.checks import Check, below, require
 from treeward.proof.closing import Movement
 from treeward.proof.data_checks import data_checks, enough_groups
 from treeward.proof.rates import rate_check
+from treeward.rewards.texts import BadScore
 from treeward.runs.directory import RunDirectory, alone, created, free_path
 from treeward.trees.tokens import TokenTree
 from treeward.trees.verify import verify
@@ -63,6 +64,7 @@ def train(config: AnyRun, resume: RunDirectory | None = None) -> Finished:
     begun = prologue(config)
     before = with_again(begun.task, begun.task.measure(begun.data.held_out), begun.data.held_out)
     before.table_of(begun.task.metric)
+    before.check_finite()
     begun.checks += require(_all_measured(begun.task, before, begun.data.held_out))
     run = resume or created(config.name or verb_of(config), config.out)
     with alone(run.path):
@@ -83,9 +85,9 @@ def _run(config: AnyRun, begun: Prologue, before: Measurement, run: RunDirectory
         taken = _loop(config, begun.task, begun.data, run)
         trained = Movement.since(begun.task.model, start)
         _keep_best(begun.task, run)
-    except FloatingPointError as problem:
+    except (FloatingPointError, BadScore) as problem:
         taken = max([done, *(row["step"] for row in run.lines("metrics.jsonl"))])
-        broken = Check("F28", "finite losses and gradients", False, ("F28",), "during", detail=str(problem))
+        broken = not_finite(problem)
         log.error("stopped: %s", problem)
     except ValueError:
         if not resumed and not run.lines("metrics.jsonl"):
@@ -211,9 +213,11 @@ def _loop(config: AnyRun, task: Task, data: Prepared, run: RunDirectory) -> int:
     with interruptible() as pressed:
         for step in follow(task.steps(data.train, resume), total, verb_of(config), done):
             row: dict[str, Any] = {"step": step.index, **step.metrics}
-            if data.parts["validation"] and (step.index % every == 0 or step.index == total):
-                row |= _validate(task, data.parts["validation"], step, run)
-            run.append("metrics.jsonl", row)
+            try:
+                if data.parts["validation"] and (step.index % every == 0 or step.index == total):
+                    row |= _validate(task, data.parts["validation"], step, run)
+            finally:
+                run.append("metrics.jsonl", row)
             if step.index % config.save_every == 0 or pressed:
                 _save(step, run)
             if pressed:

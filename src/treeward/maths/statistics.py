@@ -5,6 +5,7 @@ summed together, because samples of one prompt are not independent.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,6 +153,20 @@ def against_half(results: ArrayLike, groups: ArrayLike) -> Difference:
     outcome = np.asarray(results, dtype=np.float64)
     half = np.full_like(outcome, 0.5)
     return sign_test(outcome) if _single(groups) else paired_bootstrap(half, outcome, groups)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p values of several tests, corrected by Holm's step-down method (1979), in order.
+
+    Rejecting where the corrected value is below a level makes any false rejection at most that likely, however the
+    tests depend on one another.
+    """
+    order = sorted(range(len(p)), key=lambda place: p[place])
+    corrected, largest = [0.0] * len(p), 0.0
+    for rank, place in enumerate(order):
+        largest = max(largest, min(1.0, p[place] * (len(p) - rank)))
+        corrected[place] = largest
+    return corrected
 
 
 def spearman(a: ArrayLike, b: ArrayLike) -> float:
