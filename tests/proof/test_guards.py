@@ -8,13 +8,20 @@ import pytest
 from treeward.evaluation.tables import Comparison, Table, metric
 from treeward.maths.statistics import Difference, Interval
 from treeward.proof.checks import Check
-from treeward.proof.guards import collapse_guards, first_cut, first_rollout, judge_guards, k1_check
+from treeward.proof.guards import (
+    collapse_guards,
+    first_cut,
+    first_rollout,
+    judge_guards,
+    k1_check,
+    labels_check,
+)
 from treeward.proof.verdict import decide
 
 
-def change(name: str, low: float, high: float) -> Comparison:
+def change(name: str, low: float, high: float, p: float = 0.001) -> Comparison:
     known = Interval(0.6, 0.55, 0.65, 400)
-    return Comparison(metric(name), known, known, Difference((low + high) / 2, low, high, 0.001, "test", 0.05))
+    return Comparison(metric(name), known, known, Difference((low + high) / 2, low, high, p, "test", 0.05))
 
 
 def samples(shift: float, prompts: int = 60, k: int = 4, seed: int = 0) -> Table:
@@ -40,6 +47,42 @@ def test_f32_a_judge_that_falls_while_the_score_rises_makes_the_run_worse() -> N
 )
 def test_the_guard_needs_both_intervals_clear_of_zero(score: tuple[float, float], judge: tuple[float, float]) -> None:
     assert judge_guards([change("score", *score), change("judge:other", *judge)])[0].passed is True
+
+
+@pytest.mark.parametrize(
+    ("ps", "fallen"),
+    [
+        ([0.04], [0]), ([0.04, 0.9, 0.9], []), ([0.016, 0.9, 0.9], [0]), ([0.017, 0.9, 0.9], []),
+        ([0.9, 0.01, 0.024], [1, 2]), ([0.9, 0.01, 0.026], [1]), ([0.008] * 6, [0, 1, 2, 3, 4, 5]), ([0.009] * 6, []),
+    ],
+)  # fmt: skip
+def test_f32_judges_are_tested_together(ps: list[float], fallen: list[int]) -> None:
+    """Holm (1979) over the judges: the smallest p against 0.05 / m, the next against 0.05 / (m - 1), and so on."""
+    judges = [change(f"judge:{n}", -0.3, -0.1 if p < 0.05 else 0.1, p) for n, p in enumerate(ps)]
+    checks = judge_guards([change("score", 0.1, 0.3), *judges])
+    assert [n for n, check in enumerate(checks) if check.passed is False] == fallen
+    assert all(f"p over {len(ps)} judges" in check.detail for check in checks) == (len(ps) > 1)
+
+
+def half(value: float, p: float) -> Difference:
+    return Difference(value, value - 0.1, value + 0.1, p, "test", 0.05)
+
+
+@pytest.mark.parametrize(
+    ("held_out", "training", "passed"),
+    [
+        (half(-0.2, 1e-5), half(0.2, 1e-5), False), (half(-0.2, 1e-3), half(0.2, 1e-5), True),
+        (half(-0.2, 1e-5), half(0.2, 1e-3), True), (half(-0.2, 1e-5), half(-0.2, 1e-5), True),
+        (half(0.2, 1e-5), half(-0.2, 1e-5), True), (half(-0.2, 1e-5), half(0.0, 1.0), True),
+    ],
+)  # fmt: skip
+def test_f05_is_broken_only_where_the_parts_are_clearly_on_opposite_sides(
+    held_out: Difference, training: Difference, passed: bool
+) -> None:
+    check = labels_check(held_out, training)
+    assert (check.id, check.passed) == ("F05", passed)
+    word = "worse" if passed else "broken"
+    assert decide(change("accuracy", -0.3, -0.1), [check]).word == word
 
 
 def test_without_a_scorer_the_judge_is_held_against_the_main_metric() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from treeward.evaluation.tables import Comparison, Table, compare, metric
-from treeward.maths.statistics import Difference, Interval
+from treeward.maths.statistics import Difference, Interval, against_half
 from treeward.proof.checks import Check, below
 from treeward.proof.verdict import decide
 
@@ -93,3 +93,22 @@ def test_an_unmeasured_metric_lists_the_known_ones() -> None:
 
 def test_nan_never_passes_a_check() -> None:
     assert below("I05", "deviation", float("nan"), 1e-4).passed is False
+
+
+def test_f05_an_accuracy_below_one_half_is_worse_and_not_broken() -> None:
+    """84 pairs, 26 of them right: a weak model after a few steps, from a start that is one half by construction."""
+    groups = [str(n) for n in range(84)]
+    after = Table(groups, {"accuracy": np.array([1.0] * 26 + [0.0] * 58)})
+    found = compare("accuracy", Table(groups, {"accuracy": np.full(84, 0.5)}), after)
+    assert decide(found, []).word == "worse"
+
+
+@pytest.mark.parametrize(("right", "word"), [(180, "worse"), (225, "improved"), (240, "improved"), (350, "improved")])
+def test_f05_a_rise_to_clearly_below_one_half_is_worse(right: int, word: str) -> None:
+    """From 100 of 500 pairs: 180 are clearly below one half (p < 1e-9), 225 not by chance of one in a hundred."""
+    groups = [str(n) for n in range(500)]
+    before, after = (Table(groups, {"accuracy": np.array([1.0] * n + [0.0] * (500 - n))}) for n in (100, right))
+    half = against_half(after.columns["accuracy"], groups)
+    verdict = decide(compare("accuracy", before, after), [], half=half)
+    assert verdict.word == word
+    assert ("below one half" in verdict.reason) == (word == "worse")

@@ -11,7 +11,7 @@ from treeward.jobs import settings
 from treeward.jobs.members import Ensembled, train_members
 from treeward.jobs.options import RUNS, AnyRun, RewardRun
 from treeward.jobs.sweep import Swept, axis, sweep
-from treeward.jobs.train import Finished, estimate, prologue, train
+from treeward.jobs.train import Finished, estimate, prologue, train, verdict_line
 from treeward.runs.directory import RunDirectory, free_path
 
 FLAGS = ("help", "print-config", "dry-run")
@@ -126,7 +126,10 @@ def show(finished: Finished) -> int:
         start = f"{before['value']:.4g} by construction" if before["constant"] else interval(before)
         print(f"{name:<10} {start} -> {interval(after)}, n={after['n']}; change {interval(d)}, p={d['p']:.2g}")
     failed = [check for check in receipt["checks"] if check["passed"] is False]
-    print(f"checks     {len(receipt['checks'])}, failed {len(failed)}; weights moved by "
+    accepted = f", {len(receipt['accepted'])} accepted: {', '.join(receipt['accepted'])}" if receipt["accepted"] else ""
+    if receipt["data"]["verdict"]["part"] != "test":
+        print(f"held out   {verdict_line(receipt['data']['verdict'])}")
+    print(f"checks     {len(receipt['checks'])}, failed {len(failed)}{accepted}; weights moved by "
           f"{receipt['movement']['relative_update']:.3g} of their norm")  # fmt: skip
     print(f"verdict    {receipt['verdict']}: {receipt['reason']}")
     print(f"run        {finished.path}\nreport     {finished.path / 'report.html'}")

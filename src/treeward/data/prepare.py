@@ -1,9 +1,10 @@
 """The whole way from a source to token trees: read, format, split by group, pair, render, drop and count."""
 
+import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from treeward.data import formats, sources, store
 from treeward.data.batched import token_trees
@@ -13,11 +14,14 @@ from treeward.data.splits import PARTS, Edges, Part, Shares, edges, named, part_
 from treeward.trees.text import Tree
 from treeward.trees.tokens import TokenTree
 
+log = logging.getLogger(__name__)
+
 UNPAIRED = "text without a partner of the other label"
 IDENTICAL = "identical after truncation"
 """Trees dropped because fewer than two branches differ, and branches dropped because a better one has their ids."""
 REPEATED = "response that stands in its ranking twice"
 """Branches dropped because a better one has their text."""
+VerdictPart = Literal["test", "validation", "half of validation"]
 COMPARED = ("pairs", "ranked", "unpaired")
 """The purposes for which two branches with the same ids say nothing."""
 
@@ -74,6 +78,8 @@ class Prepared:
     account: Account
     format: str
     best_accuracy: float | None = None
+    verdict_on: VerdictPart = "test"
+    """Which groups are measured before and after; `apart` decides."""
 
     @property
     def train(self) -> list[TokenTree]:
@@ -82,8 +88,48 @@ class Prepared:
 
     @property
     def held_out(self) -> list[TokenTree]:
-        """The trees to measure before and after on: the test part, else the validation part."""
-        return self.parts["test"] or self.parts["validation"]
+        """The trees to measure before and after on; after `apart` nothing is chosen on their groups."""
+        return self.parts["test"]
+
+    def apart(self, chooses: bool, seed: int) -> "Prepared":
+        """The same trees, with a test part on whose groups nothing is chosen.
+
+        `chooses`: the run compares several checkpoints on the validation part. A given test part stays; validation
+        trees whose group is in it go. Without one the validation groups serve: half of them, by a hash of their own,
+        become the test part, and all of them where nothing is chosen.
+        """
+        test = {tree.group for tree in self.parts["test"]}
+        groups = {tree.group for tree in self.parts["validation"]}
+        if test:
+            shared = groups & test
+            if not shared:
+                return self
+            log.info("%d validation groups stand in the test part too, which gives the verdict: they choose nothing",
+                     len(shared))  # fmt: skip
+            return self._moved(lambda part, group: None if part == "validation" and group in shared else part)
+        judging = groups
+        if chooses:
+            ranked = sorted(groups, key=lambda group: unit(f"gives the verdict: {group}", seed))
+            judging = set(ranked[: (len(ranked) + 1) // 2])
+        found = self._moved(lambda part, group: "test" if part == "validation" and group in judging else part)
+        return replace(found, verdict_on="half of validation" if chooses else "validation")
+
+    def verdict_facts(self) -> dict[str, Any]:
+        """`groups` that give the verdict, from which `part`; the checkpoint is chosen on `chosen_on` other groups."""
+        groups, chosen_on = (len({tree.group for tree in self.parts[part]}) for part in ("test", "validation"))
+        return {"groups": groups, "chosen_on": chosen_on, "part": self.verdict_on}
+
+    def _moved(self, place: Callable[[Part, str], Part | None]) -> "Prepared":
+        """Every tree in the part that `place` names for its part and group; None leaves it out."""
+        parts: dict[Part, list[TokenTree]] = {part: [] for part in PARTS}
+        texts: dict[Part, list[Tree]] = {part: [] for part in PARTS}
+        for part in PARTS:
+            for tokens, text in zip(self.parts[part], self.texts[part], strict=True):
+                to = place(part, tokens.group)
+                if to is not None:
+                    parts[to].append(tokens)
+                    texts[to].append(text)
+        return replace(self, parts=parts, texts=texts)
 
 
 def prepare(config: DataConfig, tokenizer: Tokenizer, purpose: Purpose) -> Prepared:

@@ -7,7 +7,7 @@ from itertools import combinations
 from typing import Literal
 
 from treeward.data.splits import shuffled
-from treeward.trees.text import Response, Tree
+from treeward.trees.text import Response, Tree, beside
 
 Purpose = Literal["pairs", "ranked", "graded", "unpaired", "sft", "prompts"]
 
@@ -83,7 +83,7 @@ def pair_labelled(trees: Sequence[Tree], seed: int) -> list[Tree]:
         Tree(
             "",
             [Response(a.responses[0].text), Response(b.responses[0].text)],
-            group=f"{a.group} / {b.group}",
+            group=beside(a.group, b.group),
             subset=a.subset if a.subset == b.subset else "",
         )
         for a, b in zip(*sides, strict=False)

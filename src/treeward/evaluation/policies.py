@@ -24,6 +24,7 @@ from treeward.models.policy import Policy, branch_sums, in_order
 from treeward.models.sampler import DecodeSampler
 from treeward.rewards.scorers import Scorer
 from treeward.trees.forest import Forest
+from treeward.trees.text import beside
 from treeward.trees.tokens import TokenTree
 from treeward.trees.verify import verified
 
@@ -33,6 +34,8 @@ KL = ("kl", "k1", "kl_token")
 """Columns that are KL(policy, start) only where the samples are the policy's own, at temperature 1."""
 TO_START = (*KL, "start_nll")
 """Columns of fresh samples that say nothing where there is no start."""
+OF_PAIRS = ("accuracy", "log_ratio_chosen", "log_ratio_rejected")
+"""Metrics of held-out pairs under the implicit reward; all others but `nll` are of fresh samples."""
 ROWS = 128
 """Rows of logits compared at a time, to bound memory."""
 
@@ -74,12 +77,19 @@ def implicit(policy: Policy, anchor: Anchor, trees: Sequence[TokenTree]) -> Tabl
     )
 
 
+def opposed_groups(trees: Sequence[TokenTree]) -> set[str]:
+    """The groups of the comparisons that `implicit` makes of these trees."""
+    good, bad = ([t.group for t in trees if len(t.branches) == 1 and t.grades == (label,)] for label in (1.0, 0.0))
+    several = {tree.group for tree in trees if len(tree.branches) > 1}
+    return several | {beside(a, b) for a, b in zip(good, bad, strict=False)}
+
+
 def _opposed(trees: Sequence[TokenTree], values: Sequence[np.ndarray]) -> list[tuple[str, float, float]]:
     """(group, value of the better, value of the worse) of each comparison that the trees hold."""
     found = [(t.group, float(v[0]), float(v[-1])) for t, v in zip(trees, values, strict=True) if len(t.branches) > 1]
     alone = [(t, float(v[0])) for t, v in zip(trees, values, strict=True) if len(t.branches) == 1]
     sides = [[(t.group, v) for t, v in alone if t.grades == (label,)] for label in (1.0, 0.0)]
-    found += [(f"{a} / {b}", good, bad) for (a, good), (b, bad) in zip(*sides, strict=False)]
+    found += [(beside(a, b), good, bad) for (a, good), (b, bad) in zip(*sides, strict=False)]
     if not found:
         raise ValueError("nothing to compare is held out: there must be desirable and undesirable responses")
     left = abs(len(sides[0]) - len(sides[1]))

@@ -20,6 +20,8 @@ from treeward.maths.scores import Scalar, expectation
 from treeward.models.reward_model import RewardModel
 from treeward.trees.tokens import TokenTree
 
+OF_PAIRS = ("accuracy", "nll", "brier")
+"""Metrics of pairs; the others are of rated responses."""
 MATCHED = 0.1
 """Two lengths are alike if they differ by less than this share of the longer."""
 

@@ -171,6 +171,21 @@ class Measurement:
         have = sorted({column for table in self.tables.values() for column in table.columns if known(column)})
         raise ValueError(f"metric {name!r} is not measured here; measured are {', '.join(have)}")
 
+    def check_finite(self) -> None:
+        """Look at every value.
+
+        Raises:
+            FloatingPointError: one is NaN or infinite; its column and group are named.
+        """
+        for table in self.tables.values():
+            for name, column in table.columns.items():
+                wrong = np.flatnonzero(~np.isfinite(column))
+                if len(wrong):
+                    group = table.groups[wrong[0]]
+                    raise FloatingPointError(
+                        f"{name} is {column[wrong[0]]} for {group[:60]!r} and {len(wrong) - 1} more"
+                    )
+
 
 def wins(chosen: ArrayLike, rejected: ArrayLike) -> Floats:
     """1 where chosen is higher, 0 where it is lower, 0.5 where they are equal."""

@@ -1,20 +1,20 @@
 """The end of a training run: movement, saving and reloading, the measurement after, the verdict, the receipt."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from treeward.algorithms.loop import fingerprint
 from treeward.data.prepare import Prepared
+from treeward.data.splits import shuffled
 from treeward.evaluation import versus
 from treeward.evaluation.rewards import score_spread
 from treeward.evaluation.tables import Comparison, Measurement, compare, known
 from treeward.jobs.options import AnyRun, DPORun, verb_of
 from treeward.jobs.tasks import Task
 from treeward.maths.divergences import ChiSquaredMixed
+from treeward.maths.statistics import Difference, against_half
 from treeward.models.artifact import annotate
 from treeward.models.reward_model import RewardModel
 from treeward.proof import closing, guards, identities
@@ -22,7 +22,12 @@ from treeward.proof.checks import Check
 from treeward.proof.receipt import receipt
 from treeward.proof.verdict import decide
 from treeward.report.page import write_page
+from treeward.rewards.texts import BadScore
 from treeward.runs.directory import RunDirectory, finite
+from treeward.trees.text import sides
+
+LOOKED_AT = 1_000
+"""Training trees whose accuracy is measured where the held-out one is clearly below one half."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,14 @@ class Updates:
     before: int
     taken: int
     planned: int
+
+
+@dataclass(frozen=True)
+class Moved:
+    """The movement of the weights at the last step, and of those that are kept, the best by validation."""
+
+    trained: closing.Movement
+    kept: closing.Movement
 
 
 @dataclass
@@ -45,12 +58,11 @@ class Prologue:
 
 
 def conclude(
-    config: AnyRun, begun: Prologue, run: RunDirectory, before: Measurement, start: Mapping[str, Tensor],
-    updates: Updates, broken: Check | None, seconds: float,
+    config: AnyRun, begun: Prologue, run: RunDirectory, before: Measurement, moved: Moved, updates: Updates,
+    broken: Check | None, seconds: float,
 ) -> tuple[dict[str, Any], int]:  # fmt: skip
     """Write model, evaluation, samples, receipt and report; returns the receipt and the exit code."""
     task, data = begun.task, begun.data
-    moved = closing.Movement.since(task.model, start)
     task.model.save(run.path)
     after, broken = _after(task, data, before, broken)
     main = compare(task.metric, before.table_of(task.metric), after.table_of(task.metric))
@@ -63,7 +75,10 @@ def conclude(
         checks += guards.collapse_guards(compared, said["diversity"], config.model.random)
     scorer = config.evaluation.scorer if "samples" in after.tables else None
     rule = task.rule(after)
-    verdict = decide(main, checks, rule, scorer)
+    half = _to_half(after) if task.metric == "accuracy" else None
+    if half is not None and guards.clearly_below_half(half):
+        checks += _labels(task, data, config, half)
+    verdict = decide(main, checks, rule, scorer, half)
     order = config.order(len(data.train))
     tokens = sum(len(data.train[row]) for i in range(updates.before, updates.taken) for row in order.batch(i))
     extra: dict[str, Any] = {"command": verb_of(config), "seconds": seconds, "tokens_per_second": tokens / seconds}
@@ -75,7 +90,7 @@ def conclude(
     if isinstance(task.model, RewardModel):
         annotate(run.path / "model", finite(_credentials(config, data, after)))
     found = receipt(
-        verdict, main, others, checks, moved, begun.gradient_missing, data.account,
+        verdict, main, others, checks, moved.kept, begun.gradient_missing, data,
         config.require, scorer, extra,
     )  # fmt: skip
     run.write_lines("evaluation.jsonl", _evaluation(before, after))
@@ -88,21 +103,46 @@ def conclude(
 def _after(
     task: Task, data: Prepared, before: Measurement, broken: Check | None
 ) -> tuple[Measurement, Check | None]:  # fmt: skip
-    """The measurement after; where the weights cannot be sampled from, the one before again, and a failed check."""
+    """The measurement after; where it cannot be made or holds no finite numbers, the one before again, and a failed
+    check."""
     try:
-        return task.measure(data.held_out), broken
-    except FloatingPointError as problem:
-        detail = "; ".join([*([broken.detail] if broken else []), f"{problem}; what stands as after is the start"])
-        return before, Check("F28", "finite losses and gradients", False, ("F28",), "during", detail=detail)
+        after = task.measure(data.held_out)
+        after.check_finite()
+    except (FloatingPointError, BadScore) as problem:
+        failed = broken or not_finite(problem)
+        parts = dict.fromkeys([failed.detail, str(problem), "what stands as after is the start"])
+        return before, replace(failed, detail="; ".join(parts))
+    return after, broken
+
+
+def not_finite(problem: FloatingPointError | BadScore) -> Check:
+    """F35 where a scorer gave a sample no number; F28 for losses, gradients and logits."""
+    if isinstance(problem, BadScore):
+        return Check("F35", "a finite score for every sample", False, ("F35",), "after", detail=str(problem))
+    return Check("F28", "finite losses and gradients", False, ("F28",), "during", detail=str(problem))
+
+
+def _to_half(measured: Measurement) -> Difference:
+    table = measured.table_of("accuracy")
+    return against_half(table.columns["accuracy"], table.groups)
+
+
+def _labels(task: Task, data: Prepared, config: AnyRun, held_out: Difference) -> list[Check]:
+    """F05, from the accuracy on a sample of the training part, which is measured for this alone."""
+    trees = shuffled(((f"looked at again: {tree.group}", tree) for tree in data.train), config.data.seed)
+    table = task.pairs(trees[:LOOKED_AT])
+    return (
+        [] if table is None else [guards.labels_check(held_out, against_half(table.columns["accuracy"], table.groups))]
+    )
 
 
 def _closing_checks(
-    config: AnyRun, begun: Prologue, run: RunDirectory, moved: closing.Movement, updates: Updates,
+    config: AnyRun, begun: Prologue, run: RunDirectory, moved: Moved, updates: Updates,
     after: Measurement,
 ) -> list[Check]:  # fmt: skip
     task = begun.task
     found = [
-        *closing.movement_checks(moved, config.lr > 0),
+        *closing.movement_checks(moved.trained, config.lr > 0),
         closing.updates(updates.taken, updates.planned),
         closing.reload_check(task.model, run.path, identities.probe(begun.data.held_out)),
     ]
@@ -157,5 +197,6 @@ def _evaluation(before: Measurement, after: Measurement) -> list[dict[str, Any]]
         for a, b in zip(before.tables[kind].rows(), table.rows(), strict=True):
             group = b.pop("group")
             a.pop("group")
-            rows.append({"group": group, "kind": kind, "before": a, "after": b})
+            both = {"sides": names} if (names := sides(group)) else {}
+            rows.append({"group": group, **both, "kind": kind, "before": a, "after": b})
     return rows

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from treeward.algorithms.reward import needs, suited
-from treeward.data.prepare import prepare
 from treeward.evaluation.rewards import paired
 from treeward.evaluation.tables import compare
 from treeward.jobs.options import RewardRun
-from treeward.jobs.train import Finished, train
+from treeward.jobs.train import Finished, data_of, train
 from treeward.models import ensemble
 from treeward.models.artifact import annotate
 from treeward.models.reward_model import RewardModel
@@ -54,7 +53,7 @@ def train_members(config: RewardRun) -> Ensembled:
         )  # fmt: skip
         finished.append(train(member))
     models = [RewardModel.load(str(each.path / "model"), device=config.model.device) for each in finished]
-    trees = prepare(config.data, models[0].tokenizer, needs(suited(config.loss, models[0].head))).held_out
+    trees = data_of(config, models[0].tokenizer, needs(suited(config.loss, models[0].head))).held_out
     averaged = ensemble.warm(models)
     together = ensemble.Ensemble.standardised(models, trees).scores(trees)
     raw = torch.stack([model.score(trees) for model in models])

@@ -70,6 +70,14 @@ class Task(Protocol):
         """The model as it is now, on these held-out trees."""
         ...
 
+    def pairs(self, trees: Sequence[TokenTree]) -> Table | None:
+        """The model's pair accuracy on these trees, without any sampling; None where there are no pairs."""
+        ...
+
+    def verdict_groups(self, trees: Sequence[TokenTree]) -> int:
+        """How many of these held-out trees' groups the metric of the verdict is measured on."""
+        ...
+
     def rule(self, measured: Measurement) -> Comparison | None:
         """The trivial rule that the model must beat, if there is one."""
         ...
@@ -106,6 +114,12 @@ class SFTTask:
     def measure(self, trees: Sequence[TokenTree]) -> Measurement:
         samples, shown = _samples(self, trees)
         return Measurement({"texts": policies.likelihood(self.model, trees), "samples": samples}, shown)
+
+    def pairs(self, trees: Sequence[TokenTree]) -> Table | None:
+        return None
+
+    def verdict_groups(self, trees: Sequence[TokenTree]) -> int:
+        return len(_groups(trees)) if self.metric == "nll" else len(_prompts(self, trees))
 
     def rule(self, measured: Measurement) -> Comparison | None:
         return None
@@ -153,6 +167,13 @@ class RewardTask:
         graded = self.loss if isinstance(self.loss, Graded) else getattr(self.loss, "graded", None)
         tables = {"pairs": judged.pairs(), "graded": judged.graded(graded.scale) if graded else None}
         return Measurement({name: table for name, table in tables.items() if table is not None})
+
+    def pairs(self, trees: Sequence[TokenTree]) -> Table | None:
+        return rewards.Judged.of(self.model, trees).pairs()
+
+    def verdict_groups(self, trees: Sequence[TokenTree]) -> int:
+        paired = self.metric in rewards.OF_PAIRS
+        return len(set(rewards.ordered(trees)[2])) if paired else len(_groups(trees))
 
     def rule(self, measured: Measurement) -> Comparison | None:
         return rewards.against_longer_wins(measured.tables["pairs"]) if "pairs" in measured.tables else None
@@ -220,7 +241,14 @@ class DPOTask:
 
     def measure(self, trees: Sequence[TokenTree]) -> Measurement:
         samples, shown = _samples(self, trees)
-        return Measurement({"pairs": policies.implicit(self.model, self.anchor, trees), "samples": samples}, shown)
+        return Measurement({"pairs": self.pairs(trees), "samples": samples}, shown)
+
+    def pairs(self, trees: Sequence[TokenTree]) -> Table:
+        return policies.implicit(self.model, self.anchor, trees)
+
+    def verdict_groups(self, trees: Sequence[TokenTree]) -> int:
+        paired = self.metric in policies.OF_PAIRS
+        return len(policies.opposed_groups(trees)) if paired else len(_prompts(self, trees))
 
     def rule(self, measured: Measurement) -> Comparison | None:
         return None
@@ -249,11 +277,18 @@ def _samples(
     task: SFTTask | DPOTask, trees: Sequence[TokenTree], offset: int = 0
 ) -> tuple[Table, list[dict[str, object]]]:
     """Fresh samples for the first held-out prompts, one prompt a group; `offset` is added to the seed."""
+    plan = task.config.evaluation.plan(task.config.seed + offset)
+    return policies.fresh(task.model, task.anchor, _prompts(task, trees), plan, task.scorer, task.judges)
+
+
+def _prompts(task: SFTTask | DPOTask, trees: Sequence[TokenTree]) -> list[TokenTree]:
+    """The prompts that are sampled from, one a group."""
     by_group = {tree.group: TokenTree(tree.prompt, (), tree.group) for tree in trees}
-    evaluation = task.config.evaluation
-    prompts = list(by_group.values())[: evaluation.prompts]
-    plan = evaluation.plan(task.config.seed + offset)
-    return policies.fresh(task.model, task.anchor, prompts, plan, task.scorer, task.judges)
+    return list(by_group.values())[: task.config.evaluation.prompts]
+
+
+def _groups(trees: Sequence[TokenTree]) -> set[str]:
+    return {tree.group for tree in trees}
 
 
 def with_again(task: Task, measured: Measurement, trees: Sequence[TokenTree]) -> Measurement:

@@ -7,7 +7,7 @@ before the first step, so that nothing but the optimiser steps already taken is 
 import logging
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,11 @@ import yaml
 from treeward.algorithms.loop import Step, accumulate
 from treeward.algorithms.state import TrainState, load_trainable, save_trainable
 from treeward.data.prepare import Prepared, prepare, unheld
+from treeward.data.render import Tokenizer
+from treeward.data.shapes import Purpose
 from treeward.evaluation.tables import JUDGE, Measurement, metric
 from treeward.jobs.environment import environment
-from treeward.jobs.finish import Prologue, Updates, conclude
+from treeward.jobs.finish import Moved, Prologue, Updates, conclude, not_finite
 from treeward.jobs.options import AnyRun, verb_of
 from treeward.jobs.progress import Interrupted, follow, interruptible
 from treeward.jobs.settings import dump
@@ -28,8 +30,10 @@ from treeward.jobs.tasks import Task, task_of, with_again
 from treeward.models.weights import snapshot
 from treeward.proof import identities
 from treeward.proof.checks import Check, below, require
-from treeward.proof.data_checks import data_checks
+from treeward.proof.closing import Movement
+from treeward.proof.data_checks import data_checks, enough_groups
 from treeward.proof.rates import rate_check
+from treeward.rewards.texts import BadScore
 from treeward.runs.directory import RunDirectory, alone, created, free_path
 from treeward.trees.tokens import TokenTree
 from treeward.trees.verify import verify
@@ -60,6 +64,7 @@ def train(config: AnyRun, resume: RunDirectory | None = None) -> Finished:
     begun = prologue(config)
     before = with_again(begun.task, begun.task.measure(begun.data.held_out), begun.data.held_out)
     before.table_of(begun.task.metric)
+    before.check_finite()
     begun.checks += require(_all_measured(begun.task, before, begun.data.held_out))
     run = resume or created(config.name or verb_of(config), config.out)
     with alone(run.path):
@@ -75,18 +80,23 @@ def _run(config: AnyRun, begun: Prologue, before: Measurement, run: RunDirectory
     clock = time.monotonic()
     broken: Check | None = None
     done = _done(run)
+    trained: Movement | None = None
     try:
         taken = _loop(config, begun.task, begun.data, run)
-    except FloatingPointError as problem:
+        trained = Movement.since(begun.task.model, start)
+        _keep_best(begun.task, run)
+    except (FloatingPointError, BadScore) as problem:
         taken = max([done, *(row["step"] for row in run.lines("metrics.jsonl"))])
-        broken = Check("F28", "finite losses and gradients", False, ("F28",), "during", detail=str(problem))
+        broken = not_finite(problem)
         log.error("stopped: %s", problem)
     except ValueError:
         if not resumed and not run.lines("metrics.jsonl"):
             shutil.rmtree(run.path)
         raise
     updates = Updates(done, taken, config.total(len(begun.data.train)))
-    receipt, code = conclude(config, begun, run, before, start, updates, broken, time.monotonic() - clock)
+    kept = Movement.since(begun.task.model, start)
+    moved = Moved(trained or kept, kept)
+    receipt, code = conclude(config, begun, run, before, moved, updates, broken, time.monotonic() - clock)
     return Finished(run.path, receipt, code)
 
 
@@ -97,20 +107,51 @@ def prologue(config: AnyRun) -> Prologue:
         ChecksFailed: a check failed that was not accepted.
     """
     task = task_of(config)
-    data = prepare(config.data, task.model.tokenizer, task.purpose)
-    log.info("data: %s", data.account)
-    log.info("trees: %s", ", ".join(f"{len(trees)} {part}" for part, trees in data.parts.items()))
+    data = data_of(config, task.model.tokenizer, task.purpose)
     if data.best_accuracy is not None:
         log.info("best reachable accuracy on these pairs: %.3f (known: the labels' noise is)", data.best_accuracy)
-    if not data.train:
-        raise ValueError(f"data.source {config.data.source!r} leaves nothing to train on: {data.account}")
     if not data.held_out:
         raise ValueError(f"nothing is held out, and so there is no verdict: {unheld(data.account)}")
     embedding: Any = task.model.tree.module.get_input_embeddings()  # type: ignore[operator]
     checks = data_checks(data, task.model.tokenizer, embedding.num_embeddings, task.purpose)
     require([check for check in checks if check.id == "F09"])
+    checks.append(enough_groups(data, task.verdict_groups(data.held_out)))
     found, missing = _model_checks(config, task, data)
     return Prologue(task, data, require([*checks, *found], config.skip_check), missing)
+
+
+def data_of(config: AnyRun, tokenizer: Tokenizer, purpose: Purpose) -> Prepared:
+    """The data of a run; what is held out for the verdict has no group on which a checkpoint is chosen.
+
+    Raises:
+        ValueError: the data cannot be read, or nothing is left to train on.
+    """
+    data = prepare(config.data, tokenizer, purpose)
+    log.info("data: %s", data.account)
+    if not data.train:
+        raise ValueError(f"data.source {config.data.source!r} leaves nothing to train on: {data.account}")
+    steps, every = _schedule(config, data)
+    data = data.apart(chooses=every < steps, seed=config.data.seed)
+    log.info("trees: %s", ", ".join(f"{len(trees)} {part}" for part, trees in data.parts.items()))
+    if data.verdict_on != "test" and data.held_out:
+        log.info("%s", verdict_line(data.verdict_facts()))
+    return data
+
+
+def verdict_line(facts: Mapping[str, Any]) -> str:
+    """Which groups give the verdict where the data has no test part; `facts` are those of `Prepared.verdict_facts`."""
+    if facts["part"] == "validation":
+        return f"no test part: all {facts['groups']} validation groups give the verdict, and nothing is chosen on them"
+    return (
+        f"no test part: {facts['groups']} validation groups give the verdict, the other {facts['chosen_on']} choose "
+        "the checkpoint"
+    )
+
+
+def _schedule(config: AnyRun, data: Prepared) -> tuple[int, int]:
+    """Steps in all, and steps between two measurements on the validation part."""
+    order = config.order(len(data.train))
+    return config.total(len(data.train)), config.evaluate_every or order.steps_per_epoch
 
 
 def estimate(config: AnyRun, begun: Prologue) -> str:
@@ -164,8 +205,7 @@ def _all_measured(task: Task, measured: Measurement, trees: Sequence[TokenTree])
 
 def _loop(config: AnyRun, task: Task, data: Prepared, run: RunDirectory) -> int:
     """Take the steps; log, measure, keep the best, save. Returns the number of updates taken."""
-    total = config.total(len(data.train))
-    every = config.evaluate_every or config.order(len(data.train)).steps_per_epoch
+    total, every = _schedule(config, data)
     done = _done(run)
     resume = run.checkpoint(done) if done else None
     run.write_lines("metrics.jsonl", [row for row in run.lines("metrics.jsonl") if row["step"] <= done])
@@ -173,18 +213,24 @@ def _loop(config: AnyRun, task: Task, data: Prepared, run: RunDirectory) -> int:
     with interruptible() as pressed:
         for step in follow(task.steps(data.train, resume), total, verb_of(config), done):
             row: dict[str, Any] = {"step": step.index, **step.metrics}
-            if data.parts["validation"] and (step.index % every == 0 or step.index == total):
-                row |= _validate(task, data.parts["validation"], step, run)
-            run.append("metrics.jsonl", row)
+            try:
+                if data.parts["validation"] and (step.index % every == 0 or step.index == total):
+                    row |= _validate(task, data.parts["validation"], step, run)
+            finally:
+                run.append("metrics.jsonl", row)
             if step.index % config.save_every == 0 or pressed:
                 _save(step, run)
             if pressed:
                 raise Interrupted(f"stopped after step {step.index} of {total}; go on with: treeward resume {run.path}")
+    if step and run.best.exists():
+        log.info("kept the weights of step %s, best by validation %s", step.state.notes["best_step"], task.metric)
+    return step.index if step else done
+
+
+def _keep_best(task: Task, run: RunDirectory) -> None:
+    """Put the best measured weights back, where checkpoints were compared."""
     if run.best.exists():
         load_trainable(task.model.tree, run.best)
-        if step:
-            log.info("kept the weights of step %s, best by validation %s", step.state.notes["best_step"], task.metric)
-    return step.index if step else done
 
 
 def _done(run: RunDirectory) -> int:

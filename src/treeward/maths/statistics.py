@@ -5,6 +5,7 @@ summed together, because samples of one prompt are not independent.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,12 +23,16 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with its 95 % interval and the number of independent units behind it."""
+    """A value with its 95 % interval and the number of independent units behind it.
+
+    `reliable` is False where too few outcomes differ for the interval to hold what it says.
+    """
 
     value: float
     low: float
     high: float
     n: int
+    reliable: bool = True
 
     def __str__(self) -> str:
         return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}] (n={self.n})"
@@ -35,7 +40,10 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired difference, after minus before, its interval, and the least difference this n shows at 80 % power."""
+    """A paired difference, after minus before, its interval, and the least difference this n shows at 80 % power.
+
+    `reliable` is False where too few outcomes differ for the interval to hold what it says.
+    """
 
     value: float
     low: float
@@ -43,6 +51,7 @@ class Difference:
     p: float
     test: str
     minimum_detectable: float
+    reliable: bool = True
 
 
 def wilson(successes: float, n: int) -> Interval:
@@ -144,6 +153,20 @@ def against_half(results: ArrayLike, groups: ArrayLike) -> Difference:
     outcome = np.asarray(results, dtype=np.float64)
     half = np.full_like(outcome, 0.5)
     return sign_test(outcome) if _single(groups) else paired_bootstrap(half, outcome, groups)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p values of several tests, corrected by Holm's step-down method (1979), in order.
+
+    Rejecting where the corrected value is below a level makes any false rejection at most that likely, however the
+    tests depend on one another.
+    """
+    order = sorted(range(len(p)), key=lambda place: p[place])
+    corrected, largest = [0.0] * len(p), 0.0
+    for rank, place in enumerate(order):
+        largest = max(largest, min(1.0, p[place] * (len(p) - rank)))
+        corrected[place] = largest
+    return corrected
 
 
 def spearman(a: ArrayLike, b: ArrayLike) -> float:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+ACCEPTED = "accepted by --skip-check"
 Stage = Literal["before", "during", "after"]
 
 
@@ -23,6 +24,11 @@ class Check:
     value: float | None = None
     limit: float | None = None
     detail: str = ""
+
+    @property
+    def accepted(self) -> bool:
+        """Whether it failed and the user accepted the risk."""
+        return self.passed is None and self.detail.startswith(ACCEPTED)
 
     def facts(self) -> dict[str, Any]:
         """As it stands in a receipt."""
@@ -68,6 +74,6 @@ def require(checks: Sequence[Check], accepted: Sequence[str] = ()) -> list[Check
         raise ChecksFailed(failed)
     return [
         check if check.passed is not False
-        else Check(**{**asdict(check), "passed": None, "detail": f"accepted by --skip-check; {check.detail}"})
+        else Check(**{**asdict(check), "passed": None, "detail": f"{ACCEPTED}; {check.detail}"})
         for check in checks
     ]  # fmt: skip

@@ -6,9 +6,10 @@ from itertools import combinations
 import numpy as np
 
 from treeward.data.formats import JUDGED
-from treeward.data.prepare import COMPARED, IDENTICAL, REPEATED, Prepared
+from treeward.data.prepare import COMPARED, IDENTICAL, REPEATED, Prepared, VerdictPart
 from treeward.data.render import Tokenizer, closing_id, decode, opening_id, template_faults
 from treeward.data.shapes import Purpose
+from treeward.maths.statistics import POWER, Z
 from treeward.proof.checks import Check, below
 from treeward.trees.tokens import TokenTree
 
@@ -27,7 +28,6 @@ def data_checks(data: Prepared, tokenizer: Tokenizer, embedding_rows: int, purpo
         _template(tokenizer),
         _overlap(data),
         _dropped(data),
-        _groups(data),
     ]
     if purpose == "unpaired":
         found.append(_labels(data))
@@ -80,12 +80,28 @@ def _dropped(data: Prepared) -> Check:
     return below("F10", "share of rows dropped", share, 0.05, ["F10"], detail=f"{account}; {mend}".rstrip("; "))
 
 
-def _groups(data: Prepared) -> Check:
-    groups = len({tree.group for tree in data.held_out})
-    detail = (
-        f"{groups} groups; raise data.test or data.limit, or accept with --skip-check F48" if groups < GROUPS else ""
-    )
-    return Check("F48", "held-out groups", groups >= GROUPS, ("F48", "F50"), "before", groups, GROUPS, detail)
+def enough_groups(data: Prepared, used: int) -> Check:
+    """F48: the verdict uses at least `GROUPS` groups of the held-out ones; `used` is how many.
+
+    With n groups a paired difference of (1.96 + 0.84) / sqrt(n) standard deviations is seen with a power of 80 %.
+    """
+    groups, detail = len({tree.group for tree in data.held_out}), ""
+    if used < GROUPS:
+        shows = f"{used} show only differences above {(Z + POWER) / max(used, 1) ** 0.5:.2g} standard deviations"
+        mends = ["raise evaluation.prompts"] if used < groups else []
+        if groups < GROUPS:
+            mends.append(_MORE_GROUPS[data.verdict_on])
+        detail = f"{shows}; {' and '.join(mends)}, or accept with --skip-check F48"
+    name = "groups that the verdict uses"
+    return Check("F48", name, used >= GROUPS, ("F48", "F50"), "before", used, GROUPS, detail)
+
+
+_MORE_GROUPS: dict[VerdictPart, str] = {
+    "test": "raise data.test or data.limit",
+    "validation": "raise data.validation or data.limit",
+    "half of validation": "raise data.validation, or set data.test (one half of the validation groups chooses the "
+    "checkpoint)",
+}
 
 
 def _labels(data: Prepared) -> Check:

@@ -11,7 +11,7 @@ import numpy as np
 from scipy import stats
 
 from treeward.evaluation.tables import JUDGE, Comparison, Table
-from treeward.maths.statistics import by_group
+from treeward.maths.statistics import Difference, by_group, holm
 from treeward.proof.checks import Check, below
 
 ERRORS = 4.0
@@ -27,6 +27,9 @@ RISES = {
 0.5 of the film reviews' furthest run (docs/on-policy-pairs.md), does not come near."""
 DISTINCT = 0.5
 """The share of the start's distinct bigrams that may be lost with the whole interval."""
+
+OPPOSITE = 1e-4
+"""p below which an accuracy is clearly on one side of one half: on both parts by chance in less than 1 of 10^8 runs."""
 
 CUT = 0.8
 """Share of the first samples without an end above which they say more of the limit than of the policy."""
@@ -78,10 +81,32 @@ def first_cut(ended: Sequence[bool], limit: int) -> Check:
 
 def judge_guards(comparisons: Sequence[Comparison]) -> list[Check]:
     """F32, one a judge: the main metric, which stands first, did not improve while the judge fell, both intervals clear
-    of zero.
+    of zero, the judges' p values corrected for their number (Holm 1979), so that unchanged judges seldom fall.
     """
     main, *others = comparisons
-    return [_guard(main, judge) for judge in others if judge.metric.name.startswith(JUDGE)]
+    judges = [judge for judge in others if judge.metric.name.startswith(JUDGE)]
+    corrected = holm([judge.difference.p for judge in judges])
+    return [_guard(main, judge, p, len(judges)) for judge, p in zip(judges, corrected, strict=True)]
+
+
+def labels_check(held_out: Difference, training: Difference) -> Check:
+    """F05: the accuracy is not clearly below one half on the held-out part and clearly above it on the training part.
+
+    Both are differences to one half. Labels that are reversed throughout would be learned; only labels that are
+    reversed in one of the parts put them on opposite sides.
+    """
+    fell = clearly_below_half(held_out) and training.value > 0 and training.p < OPPOSITE
+    detail = (
+        f"accuracy {0.5 + held_out.value:.3g} held out (p={held_out.p:.2g}), {0.5 + training.value:.3g} on the training "
+        f"part (p={training.p:.2g})"
+    )
+    more = "; the labels or their order are reversed in one of the parts: look at both" if fell else ""
+    return Check("F05", "both parts on one side of one half", not fell, ("F05",), "after", None, None, detail + more)
+
+
+def clearly_below_half(accuracy: Difference) -> bool:
+    """Whether an accuracy's difference to one half is negative beyond any doubt of chance."""
+    return accuracy.value < 0 and accuracy.p < OPPOSITE
 
 
 def collapse_guards(comparisons: Sequence[Comparison], diversity: Mapping[str, Any], random_start: bool) -> list[Check]:
@@ -108,12 +133,13 @@ def _collapse(name: str, least: float, limit: float) -> Check:
     return Check("F24", name, not fell, ("F24", "F32"), "after", least, limit, mend)
 
 
-def _guard(main: Comparison, judge: Comparison) -> Check:
-    fell = main.outcome == "improved" and judge.outcome == "worse"
+def _guard(main: Comparison, judge: Comparison, p: float, judges: int) -> Check:
+    fell = main.outcome == "improved" and judge.outcome == "worse" and p < 0.05
     about = f"no judge falls while {main.metric.name} improves: {judge.metric.name.removeprefix(JUDGE)}"
     changes = ", ".join(
         f"{who} {found.difference.value:+.3g} [{found.difference.low:+.3g}, {found.difference.high:+.3g}]"
         for who, found in ((main.metric.name, main), ("judge", judge))
     )
+    changes += f"; p={p:.2g}" + (f", Holm's p over {judges} judges" if judges > 1 else "")
     more = "; train less, raise beta, or mend the reward" if fell else ""
     return Check("F32", about, not fell, ("F24", "F32"), "after", judge.difference.value, None, changes + more)

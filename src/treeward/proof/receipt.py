@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from treeward.data.render import Account
+from treeward.data.prepare import Prepared
 from treeward.evaluation.tables import Comparison
 from treeward.proof.checks import Check
 from treeward.proof.closing import Movement
@@ -14,9 +14,10 @@ SCHEMA = 1
 
 def receipt(
     verdict: Verdict, main: Comparison, others: Sequence[Comparison], checks: Sequence[Check], movement: Movement,
-    gradient_missing: Sequence[str], account: Account, require: str, scorer: str | None, extra: Mapping[str, Any],
+    gradient_missing: Sequence[str], data: Prepared, require: str, scorer: str | None, extra: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """The content of receipt.json; `extra` holds seconds, tokens_per_second and what a command adds."""
+    account = data.account
     return {
         "schema": SCHEMA,
         "verdict": verdict.word,
@@ -27,6 +28,7 @@ def receipt(
         **main.facts(),
         "metrics": {other.metric.name: other.facts() for other in others},
         "checks": [check.facts() for check in checks],
+        "accepted": list(dict.fromkeys(check.id for check in checks if check.accepted)),
         "movement": {
             "relative_update": movement.relative_update,
             "by_module": movement.by_module,
@@ -34,6 +36,7 @@ def receipt(
             "gradient_missing": list(gradient_missing),
         },
         "data": {
+            "verdict": data.verdict_facts(),
             "rows": account.rows, "used": account.used,
             "dropped": dict(account.dropped), "cut": dict(account.cut), "columns": dict(account.columns),
         },

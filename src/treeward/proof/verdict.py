@@ -10,11 +10,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from treeward.evaluation.tables import Comparison
+from treeward.maths.statistics import Difference
 from treeward.proof.checks import Check
 
 Word = Literal["improved", "no detectable change", "worse", "broken"]
 GUARDS = ("F24", "F32")
 """Checks that guard against learning the wrong thing: failed, they make a run worse, not broken."""
+BELOW_HALF = 0.01
+"""p below which an accuracy that did not fall is `worse` because it is below one half. It is two-sided: together with
+the fall's own 2.5 %, a run without effect at one half is called worse in at most 3 %."""
 EXIT = {"improved": 0, "no detectable change": 3, "worse": 3, "broken": 4}
 
 
@@ -31,10 +35,11 @@ class Verdict:
 
 
 def decide(
-    main: Comparison, checks: Sequence[Check], rule: Comparison | None = None, scorer: str | None = None
-) -> Verdict:
-    """The verdict from the main metric's comparison, all checks, for reward models the trivial rule to beat, and the
-    name of the scorer: where no judge stood beside it, the reason says so.
+    main: Comparison, checks: Sequence[Check], rule: Comparison | None = None, scorer: str | None = None,
+    half: Difference | None = None,
+) -> Verdict:  # fmt: skip
+    """The verdict from the main metric's comparison, all checks, for reward models the trivial rule to beat, the name
+    of the scorer (where no judge stood beside it, the reason says so), and an accuracy's difference to one half.
     """
     failed = [check for check in checks if check.passed is False]
     fallen = [check for check in failed if check.id in GUARDS]
@@ -48,8 +53,8 @@ def decide(
     )
     alone = name == "score" and scorer is not None and not any(check.id == "F32" for check in checks)
     change += f", n={main.after.n}{f', by {scorer} alone' if alone else ''}"
-    if name == "accuracy" and main.after.high < 0.5:
-        return Verdict("broken", f"{change}: wholly below one half, so the labels or their order are misread (F05)")
+    if half is not None and half.value < 0 and half.p < BELOW_HALF and main.outcome != "worse":
+        return Verdict("worse", f"{change}: below one half (p={half.p:.2g})")
     if main.outcome == "improved" and rule is not None and rule.outcome != "improved":
         said = f"{rule.before.value:.3g} against {rule.after.value:.3g}, p={rule.difference.p:.2g}"
         return Verdict("no detectable change", f"{change}, but not above the length rule ({said}; F16)")

@@ -53,14 +53,12 @@ class PythonFile:
 
     def __call__(self, trees: Sequence[TokenTree], tokenizer: Tokenizer) -> Float[Tensor, "N"]:
         return torch.tensor([
-            self._number(self.function(prompt, response), number)
+            self._number(self.function(prompt, response), number, response)
             for number, (prompt, response) in enumerate(texts.pairs(trees, tokenizer))
         ], dtype=torch.float32)  # fmt: skip
 
-    def _number(self, value: Any, row: int) -> float:
+    def _number(self, value: Any, row: int, response: str) -> float:
         try:
             return float(value)
         except (TypeError, ValueError):
-            raise ValueError(
-                f"scorer {self.name!r} gave {value!r} for response {row}; it must return a finite number"
-            ) from None
+            raise texts.BadScore(self.name, repr(value), row, response) from None

@@ -22,6 +22,7 @@ from treeward.rewards.gold import Gold
 from treeward.rewards.judge import Judge
 from treeward.rewards.python_file import SUFFIX, PythonFile
 from treeward.rewards.rule import COUNT, Count, Length
+from treeward.rewards.texts import BadScore
 from treeward.trees.tokens import TokenTree
 
 
@@ -37,7 +38,7 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True)
 class Finite:
-    """A scorer that refuses scores which are no finite number, for all kinds alike."""
+    """A scorer that refuses scores which are no finite number (`BadScore`), for all kinds alike."""
 
     scorer: Scorer
 
@@ -52,15 +53,12 @@ class Finite:
         if len(wrong):
             row = int(wrong[0])
             said = decode([branch for tree in trees for branch in tree.branches][row], tokenizer)
-            raise ValueError(
-                f"scorer {self.name!r} gave {scores[row].item()} for response {row}, {said[:60]!r}; it must give a "
-                "finite number"
-            )
+            raise BadScore(self.name, scores[row].item(), row, said)
         return scores
 
 
 def find(name: str) -> Finite:
-    """The scorer of that name; it raises ValueError where a score is not finite. How many threads the process uses is
+    """The scorer of that name; it raises BadScore where a score is not finite. How many threads the process uses is
     left as it is.
 
     `gold`; `length`; `count:WORD`; `FILE.py:FUNCTION`, called as f(prompt, response) -> float; the directory of a

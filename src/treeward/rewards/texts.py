@@ -6,6 +6,15 @@ from treeward.data.render import Tokenizer, decode
 from treeward.trees.tokens import TokenTree
 
 
+class BadScore(ValueError):
+    """A scorer gave something else than a finite number; the scorer and the response are named."""
+
+    def __init__(self, scorer: str, value: object, row: int, text: str) -> None:
+        super().__init__(
+            f"scorer {scorer!r} gave {value} for response {row}, {text[:60]!r}; it must give a finite number"
+        )
+
+
 def pairs(trees: Sequence[TokenTree], tokenizer: Tokenizer) -> list[tuple[str, str]]:
     """(prompt, response) of every branch, special tokens left out."""
     prompts = [decode(tree.prompt, tokenizer) for tree in trees]

@@ -93,3 +93,18 @@ def normalised(prompt: Prompt) -> str:
     """The prompt as a group name: roles and words in lower case, white space folded."""
     text = prompt if isinstance(prompt, str) else "\n".join(f"{m['role']}: {m['content']}" for m in prompt)
     return " ".join(text.lower().split())
+
+
+BESIDE = "\n/\n"
+"""Between the two group names of a pair that was made of two labelled texts; a normalised name has no line ends."""
+
+
+def beside(a: str, b: str) -> str:
+    """The group name of a pair of two labelled texts, the desirable one first."""
+    return f"{a}{BESIDE}{b}"
+
+
+def sides(group: str) -> list[str]:
+    """The two group names that `beside` joined; empty for any other group."""
+    names = group.split(BESIDE)
+    return names if len(names) == 2 else []

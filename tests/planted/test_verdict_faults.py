@@ -1,0 +1,297 @@
+"""Faults of the verdict: data that chose something, too few prompts, labels, scores and disks that fail at the end."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from treeward.cli.main import run
+from treeward.jobs.tasks import RewardTask
+
+TINY = ["--model.config.num_hidden_layers", "1", "--model.device", "cpu", "--batch-size", "16", "--lr", "1e-3",
+        "--require", "any"]  # fmt: skip
+
+
+def receipt_of(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((path / "receipt.json").read_text())
+    return found
+
+
+def failed(receipt: dict[str, Any]) -> set[str]:
+    return {check["id"] for check in receipt["checks"] if check["passed"] is False}
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (path / "evaluation.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
+    """The groups of every measurement of a reward run, in order: the start, each validation, the end."""
+    seen: list[set[str]] = []
+    honest = RewardTask.measure
+
+    def noted(self: RewardTask, trees: Any) -> Any:
+        seen.append({tree.group for tree in trees})
+        return honest(self, trees)
+
+    monkeypatch.setattr(RewardTask, "measure", noted)
+    return seen
+
+
+def reward(out: Path, *words: str) -> int:
+    return run(["reward", "--data.source", "world:300", *TINY, "--steps", "20", *words, "--out", str(out)])
+
+
+def test_f72_no_verdict_on_the_groups_that_chose_the_checkpoint(
+    tmp_path: Path, measured: list[set[str]], capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a test part, twenty measurements choose on one half of the validation groups; the other half judges."""
+    words = ["--data.test", "0", "--data.validation", "0.3", "--evaluate-every", "1"]
+    assert reward(tmp_path / "run", *words) == 0
+    start, *choices, end = measured
+    assert len(choices) == 20
+    assert start == end == {row["group"] for row in rows_of(tmp_path / "run")}
+    assert all(choice == choices[0] and not choice & end for choice in choices)
+    assert abs(len(choices[0]) - len(end)) <= 1
+    said = receipt_of(tmp_path / "run")["data"]["verdict"]
+    assert said == {"groups": len(end), "chosen_on": len(choices[0]), "part": "half of validation"}
+    for text in (caplog.text, capsys.readouterr().out):
+        assert f"{len(end)} validation groups give the verdict, the other {len(choices[0])} choose" in text
+
+
+def test_f72_twin_a_test_part_is_left_as_it_is(
+    tmp_path: Path, measured: list[set[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert reward(tmp_path / "run", "--data.test", "0.2", "--data.validation", "0.1", "--evaluate-every", "10") == 0
+    start, *choices, end = measured
+    assert start == end
+    assert len(choices) == 2
+    assert not choices[0] & end
+    assert receipt_of(tmp_path / "run")["data"]["verdict"]["part"] == "test"
+    assert "give the verdict" not in capsys.readouterr().out
+
+
+def test_f72_where_nothing_is_chosen_all_validation_groups_give_the_verdict(
+    tmp_path: Path, measured: list[set[str]]
+) -> None:
+    words = ["--data.test", "0", "--data.validation", "0.2", "--evaluate-every", "20"]
+    assert reward(tmp_path / "run", *words) == 0
+    assert len(measured) == 2
+    said = receipt_of(tmp_path / "run")["data"]["verdict"]
+    assert said == {"groups": len(measured[0]), "chosen_on": 0, "part": "validation"}
+    assert not (tmp_path / "run" / "checkpoints" / "best.safetensors").exists()
+
+
+def test_f72_half_of_a_small_validation_part_is_too_few(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert reward(tmp_path / "run", "--data.test", "0", "--data.validation", "0.15", "--evaluate-every", "1") == 2
+    said = capsys.readouterr().err
+    assert "F48 FAILED" in said
+    assert "raise data.validation, or set data.test" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_f72_a_given_split_whose_validation_shares_groups_with_test(
+    tmp_path: Path, measured: list[set[str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Ten test prompts stand in validation as well: the checkpoint is not chosen on them."""
+    from treeward.data import world
+
+    rows = list({row["prompt"].lower(): row for row in world.pairs(0, 320)}.values())
+    for number, row in enumerate(rows):
+        row["split"] = ("train", "train", "train", "validation", "test")[number % 5]
+    rows += [{**row, "split": "validation"} for row in rows if row["split"] == "test"][:10]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["--data.source", str(tmp_path / "rows.jsonl"), "--evaluate-every", "10"]
+    assert reward(tmp_path / "run", *words) == 0
+    start, *choices, end = measured
+    assert start == end
+    assert not choices[0] & end
+    assert "10 validation groups stand in the test part too" in caplog.text
+
+
+def test_f44_twin_a_first_step_that_is_kept_is_not_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head that starts at zero gives the backbone no gradient in step one, whose weights may yet be the best."""
+    from treeward.evaluation.tables import Measurement, Table
+
+    honest, count = RewardTask.measure, iter(range(9))
+
+    def falling(self: RewardTask, trees: Any) -> Measurement:
+        found, number = honest(self, trees), next(count)
+        if number not in (1, 2, 3):
+            return found
+        pairs = found.tables["pairs"]
+        columns = {**pairs.columns, "accuracy": 0 * pairs.columns["accuracy"] + 0.9 - number / 10}
+        return Measurement({**found.tables, "pairs": Table(pairs.groups, columns)})
+
+    monkeypatch.setattr(RewardTask, "measure", falling)
+    words = ["--data.test", "0.2", "--data.validation", "0.1", "--steps", "3", "--evaluate-every", "1"]
+    assert reward(tmp_path / "run", *words) == 0
+    receipt = receipt_of(tmp_path / "run")
+    assert not failed(receipt)
+    assert "module.model.norm.weight" in receipt["movement"]["parameters_unmoved"], "of the weights that are kept"
+
+
+DPO = ["dpo", "--data.source", "world:300", "--data.test", "0.2", *TINY, "--steps", "2", "--evaluation.samples", "2",
+       "--evaluation.max-new-tokens", "6", "--anchor.store", "off"]  # fmt: skip
+
+
+def test_f48_counts_the_prompts_that_the_verdict_uses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*DPO, "--evaluation.scorer", "gold", "--evaluation.prompts", "2"]
+    assert run([*words, "--dry-run"]) == 2
+    said = capsys.readouterr().err
+    assert "F48 FAILED: groups that the verdict uses 2 (limit 30)" in said
+    assert "raise evaluation.prompts" in said
+    assert run([*words, "--skip-check", "[F48]", "--out", str(tmp_path / "run")]) == 0
+    receipt = receipt_of(tmp_path / "run")
+    assert receipt["after"]["n"] == 2
+    assert receipt["accepted"] == ["F48"]
+    assert "1 accepted: F48" in capsys.readouterr().out
+
+
+def test_f48_twin_a_metric_that_is_not_sampled_uses_all_groups(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*DPO, "--evaluation.prompts", "2", "--out", str(tmp_path / "run")]) == 0
+    receipt = receipt_of(tmp_path / "run")
+    (check,) = [check for check in receipt["checks"] if check["id"] == "F48"]
+    assert check["value"] == receipt["after"]["n"]
+    assert check["value"] >= 30
+    assert receipt["accepted"] == []
+    assert "accepted" not in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def swapped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """World pairs whose labels are reversed in the test part alone."""
+    from treeward.data import world
+
+    rows = list({row["prompt"].lower(): row for row in world.pairs(0, 1200)}.values())
+    for number, row in enumerate(rows):
+        row["split"] = "test" if number % 3 == 0 else "train"
+        if row["split"] == "test":
+            row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
+    file = tmp_path_factory.mktemp("rows") / "swapped.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def accuracy_of(monkeypatch: pytest.MonkeyPatch, held_out: float, training: float) -> list[int]:
+    """A reward model of these accuracies on the two parts; how often a table of the training part was asked for."""
+    import numpy as np
+
+    from treeward.evaluation.tables import Measurement, Table
+
+    honest, asked = RewardTask.measure, []
+
+    def measure(self: RewardTask, trees: Any) -> Measurement:
+        found = honest(self, trees)
+        if not asked:  # the start is the head's, at zero
+            asked.append(0)
+            return found
+        pairs = found.tables["pairs"]
+        right = (np.arange(len(pairs.groups)) < held_out * len(pairs.groups)).astype(np.float64)
+        return Measurement({**found.tables, "pairs": Table(pairs.groups, {**pairs.columns, "accuracy": right})})
+
+    def pairs(self: RewardTask, trees: Any) -> Table:
+        asked[0] += 1
+        groups = [tree.group for tree in trees]
+        return Table(groups, {"accuracy": (np.arange(len(groups)) < training * len(groups)).astype(np.float64)})
+
+    monkeypatch.setattr(RewardTask, "measure", measure)
+    monkeypatch.setattr(RewardTask, "pairs", pairs)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("held_out", "training", "verdict", "asked"),
+    [
+        (0.2, 0.8, "broken", 1), (0.2, 0.52, "worse", 1), (0.2, 0.2, "worse", 1), (0.36, 0.9, "worse", 0),
+        (0.8, 0.9, "improved", 0),
+    ],
+)  # fmt: skip
+def test_f05_labels_that_differ_between_the_parts(
+    held_out: float, training: float, verdict: str, asked: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken only where both parts are clear; the training part is measured only where the held-out one is clear."""
+    counted = accuracy_of(monkeypatch, held_out, training)
+    words = ["--data.test", "0.3", "--data.validation", "0", "--steps", "3"]
+    assert reward(tmp_path / "run", *words) == (4 if verdict == "broken" else 0)
+    receipt = receipt_of(tmp_path / "run")
+    assert receipt["verdict"] == verdict, receipt["reason"]
+    assert counted == [asked]
+    assert ("F05" in failed(receipt)) == (verdict == "broken")
+
+
+def test_f05_labels_reversed_in_one_part_alone_are_broken(swapped: Path, tmp_path: Path) -> None:
+    words = ["reward", "world-reward", "--data.source", str(swapped), "--epochs", "6", "--skip-check", "[F04]"]
+    assert run([*words, "--out", str(tmp_path / "run")]) == 4
+    receipt = receipt_of(tmp_path / "run")
+    assert failed(receipt) == {"F05"}
+    assert "on the training part" in receipt["reason"]
+
+
+SCORES = """
+calls = 0
+
+def late(prompt, response):
+    global calls
+    calls += 1
+    return {value} if calls > {after} else float(len(response))
+
+def early(prompt, response):
+    return {value}
+"""
+
+
+@pytest.mark.parametrize("value", ["float('nan')", "float('inf')", "None"])
+def test_f35_a_score_that_is_no_number_only_after_training_is_broken(value: str, tmp_path: Path) -> None:
+    """Thirty-two samples of the start are scored, then a sample of the trained policy gets no number."""
+    (tmp_path / "judge.py").write_text(SCORES.format(value=value, after=40))
+    words = [*DPO, "--evaluation.scorer", f"{tmp_path / 'judge.py'}:late", "--evaluation.prompts", "16",
+             "--skip-check", "[F48]"]  # fmt: skip
+    assert run([*words, "--out", str(tmp_path / "run")]) == 4
+    receipt = receipt_of(tmp_path / "run")
+    assert receipt["verdict"] == "broken"
+    assert failed(receipt) == {"F35"}
+    for named in ("judge.py:late", "response 8", "what stands as after is the start"):
+        assert named in receipt["reason"]
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_f35_a_score_that_is_no_number_while_training_is_broken(tmp_path: Path) -> None:
+    (tmp_path / "judge.py").write_text(SCORES.format(value="float('nan')", after=40))
+    words = [*DPO, "--evaluation.scorer", f"{tmp_path / 'judge.py'}:late", "--evaluation.prompts", "16",
+             "--skip-check", "[F48]", "--evaluate-every", "1"]  # fmt: skip
+    assert run([*words, "--out", str(tmp_path / "run")]) == 4
+    assert "F35" in receipt_of(tmp_path / "run")["reason"]
+
+
+def test_f35_twin_before_step_one_it_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "judge.py").write_text(SCORES.format(value="float('nan')", after=40))
+    words = [*DPO, "--evaluation.scorer", f"{tmp_path / 'judge.py'}:early", "--evaluation.prompts", "16",
+             "--skip-check", "[F48]"]  # fmt: skip
+    assert run([*words, "--out", str(tmp_path / "run")]) == 2
+    assert "judge.py:early' gave nan for response 0" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_f28_a_reward_model_without_finite_scores_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from treeward.algorithms.state import TrainState
+
+    honest = TrainState.advance
+
+    def ruined(self: TrainState) -> None:
+        honest(self)
+        if self.index == 3:
+            with torch.no_grad():
+                self.parameters[0].fill_(float("nan"))
+
+    monkeypatch.setattr(TrainState, "advance", ruined)
+    assert reward(tmp_path / "run", "--data.test", "0.2", "--data.validation", "0", "--steps", "3") == 4
+    receipt = receipt_of(tmp_path / "run")
+    assert "F28" in failed(receipt)
+    assert "chosen is nan" in receipt["reason"]
