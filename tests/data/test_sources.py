@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 import pytest
 
-from treeward.data import sources
+from treeward.data import hub, sources
 
 ROWS = [{"prompt": "Où?", "chosen": "a, b", "rating": 1.5}, {"prompt": 'say "x"', "chosen": "c\nd", "rating": 2.0}]
 
@@ -30,6 +30,10 @@ def as_json(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def as_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
     datasets.Dataset.from_list(rows).to_parquet(str(path))
+
+
+def as_texts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: str(value) for name, value in row.items()} for row in rows]
 
 
 def as_csv(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -63,12 +67,12 @@ KINDS: list[tuple[str, Write]] = [
 @pytest.mark.parametrize(("name", "write"), KINDS)
 def test_every_kind_of_file_gives_the_rows_as_they_were(name: str, write: Write, tmp_path: Path) -> None:
     write(tmp_path / name, ROWS)
-    assert sources.rows(str(tmp_path / name)) == ROWS
+    assert sources.rows(str(tmp_path / name)) == (as_texts(ROWS) if write is as_csv else ROWS)
 
 
-@pytest.mark.parametrize(("name", "write"), KINDS[:5])
+@pytest.mark.parametrize(("name", "write"), KINDS[:4])
 def test_a_changed_file_is_read_anew(name: str, write: Write, tmp_path: Path) -> None:
-    """`datasets` keeps a cache: it must not answer for a file that has changed under the same name."""
+    """No cache may answer for a file that has changed under the same name."""
     write(tmp_path / name, ROWS)
     assert sources.rows(str(tmp_path / name)) == ROWS
     (tmp_path / name).unlink()
@@ -169,7 +173,7 @@ def test_a_missing_file_is_said_to_be_missing_and_never_looked_for_on_the_hub(
     def reached(*arguments: Any, **named: Any) -> Any:
         raise AssertionError(f"the hub was asked for {arguments}")
 
-    monkeypatch.setattr(sources.datasets, "load_dataset", reached)
+    monkeypatch.setattr(hub, "pieces", reached)
     with pytest.raises(ValueError, match="does not exist") as caught:
         sources.rows(source)
     assert repr(source) in str(caught.value)

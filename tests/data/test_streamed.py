@@ -86,15 +86,14 @@ def test_a_bad_row_in_a_later_chunk_is_named_and_leaves_nothing(
 ) -> None:
     monkeypatch.setattr(streamed, "CHUNK", 7)
     rows = [{**row, "split": "elsewhere" if n == 23 else None} for n, row in enumerate(pairs(40))]
-    with pytest.raises(ValueError, match="elsewhere"):
+    with pytest.raises(ValueError, match=r"rows.jsonl', row 24: .*elsewhere"):
         prepare_to(tmp_path / "kept", DataConfig(source=written(tmp_path, rows)), WORLD, "pairs")
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
     with pytest.raises(ValueError, match="processes is 0"):
         prepare_to(tmp_path / "kept", DataConfig(), WORLD, "pairs", 0)
 
 
-def test_a_flow_reads_batches_anew_and_stops_at_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "BATCH", 4)
+def test_a_flow_reads_anew_and_stops_at_its_limit(tmp_path: Path) -> None:
     source = written(tmp_path, [{"prompt": str(n)} for n in range(10)])
     for limit, n in ((None, 10), (4, 4), (7, 7), (30, 10)):
         found = sources.flow(source, limit=limit)

@@ -144,9 +144,9 @@ def test_the_command_prints_rate_and_accuracy(tmp_path: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("rows", "named"),
     [
-        ([{"prompt": "x", "text": "y"}], "row 0 has the columns prompt, text; it needs response"),
-        ([{"prompt": "the plot is", "response": ""}], "row 0 has an empty response"),
-        ([], "has no rows"),
+        ([{"prompt": "x", "text": "y"}], "row 1: it has the columns prompt, text; it needs response"),
+        ([{"prompt": "the plot is", "response": ""}], "row 1: it has an empty response"),
+        ([], "is empty"),
     ],
 )
 def test_bad_rows_are_named(rows: list[dict[str, Any]], named: str, tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_bad_rows_are_named(rows: list[dict[str, Any]], named: str, tmp_path: Pa
 def test_a_broken_line_is_named(tmp_path: Path) -> None:
     saved(tmp_path)
     (tmp_path / "rows.jsonl").write_text(json.dumps(ROWS[0]) + "\n{oops\n")
-    with pytest.raises(ValueError, match="line 2 is not JSON"):
+    with pytest.raises(ValueError, match="row 2 is not JSON"):
         score(plan(tmp_path, data=str(tmp_path / "rows.jsonl")))
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from treeward.data import values
 from treeward.trees.text import Message, Response, Tree, normalised
 
 Row = Mapping[str, Any]
@@ -105,7 +106,7 @@ def completion(row: Row) -> list[Tree]:
         raise Dropped("empty prompt")
     answer = row["completion"]
     if not isinstance(answer, str):
-        answer = answer[-1]["content"]
+        answer = answer[-1]["content"] if answer else ""
     return [Tree(prompt, [_filled(answer)])]
 
 
@@ -157,15 +158,20 @@ def detect(columns: Iterable[str], sample: Row, purpose: str) -> str:
 
 
 def reader(name: str, purpose: str, turns: str) -> Reader:
-    """The function that turns a row of format `name` into trees.
+    """The function that turns a row of format `name` into trees, after a check of the values that it reads.
 
     Raises:
         ValueError: the format or the turns do not serve the purpose.
     """
+    read = _reader(name, purpose, turns)
+    return lambda row: read(values.checked(row, name))
+
+
+def _reader(name: str, purpose: str, turns: str) -> Reader:
     if turns == "all" and (purpose in (*JUDGED, "prompts") or name not in ("messages", "transcripts")):
         raise ValueError("data.turns is 'all'; that is for sft on messages or transcripts: use 'last'")
     if purpose == "prompts":
-        return lambda row: [replace(tree, responses=()) for tree in reader(name, "", "last")(row)]
+        return lambda row: [replace(tree, responses=()) for tree in _reader(name, "", "last")(row)]
     if purpose == "sft" and name == "transcripts":
         return lambda row: transcript_turns(row, turns)
     if purpose == "sft" and name == "preference":

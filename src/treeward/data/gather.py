@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 
-from treeward.data import formats, sources
+from treeward.data import formats, sources, values
 from treeward.data.prepare import DataConfig, Reading, renamed
 from treeward.data.shapes import Purpose, pair_labelled, shaped
 from treeward.data.splits import PARTS, Part, edges, named, part_at, unit
@@ -18,7 +18,7 @@ from treeward.trees.text import Tree
 
 TEXTS = ("prompt", "chosen", "rejected", "response", "responses", "messages", "completion", "text")
 """The columns that hold texts."""
-UNREAD = (formats.Dropped, ValueError, TypeError, AttributeError, IndexError)
+UNREAD = (formats.Dropped, ValueError)
 
 
 class Again:
@@ -79,23 +79,32 @@ def gather(config: DataConfig) -> Gathered:
         ValueError: the source, a column or the name of a split is wrong.
     """
     rows = sources.flow(config.source, config.split, config.limit, config.seed)
+    with rows.located():
+        return _gathered(rows, config)
+
+
+def _gathered(rows: sources.Flow, config: DataConfig) -> Gathered:
     name, purpose = _kind(rows, config)
-    found = Gathered(name, purpose, len(rows))
+    found = Gathered(name, purpose, 0)
     read = formats.reader(name, purpose, config.turns)
     again = Again(rows, config.columns, read)
     seen: set[bytes] = set()
     places, own_parts = array("d"), array("b")
     for number, raw in enumerate(rows):
         row = renamed(raw, config.columns)
+        found.rows += 1
         found.duplicates += _again(row, seen)
         try:
             trees = read(row)
         except KeyError as missing:
-            raise ValueError(f"row {number} has no column {missing}; it has {', '.join(sorted(row))}") from None
+            raise sources.BadRow(number, f"it has no column {missing}; it has {', '.join(sorted(row))}") from None
         except UNREAD as reason:
             _lose(found, row, number, read, reason)
             continue
-        own = named(row["split"]) if row.get("split") else None
+        try:
+            own = named(row["split"]) if row.get("split") else None
+        except ValueError as problem:
+            raise sources.BadRow(number, str(problem)) from None
         found.own_split = found.own_split or own is not None
         found.groups |= {mark(tree.group) for tree in trees}
         places.extend(unit(tree.group, config.seed) for tree in trees)
@@ -142,8 +151,15 @@ def _kind(rows: Collection[sources.Row], config: DataConfig) -> tuple[str, Purpo
         name = formats.detect(first, first, "prompts" if set(first) <= {"prompt", "split"} else "pairs")
     if name == "prompts":
         return name, "prompts"
-    labelled = name == "text" and {renamed(row, config.columns).get("label") for row in rows} <= {0, 1}
+    labelled = name == "text" and all(_is_label(renamed(row, config.columns).get("label")) for row in rows)
     return name, "pairs" if labelled or name not in ("text", "messages", "completion") else "sft"
+
+
+def _is_label(value: object) -> bool:
+    try:
+        return values.number(value, "label") in (0, 1)
+    except ValueError:
+        return False
 
 
 def _again(row: sources.Row, seen: set[bytes]) -> bool:
@@ -160,7 +176,7 @@ def _lose(found: Gathered, row: sources.Row, number: int, read: Callable[..., li
         found.dropped[str(reason)] += 1
     else:
         found.dropped["unreadable"] += 1
-        found.unreadable = found.unreadable or f"row {number}: {reason}"
+        found.unreadable = found.unreadable or f"row {number + 1}: {reason}"
     try:
         found.groups |= {mark(tree.group) for tree in read(_answered(row))}
     except (*UNREAD, KeyError):
@@ -173,4 +189,6 @@ def _answered(row: sources.Row) -> sources.Row:
     if isinstance(chosen, str):
         head = chosen.rpartition(formats.TURN)[0] + formats.TURN if row.get("prompt") is None else ""
         return {**row, "chosen": f"{head} a", "rejected": f"{head} b"}
+    if not isinstance(chosen, list):
+        raise ValueError("'chosen' is neither a text nor messages, so the row has no prompt")
     return {**row, **{side: [*chosen[:-1], {"role": "assistant", "content": side}] for side in ("chosen", "rejected")}}

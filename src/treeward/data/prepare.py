@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from treeward.data import formats, sources, store
+from treeward.data import formats, sources, store, values
 from treeward.data.batched import token_trees
 from treeward.data.render import Account, Tokenizer
 from treeward.data.shapes import Purpose, pair_labelled, replace_responses, shaped
@@ -141,8 +141,10 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, purpose: Purpose) -> Prepa
     """
     if store.is_prepared(config.source):
         return Prepared(**vars(store.load(config.source, asdict(config), asdict(DataConfig()), tokenizer, purpose)))
-    found = sources.rows(config.source, config.split, config.limit, config.seed)
-    prepared = rendered(found, Reading.of(found[0], config, purpose), tokenizer)
+    rows = sources.flow(config.source, config.split, config.limit, config.seed)
+    found = list(rows)
+    with rows.located():
+        prepared = rendered(found, Reading.of(found[0], config, purpose), tokenizer)
     if not prepared.account.used:
         raise ValueError(f"data.source {config.source!r}: nothing is left of {lost(prepared.account, config)}")
     return prepared
@@ -215,7 +217,7 @@ def rendered(rows: Sequence[sources.Row], reading: Reading, tokenizer: Tokenizer
     prepared = Prepared({}, {}, account, reading.format)
     for part in PARTS:
         _render(texts[part], part, prepared, config, tokenizer, purpose)
-    best = [row["best_accuracy"] for row in found if "best_accuracy" in row]
+    best = [row["best_accuracy"] for row in found if isinstance(row.get("best_accuracy"), float)]
     prepared.best_accuracy = sum(best) / len(best) if best and purpose == "pairs" else None
     account.used = sum(map(len, prepared.parts.values()))
     return prepared
@@ -240,14 +242,14 @@ def _trees(
     for number, row in enumerate(found, first):
         try:
             trees = [annotated(tree, row, account) for tree in read(row)]
+            part = named(row["split"]) if row.get("split") else None
         except formats.Dropped as reason:
             account.dropped[str(reason)] += 1
             continue
         except KeyError as missing:
-            raise ValueError(f"row {number} has no column {missing}; it has {', '.join(sorted(row))}") from None
+            raise sources.BadRow(number, f"it has no column {missing}; it has {', '.join(sorted(row))}") from None
         except ValueError as problem:
-            raise ValueError(f"row {number}: {problem}") from None
-        part = named(row["split"]) if row.get("split") else None
+            raise sources.BadRow(number, str(problem)) from None
         if part is not None:
             account.columns["split"] += 1
         texts += [(part, tree) for tree in trees]
@@ -260,14 +262,15 @@ def annotated(tree: Tree, row: sources.Row, account: Account) -> Tree:
     Raises:
         ValueError: a weight or margin is not a number.
     """
-    subset, weight, margin = row.get("subset"), row.get("weight"), row.get("margin")
+    subset = row.get("subset")
+    weight, margin = (values.optional(values.number)(row.get(name), name) for name in ("weight", "margin"))
     found = replace(tree, subset=str(subset)) if subset else tree
-    if weight is not None and float(weight) != 1:
+    if weight is not None and weight != 1:
         account.columns["weight"] += 1
-        found = replace(found, weight=float(weight))
+        found = replace(found, weight=weight)
     if margin is not None and len(tree.responses) == 2:
         account.columns["margin"] += 1
-        found = replace(found, margin=float(margin))
+        found = replace(found, margin=margin)
     return found
 
 

@@ -1,68 +1,100 @@
-"""Rows from anywhere: a file, a saved data set, a hub id, or the embedded world; read by the `datasets` library.
+"""Rows from anywhere: a file, a directory of files, a saved data set, a hub id, or the embedded world.
 
-Errors are one line, name the place and the mend, and leave nothing behind.
+Local files are read by `data.files`. Only a hub id reaches the network. Errors are one line and name the place and the
+fix.
 """
 
-import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
-import datasets
-
-from treeward.data import world
-from treeward.data.hub import reachable
-
-Row = dict[str, Any]
-
-READERS: Mapping[str, str] = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+from treeward.data import files, hub, world
+from treeward.data.files import BadFile, Piece, Row
 
 
-BATCH = 1000
-"""Rows read at a time."""
+class BadRow(ValueError):
+    """A row that cannot be used: its number counted from 0, and the problem. `Flow.located` says where it stands."""
+
+    def __init__(self, number: int, problem: str) -> None:
+        super().__init__(number, problem)
+        self.number = number
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"row {self.number + 1}: {self.problem}"
 
 
 class Flow:
-    """Rows that stay where they are: each pass reads them anew, a batch at a time."""
+    """Rows that stay where they are: each pass reads them anew."""
 
-    def __init__(self, parts: Mapping[str, datasets.Dataset], limit: int | None = None) -> None:
-        self._parts = {name: part.with_format("arrow") for name, part in parts.items()}
-        self._every = sum(map(len, parts.values()))
-        self._limit = limit
+    def __init__(
+        self, source: str, parts: Mapping[str, Sequence[Piece]], limit: int | None = None, option: str = "data.source"
+    ) -> None:
+        self._name, self._parts, self._limit = f"{option} {source!r}", parts, limit
+        self._rows: int | None = None
 
     def __len__(self) -> int:
-        return self._every if self._limit is None else min(self._every, self._limit)
+        """The number of rows; the first call reads them all."""
+        if self._rows is None:
+            self._rows = sum(1 for _ in self)
+        return self._rows
 
     def __contains__(self, row: object) -> bool:
         return any(row == each for each in self)
 
     def __iter__(self) -> Iterator[Row]:
-        left = len(self)
+        return islice(self._all(), self._limit)
+
+    def _all(self) -> Iterator[Row]:
         single = len(self._parts) == 1
-        for name, part in self._parts.items():
-            for start in range(0, min(left, len(part)), BATCH):
-                batch = part[start : min(start + BATCH, left)].to_pylist()
-                yield from batch if single else ({"split": name, **row} for row in batch)
-            left -= min(left, len(part))
+        for name, pieces in self._parts.items():
+            for piece in pieces:
+                try:
+                    yield from piece.read() if single else ({"split": name, **row} for row in piece.read())
+                except BadFile as problem:
+                    raise ValueError(f"{self._place(piece, problem.row)} {problem.problem}") from None
+
+    def _place(self, piece: Piece, row: int | None) -> str:
+        return f"{self._name}{f', {piece.name!r}' if piece.name else ''}{f', row {row}' if row else ''}"
+
+    @contextmanager
+    def located(self) -> Iterator[None]:
+        """Tells a `BadRow` of these rows as an error that names the file and the row in it, counted from 1."""
+        try:
+            yield
+        except BadRow as problem:
+            left = problem.number
+            for piece in (piece for pieces in self._parts.values() for piece in pieces):
+                rows = sum(1 for _ in islice(piece.read(), left + 1))
+                if rows > left:
+                    raise ValueError(f"{self._place(piece, left + 1)}: {problem.problem}") from None
+                left -= rows
+            raise
 
 
-def flow(source: str, split: str | None = None, limit: int | None = None, seed: int = 0) -> Collection[Row]:
-    """The rows of `source`, each with a `split` key where the source has splits; only the world's lie in memory.
+def flow(
+    source: str, split: str | None = None, limit: int | None = None, seed: int = 0, option: str = "data.source"
+) -> Flow:
+    """The rows of `source`, each with a `split` key where the source has several splits.
 
     `source` is "world", "world-texts" or "world-graded" (the embedded world; "world:20000" for that many rows), a path
-    (jsonl, jsonl.gz, json, parquet, csv, a directory that `datasets` saved or that holds such files), or a hub id,
-    which alone reaches the network.
+    (jsonl, json, parquet, csv, each also as .gz, a directory that `datasets` saved or that holds such files), or a hub
+    id, which alone reaches the network. `option` is what the user set, for messages.
 
     Raises:
         ValueError: the source does not exist, cannot be read, has no such split or has no rows.
     """
-    known = world.source(source)
-    if known and split is not None:
+    make = world.source(source)
+    if make and split is not None:
         raise ValueError(f"data.split {split!r} is not in {source!r}, which has no splits; add --data.split null")
-    found: Collection[Row] = known(seed)[:limit] if known else Flow(_parts(_read(source), source, split), limit)
-    if not found:
-        raise ValueError(f"data.source {source!r} has no rows")
-    return found
+    if make:
+        made = make(seed)
+        return Flow(source, {"train": [Piece("", lambda: made)]}, limit, option)
+    rows = Flow(source, _chosen(_parts(source, option), source, split), limit, option)
+    if next(iter(rows), None) is None:
+        raise ValueError(f"{option} {source!r} has no rows")
+    return rows
 
 
 def rows(source: str, split: str | None = None, limit: int | None = None, seed: int = 0) -> list[Row]:
@@ -70,58 +102,24 @@ def rows(source: str, split: str | None = None, limit: int | None = None, seed: 
     return list(flow(source, split, limit, seed))
 
 
-def _read(source: str) -> Any:
-    path = Path(source)
+def _parts(source: str, option: str) -> Mapping[str, Sequence[Piece]]:
+    """The pieces of a source by split; those of a single file are its "train"."""
+    path = Path(source).expanduser()
     try:
         if path.is_dir():
-            if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
-                return datasets.load_from_disk(source)
-            return _quietly(source)
+            return files.directory(path)
         if path.is_file():
-            return _read_file(path)
-        if source.startswith((".", "/", "~")) or source.count("/") != 1 or set(path.suffixes) & set(READERS):
-            raise ValueError(f"data.source {source!r} does not exist")
-        if not reachable():
-            datasets.config.HF_HUB_OFFLINE = True
-        return _quietly(source)
-    except ValueError:
-        raise
-    except (OSError, RuntimeError, datasets.exceptions.DatasetsError) as problem:
-        reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
-        raise ValueError(
-            f"data.source {source!r} cannot be read ({reason[:160]}); without a network give a local file or 'world'"
-        ) from None
+            return {"train": [files.piece(path)]}
+    except BadFile as problem:
+        raise ValueError(f"{option} {source!r} {problem.problem}") from None
+    if path.exists():
+        raise ValueError(f"{option} {source!r} is neither a file nor a directory")
+    if not hub.is_id(source) or source.count("/") != 1 or set(path.suffixes) & set(files.READERS):
+        raise ValueError(f"{option} {source!r} does not exist")
+    return hub.pieces(source, option)
 
 
-def _read_file(path: Path) -> Any:
-    plain = path.with_suffix("") if path.suffix == ".gz" else path
-    reader = READERS.get(plain.suffix)
-    if reader is None:
-        raise ValueError(
-            f"data.source {str(path)!r} ends in {path.suffix!r}; jsonl, jsonl.gz, json, parquet and csv are read"
-        )
-    if path.stat().st_size == 0:
-        raise ValueError(f"data.source {str(path)!r} is empty")
-    try:
-        return _quietly(reader, data_files=str(path))
-    except (ValueError, OSError, RuntimeError, LookupError, TypeError, datasets.exceptions.DatasetsError) as problem:
-        cause = (str(problem.__cause__ or problem).splitlines() or [type(problem).__name__])[0]
-        raise ValueError(f"data.source {str(path)!r} is not readable as {reader}: {cause[:160]}") from None
-
-
-def _quietly(*arguments: Any, **named: Any) -> Any:
-    datasets.disable_progress_bars()
-    logger = logging.getLogger("datasets")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        return datasets.load_dataset(*arguments, **named)
-    finally:
-        logger.setLevel(level)
-
-
-def _parts(found: Any, source: str, split: str | None) -> dict[str, datasets.Dataset]:
-    parts = {"train": found} if isinstance(found, datasets.Dataset) else dict(found)
+def _chosen(parts: Mapping[str, Sequence[Piece]], source: str, split: str | None) -> Mapping[str, Sequence[Piece]]:
     if split is None:
         return parts
     if split not in parts:

@@ -71,7 +71,7 @@ def prepare_to(path: Path, config: DataConfig, tokenizer: Tokenizer, purpose: Pu
         raise ValueError(f"processes is {processes}; it must be at least 1")
     rows = sources.flow(config.source, config.split, config.limit, config.seed)
     reading = Reading.of(next(iter(rows)), config, purpose)
-    with store.writing(path) as writer:
+    with rows.located(), store.writing(path) as writer:
         total: Total | Prepared
         if reading.alone:
             total = _streamed(rows, replace(reading, ends=ends_of(rows, reading)), tokenizer, processes, writer)

@@ -1,11 +1,10 @@
 """Scores of given responses: a file in, a JSONL file out, as a stream that may be stopped and taken up again."""
 
-import gzip
 import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from treeward.data import sources
+from treeward.data import sources, values
 from treeward.data.render import token_tree
 from treeward.evaluation.tables import wins
 from treeward.maths.scores import Attributes, Scalar
@@ -22,7 +21,7 @@ from treeward.models.ensemble import Ensemble, mean, spread
 from treeward.models.loading import ModelConfig
 from treeward.models.reward_model import RewardModel
 from treeward.runs.directory import finite
-from treeward.trees.text import Message, Tree
+from treeward.trees.text import Tree
 from treeward.trees.tokens import TokenTree
 
 CHUNK = 256
@@ -73,11 +72,11 @@ def score(config: ScoreRun) -> Scored:
     out = Path(config.out)
     if out.exists():
         raise ValueError(f"--out {config.out!r} exists; name another file")
-    rows = _rows(config.data)
+    rows = sources.flow(config.data, option="data")
     loaded = [RewardModel.trained(config.model)] + [RewardModel.load(path) for path in config.members]
     partial, done = _claim(out, config)
     clock, fresh = time.monotonic(), 0
-    with partial.open("a", encoding="utf-8") as file:
+    with rows.located(), partial.open("a", encoding="utf-8") as file:
         waiting = islice(rows, done, config.limit)
         while chunk := list(islice(waiting, CHUNK)):
             lines = _scored(chunk, done, Ensemble(loaded), config)
@@ -97,34 +96,29 @@ def score(config: ScoreRun) -> Scored:
 
 def tree_of(row: Mapping[str, Any], number: int) -> Tree:
     """The tree of a row: `chosen` and `rejected`, `responses`, or `response`, after `prompt` (text or messages).
+    `number` counts rows from 0.
 
     Raises:
-        ValueError: a column is missing; the row is named.
+        BadRow: a column is missing, or its value is no text.
     """
-    sides = [row[name] for name in ("chosen", "rejected") if name in row]
-    answers = sides if len(sides) == 2 else row.get("responses", [row["response"]] if "response" in row else [])
-    if not answers:
-        raise ValueError(f"row {number} has the columns {', '.join(sorted(row))}; it needs response or responses")
-    prompt: str | list[Message] = row.get("prompt", "")
-    if not isinstance(answers[0], str):
-        prompt, answers = answers[0][:-1] or prompt, [spoken[-1]["content"] for spoken in answers]
-    if any(not answer for answer in answers):
-        raise ValueError(f"row {number} has an empty response; there is nothing to score")
-    return Tree(prompt, answers, group=f"row {number}")
-
-
-def _rows(source: str) -> Iterator[Mapping[str, Any]]:
-    """Rows one by one; JSONL is read line by line, so that a file may be larger than memory."""
-    path = Path(source)
-    if not path.is_file() or not path.name.endswith((".jsonl", ".jsonl.gz")):
-        yield from sources.rows(source)
-        return
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines):
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError as problem:
-                raise ValueError(f"data {source!r}, line {number + 1} is not JSON: {problem.msg}") from None
+    sides = [(name, row[name]) for name in ("chosen", "rejected") if name in row]
+    several = [("responses", each) for each in row["responses"]] if isinstance(row.get("responses"), list) else []
+    single = [("response", row["response"])] if "response" in row else []
+    given = sides if len(sides) == 2 else several or single
+    if not given:
+        raise sources.BadRow(number, f"it has the columns {', '.join(sorted(row))}; it needs response or responses")
+    try:
+        answers = [values.spoken(answer, name) for name, answer in given]
+        prompt = values.optional(values.spoken)(row.get("prompt"), "prompt") or ""
+    except ValueError as problem:
+        raise sources.BadRow(number, str(problem)) from None
+    if isinstance(answers[0], list) and answers[0][:-1]:
+        prompt = answers[0][:-1]
+    responses = [answer if isinstance(answer, str) else "".join(each["content"] for each in answer[-1:])
+                 for answer in answers]  # fmt: skip
+    if any(not response for response in responses):
+        raise sources.BadRow(number, "it has an empty response; there is nothing to score")
+    return Tree(prompt, responses, group=f"row {number}")
 
 
 def _scored(chunk: list[Mapping[str, Any]], first: int, ensemble: Ensemble, config: ScoreRun) -> list[dict[str, Any]]:
@@ -150,7 +144,7 @@ def _lines(trees: list[TokenTree], first: int, columns: Mapping[str, Any]) -> li
         ends = slice(at, at := at + len(tree.branches))
         if not bool(columns["scores"][ends].isfinite().all()):
             raise ValueError(
-                f"row {first + number} gets a score that is not finite: the model's weights are broken, or its "
+                f"row {first + number + 1} gets a score that is not finite: the model's weights are broken, or its "
                 "products overflow (try --model.precision fp32)"
             )
         lines.append({"row": first + number, **{name: values[ends].tolist() for name, values in columns.items()}})
@@ -193,15 +187,18 @@ def _stamp(source: str) -> str:
 
 
 def _summary(partial: Path, config: ScoreRun, rows: int, fresh: int, seconds: float) -> Scored:
-    judged = _rows(config.against) if config.against else _rows(config.data)
+    judged = sources.flow(config.against, option="against") if config.against else sources.flow(config.data)
     right: list[float] = []
     prompts: list[str] = []
     responses = 0
-    with partial.open(encoding="utf-8") as lines:
+    with judged.located(), partial.open(encoding="utf-8") as lines:
         for number, (line, row) in enumerate(zip(lines, judged, strict=False)):
             own = np.array(json.loads(line)["scores"], dtype=np.float64)
             responses += len(own)
-            found = _pairwise(own, row, bool(config.against))
+            try:
+                found = _pairwise(own, row, bool(config.against))
+            except ValueError as problem:
+                raise sources.BadRow(number, str(problem)) from None
             right += found
             prompts += [json.dumps(row.get("prompt", number))] * len(found)
     accuracy = share(right, prompts) if right else None
@@ -212,8 +209,9 @@ def _pairwise(own: Floats, row: Mapping[str, Any], against: bool) -> list[float]
     """1, 0 or 1/2 for each pair of responses that the judged row tells apart."""
     if not against:
         return list(wins(own[:1], own[1:])) if {"chosen", "rejected"} <= set(row) else []
-    if "scores" not in row or len(row["scores"]) != len(own):
-        raise ValueError(f"against has a row without {len(own)} 'scores': {str(dict(row))[:80]}")
-    other = np.array(row["scores"], dtype=np.float64)
+    scores = values.listed(values.number)(row.get("scores"), "scores")
+    if len(scores) != len(own) or None in scores:
+        raise ValueError(f"column 'scores' has {len(scores)} values; there are {len(own)} responses")
+    other = np.array(scores, dtype=np.float64)
     better, worse = np.nonzero(other[:, None] > other[None, :])
     return list(wins(own[better], own[worse]))

@@ -1,0 +1,198 @@
+"""The values that a format reads from a row: texts, messages, numbers, token ids; anything else is refused by name.
+
+A value is taken as it stands or refused: a number is never made a text, nor a list a quoted text. A text that is a
+number (as every field of a CSV file) is read where a number belongs.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from typing import Any
+
+Row = Mapping[str, Any]
+Check = Callable[[Any, str], Any]
+"""Takes a value and the name of its column, gives the value that the format reads, or raises ValueError."""
+
+NUMBER = re.compile(r"\s*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?\s*")
+TOKENS = 1 << 31
+"""Token ids lie below this."""
+
+
+def text(value: Any, column: str) -> str:
+    """A text, or the texts of message parts in OpenAI's form, [{"type": "text", "text": ...}], one after another.
+
+    Raises:
+        ValueError: it is something else, or a part holds something else, such as an image.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and value and all(isinstance(part, Mapping) and "role" not in part for part in value):
+        return "".join(_part(part, column) for part in value)
+    raise ValueError(f"column {column!r} is {shown(value)}, not a text")
+
+
+def _part(part: Row, column: str) -> str:
+    said = part.get("text")
+    if part.get("type") != "text" or not isinstance(said, str):
+        raise ValueError(f"column {column!r} has a message part of type {part.get('type')!r}; only texts are read")
+    return said
+
+
+def messages(value: Any, column: str) -> list[dict[str, str]]:
+    """Chat messages, each with a role and a text, and whatever else of them is text.
+
+    Raises:
+        ValueError: it is no list of such messages.
+    """
+    if not isinstance(value, list):
+        raise ValueError(f"column {column!r} is {shown(value)}, not a list of messages")
+    return [_message(each, f"{column}[{place}]") for place, each in enumerate(value)]
+
+
+def _message(value: Any, place: str) -> dict[str, str]:
+    if not isinstance(value, Mapping) or not isinstance(value.get("role"), str) or "content" not in value:
+        raise ValueError(f"column {place!r} is {shown(value)}, not a message with a role and a content")
+    for call in ("tool_calls", "function_call"):
+        if value.get(call):
+            raise ValueError(f"column {place!r} has {call}; only messages of text are read")
+    rest = {str(name): item for name, item in value.items() if isinstance(item, str)}
+    return rest | {"content": text(value["content"], f"{place}.content")}
+
+
+def spoken(value: Any, column: str) -> str | list[dict[str, str]]:
+    """A text or messages.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    roles = isinstance(value, list) and any(isinstance(each, Mapping) and "role" in each for each in value)
+    return messages(value, column) if roles or value == [] else text(value, column)
+
+
+def texts(value: Any, column: str) -> list[str]:
+    """A list of texts.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not isinstance(value, list):
+        raise ValueError(f"column {column!r} is {shown(value)}, not a list of texts")
+    return [text(each, f"{column}[{place}]") for place, each in enumerate(value)]
+
+
+def number(value: Any, column: str) -> float:
+    """A finite number, or a text that is one.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    written = isinstance(value, str) and NUMBER.fullmatch(value)
+    if written or isinstance(value, int | float | Decimal):
+        try:
+            found = float(value)
+        except OverflowError:
+            found = math.inf
+        if math.isfinite(found):
+            return found
+    raise ValueError(f"column {column!r} is {shown(value)}, not a finite number")
+
+
+def scores(value: Any, column: str) -> Any:
+    """A number, numbers by name, or a list of such values.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if isinstance(value, list):
+        return [scores(each, f"{column}[{place}]") for place, each in enumerate(value)]
+    if isinstance(value, Mapping):
+        return {name: number(each, f"{column}.{name}") for name, each in value.items()}
+    return number(value, column)
+
+
+def ids(value: Any, column: str) -> list[int]:
+    """Token ids.
+
+    Raises:
+        ValueError: it is no list of whole numbers from 0.
+    """
+    sound = isinstance(value, list) and all(type(each) is int and 0 <= each < TOKENS for each in value)
+    if not sound:
+        raise ValueError(f"column {column!r} is {shown(value)}, not a list of token ids")
+    return list(value)
+
+
+def flag(value: Any, column: str) -> bool:
+    """True or false, or 1 or 0.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not isinstance(value, int) or value not in (0, 1):
+        raise ValueError(f"column {column!r} is {shown(value)}, not true or false")
+    return bool(value)
+
+
+def listed(check: Check) -> Check:
+    """A list whose items pass a check; null items stay."""
+
+    def each(value: Any, column: str) -> Any:
+        if not isinstance(value, list):
+            raise ValueError(f"column {column!r} is {shown(value)}, not a list")
+        return [None if item is None else check(item, f"{column}[{place}]") for place, item in enumerate(value)]
+
+    return each
+
+
+def optional(check: Check) -> Check:
+    """The same check where a value may be missing: null, or an empty CSV field where no text is read."""
+    textual = check in (text, spoken)
+    return lambda value, column: None if value is None or (value == "" and not textual) else check(value, column)
+
+
+def shown(value: Any) -> str:
+    """A value in a few words, for messages."""
+    if value is None:
+        return "null"
+    kinds: Mapping[type, str] = {list: "a list", dict: "an object", str: "the text", bool: "the value",
+                                 int: "the number", float: "the number"}  # fmt: skip
+    kind = kinds.get(type(value), f"a {type(value).__name__}")
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**20:
+        return f"{kind} of {value.bit_length()} bits"
+    return kind if isinstance(value, list | dict | bytes) else f"{kind} {str(value)[:40]!r}" if isinstance(
+        value, str) else f"{kind} {str(value)[:40]}"  # fmt: skip
+
+
+RATED: Mapping[str, Check] = {"chosen_rating": optional(number), "rejected_rating": optional(number)}
+SAMPLED: Mapping[str, Check] = {"prompt_ids": optional(ids), "vocabulary": optional(text)}
+SAMPLED_PAIR: Mapping[str, Check] = {
+    "chosen_ids": optional(ids), "rejected_ids": optional(ids),
+    "chosen_finished": optional(flag), "rejected_finished": optional(flag),
+}  # fmt: skip
+
+COLUMNS: Mapping[str, Mapping[str, Check]] = {
+    "preference": {"prompt": optional(spoken), "chosen": spoken, "rejected": spoken, **RATED, **SAMPLED,
+                   **SAMPLED_PAIR},
+    "transcripts": {"chosen": text, "rejected": text},
+    "messages": {"messages": messages},
+    "completion": {"prompt": spoken, "completion": spoken},
+    "labelled": {"prompt": spoken, "completion": spoken, "label": number},
+    "text": {"text": text, "label": optional(number)},
+    "prompts": {"prompt": spoken},
+    "graded": {"prompt": spoken, "response": text, "responses": texts, "scores": scores, **SAMPLED,
+               "responses_ids": optional(listed(ids)), "responses_finished": optional(listed(flag))},
+    "helpsteer": {"prompt": text, "response": text, "helpfulness": number, "correctness": number, "coherence": number,
+                  "complexity": number, "verbosity": number},
+}  # fmt: skip
+"""What each format reads, by column. Other columns of a row may hold anything."""
+
+
+def checked(row: Row, name: str) -> dict[str, Any]:
+    """The row with every value that format `name` reads checked.
+
+    Raises:
+        ValueError: a value is not what its column holds; the column is named.
+    """
+    checks = COLUMNS[name]
+    return {**row, **{column: check(row[column], column) for column, check in checks.items() if column in row}}
