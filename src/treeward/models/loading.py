@@ -76,7 +76,7 @@ class ModelConfig:
         if self.train == "head" and self.lora is not None:
             raise ValueError("model.train is 'head', but model.lora trains the backbone too; leave one of them away")
         if self.config and not self.random:
-            raise ValueError(f"model.config {self.config} shapes a model with random weights; add --model.init random")
+            raise ValueError(f"model.config {self.config} shapes a model with random weights; set model.init to random")
 
     @property
     def random(self) -> bool:
@@ -127,6 +127,25 @@ def load(config: ModelConfig, auto_class: Any, seed: int, **named: Any) -> Loade
     return Loaded(module.to(device), tokenizer, precision, None if config.backend == "auto" else config.backend)
 
 
+def model_directory(path: str) -> str:
+    """Where the model of a path lies: of a run directory its `model/`; any other path, such as a hub id, as it stands.
+
+    Raises:
+        ValueError: the path is a run directory that has no model (yet).
+    """
+    place = Path(path).expanduser()
+    if path == "world" or not place.is_dir() or (place / "config.json").exists():
+        return path
+    if (place / "model" / "config.json").exists():
+        return str(place / "model")
+    if (place / "config.yaml").exists():
+        raise ValueError(
+            f"{path!r} is a run directory without a model: the run has not ended; finish it with "
+            f"`treeward resume {path}`, or name another"
+        )
+    return path
+
+
 @contextmanager
 def seeded(config: ModelConfig, seed: int) -> Iterator[None]:
     """Weights drawn inside, such as those of a new layer, depend on the seed alone; no generator moves."""
@@ -170,24 +189,45 @@ def check_vocabulary(module: Any, tokenizer: Tokenizer, config: ModelConfig) -> 
 
 
 def _ask(path: str, what: str, source: Any, **named: Any) -> Any:
+    path = model_directory(path)
     local = Path(path).expanduser()
     if not local.is_dir() and (path.startswith((".", "/", "~")) or path.count("/") > 1 or "\\" in path):
         raise ValueError(f"model.path {path!r} is not a directory")
-    if local.is_dir() and what == "weights" and not any(local.glob("*.safetensors")) and not any(local.glob("*.bin")):
-        raise ValueError(f"model.path {path!r} holds no weights; use --model.init random to draw them from config.json")
-    if local.is_dir() and what == "tokenizer" and not any(local.glob("tokenizer*")) and not any(local.glob("vocab*")):
-        raise ValueError(f"{path!r} holds no tokenizer; name one with --model.tokenizer")
-    if local.is_dir() and what != "tokenizer" and not (local / "config.json").exists():
-        raise ValueError(f"model.path {path!r} holds no config.json, so it is not a model directory")
-    if not local.is_dir() and not reachable():
+    if local.is_dir():
+        path = str(local)
+        _check_files(path, local, what)
+    elif not reachable():
         named["local_files_only"] = True
     try:
         return source.from_pretrained(path, **named)
     except (OSError, ValueError, KeyError, json.JSONDecodeError) as problem:
         if named.get("local_files_only"):
             raise ValueError(
-                f"the {what} of {path!r} is not on this machine and the hub cannot be reached; give a local directory "
-                "or 'world'"
+                f"{path!r} is not a directory here, and as a hub id its {what} is not on this machine and the hub "
+                "cannot be reached; give a local directory or 'world'"
             ) from None
         reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
         raise ValueError(f"the {what} of {path!r} cannot be loaded ({reason[:160]})") from None
+
+
+def _check_files(path: str, local: Path, what: str) -> None:
+    """Refuse a directory that lacks the files of what is asked of it, before transformers looks for them."""
+    if not (local / "config.json").exists() and (local / "adapter_config.json").exists():
+        raise ValueError(
+            f"model.path {path!r} holds an adapter alone; name the directory with the merged weights, or the base model"
+        )
+    if what == "weights" and not any(local.glob("*.safetensors")) and not any(local.glob("*.bin")):
+        raise ValueError(
+            f"model.path {path!r} holds no weights (no .safetensors or .bin); set model.init to random to draw them "
+            "from config.json"
+        )
+    if what == "tokenizer" and not has_tokenizer(local):
+        missing = "" if (local / "config.json").exists() else " and no config.json, so it is not a model directory"
+        raise ValueError(f"{path!r} holds no tokenizer{missing}; name one with model.tokenizer")
+    if what != "tokenizer" and not (local / "config.json").exists():
+        raise ValueError(f"model.path {path!r} holds no config.json, so it is not a model directory")
+
+
+def has_tokenizer(directory: Path) -> bool:
+    """Whether there are a tokenizer's files in a directory."""
+    return any(directory.glob("tokenizer*")) or any(directory.glob("vocab*"))
