@@ -136,7 +136,7 @@ def _policy(config: EvaluateRun) -> tuple[Measurement, Measurement | None]:
     evaluation = config.evaluation
     if evaluation.aa and not config.start:
         raise ValueError("evaluation.aa is true, but no start is named that could be measured twice; add --start DIR")
-    policy = Policy.from_config(config.model, config.seed)
+    policy = Policy.trained(config.model, config.seed)
     start = _start(config.start, config, policy) if config.start else policy
     data = prepare(config.data, policy.tokenizer, "prompts" if config.data.format == "prompts" else "sft")
     trees = _chosen_part(data.parts[config.part], config)

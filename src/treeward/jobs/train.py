@@ -28,7 +28,7 @@ from treeward.jobs.tasks import Task, task_of, with_again
 from treeward.models.weights import snapshot
 from treeward.proof import identities
 from treeward.proof.checks import Check, below, require
-from treeward.proof.data_checks import data_checks
+from treeward.proof.data_checks import data_checks, vocabulary_checks
 from treeward.proof.rates import rate_check
 from treeward.runs.directory import RunDirectory, alone, created, free_path
 from treeward.trees.tokens import TokenTree
@@ -97,6 +97,8 @@ def prologue(config: AnyRun) -> Prologue:
         ChecksFailed: a check failed that was not accepted.
     """
     task = task_of(config)
+    tokenizer_checks = vocabulary_checks(config.model, task.model.tokenizer, task.model.tree.module)
+    require(tokenizer_checks, [id for id in config.skip_check if id == "F09" and tokenizer_checks])
     data = prepare(config.data, task.model.tokenizer, task.purpose)
     log.info("data: %s", data.account)
     log.info("trees: %s", ", ".join(f"{len(trees)} {part}" for part, trees in data.parts.items()))
@@ -110,7 +112,7 @@ def prologue(config: AnyRun) -> Prologue:
     checks = data_checks(data, task.model.tokenizer, embedding.num_embeddings, task.purpose)
     require([check for check in checks if check.id == "F09"])
     found, missing = _model_checks(config, task, data)
-    return Prologue(task, data, require([*checks, *found], config.skip_check), missing)
+    return Prologue(task, data, require([*tokenizer_checks, *checks, *found], config.skip_check), missing)
 
 
 def estimate(config: AnyRun, begun: Prologue) -> str:

@@ -42,11 +42,10 @@ class Budgets:
         return {"budgets": asdict(self)}
 
 
-def write_policy(directory: Path, budgets: Budgets | None) -> None:
-    """Write the `treeward.json` of a policy, which says its budgets; none for a policy that no run trained."""
-    if budgets is not None:
-        facts = {"schema": 1, **budgets.facts()}
-        (directory / NAME).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+def write_policy(directory: Path, tokenizer: Tokenizer, budgets: Budgets | None) -> None:
+    """Write the `treeward.json` of a policy: the fingerprint of its vocabulary and, where a run trained it, its budgets."""
+    facts = {"schema": 1, "tokenizer": vocabulary_hash(tokenizer), **(budgets.facts() if budgets else {})}
+    (directory / NAME).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
 def write(

@@ -1,6 +1,7 @@
 """Finding models and tokenizers: the embedded world, a local directory, or a hub id; one-line errors."""
 
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from treeward.models.weights import set_dropout
 from treeward.trees.forest import Backend
 from treeward.trees.forward import Precision
 
+log = logging.getLogger(__name__)
 TINY = 2_000_000
 """Models below this many parameters run on one CPU thread: two are 25 % faster at best, and forty times slower as soon
 as another process holds a core, since each of their many small products waits for the slower thread."""
@@ -66,7 +68,7 @@ class ModelConfig:
     train: Literal["all", "head"] = "all"
     """What trains in a reward model: all weights, or the head on a frozen backbone."""
     any_tokenizer: bool = False
-    """Accept a tokenizer or template other than the one that a reward model was trained with."""
+    """Accept a tokenizer or template other than the one that the model was trained with."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:
@@ -112,6 +114,8 @@ def load(config: ModelConfig, auto_class: Any, seed: int, **named: Any) -> Loade
             setattr(plan, name, value)
         with seeded(config, seed):
             module = auto_class.from_config(plan, dtype=torch.float32)
+        if config.tokenizer is not None:
+            name_special_ids(module, tokenizer)
     else:
         with seeded(config, seed):
             module = _ask(config.path, "weights", auto_class, dtype=torch.float32, **named)
@@ -162,6 +166,29 @@ def load_tokenizer(config: ModelConfig) -> Tokenizer:
     """
     path = config.tokenizer or config.path
     return world.tokenizer() if path == "world" else _ask(path, "tokenizer", AutoTokenizer)
+
+
+def own_tokenizer(config: ModelConfig) -> Tokenizer | None:
+    """The tokenizer that lies with the model, where another one is named; None where none is named or none lies there."""
+    if config.tokenizer is None or config.path == "world":
+        return None
+    place = Path(model_directory(config.path)).expanduser()
+    if place.is_dir() and not has_tokenizer(place):
+        return None
+    try:
+        return _ask(config.path, "tokenizer", AutoTokenizer)
+    except ValueError as problem:
+        log.warning("the tokenizer %r is not compared with the model's own: %s", config.tokenizer, problem)
+        return None
+
+
+def name_special_ids(module: Any, tokenizer: Tokenizer) -> None:
+    """Give a model with random weights the special ids of its tokenizer, so that what is saved agrees with itself."""
+    for source in (module.config, getattr(module, "generation_config", None)):
+        for kind in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            own = getattr(tokenizer, kind)
+            if source is not None and own is not None and getattr(source, kind, None) is not None:
+                setattr(source, kind, own)
 
 
 def embedding_rows(path: str) -> int:

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from treeward.data.render import Tokenizer, end_id, token_tree
 from treeward.maths.logprobs import sum_by_branch
-from treeward.models import adapters, artifact
+from treeward.models import adapters, artifact, vocabulary
 from treeward.models.loading import ModelConfig, load, seeded
 from treeward.trees.forest import Forest
 from treeward.trees.forward import TreeLM
@@ -39,14 +39,25 @@ class Policy:
         `ModelConfig` (precision, device, ...).
 
         Raises:
-            ValueError: nothing loadable is there, with the mend.
+            ValueError: nothing loadable is there, or the tokenizer is another model's or has no end token.
         """
-        return cls.from_config(ModelConfig(path=path, **options), seed)
+        return cls.trained(ModelConfig(path=path, **options), seed)
+
+    @classmethod
+    def trained(cls, config: ModelConfig, seed: int = 0) -> "Policy":
+        """As `load`, from a `model` section."""
+        policy = cls.from_config(config, seed)
+        vocabulary.refuse_foreign(config, policy.tokenizer, policy.tree.module)
+        return policy
 
     @classmethod
     def from_config(cls, config: ModelConfig, seed: int = 0) -> "Policy":
-        """The policy that a run's `model` section describes; `seed` draws random weights."""
+        """The policy that a run's `model` section describes; `seed` draws random weights.
+
+        Whether its tokenizer is the model's own is left to the checks before the first step (F09).
+        """
         loaded = load(config, AutoModelForCausalLM, seed)
+        vocabulary.check_end(config, loaded.tokenizer, loaded.module)
         with seeded(config, seed):
             adapter = adapters.put_on(loaded.module, config.lora, "CAUSAL_LM") if config.lora else None
         policy = cls(TreeLM(loaded.module, loaded.precision, loaded.backend), loaded.tokenizer, adapter)
@@ -72,7 +83,7 @@ class Policy:
         directory = Path(directory)
         adapters.save(self.adapter, self.tree.module, directory, adapter_directory)
         self.tokenizer.save_pretrained(directory)
-        artifact.write_policy(directory, self.budgets)
+        artifact.write_policy(directory, self.tokenizer, self.budgets)
 
 
 def tokenised(

@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification
 
 from treeward.data.render import Tokenizer, end_id
 from treeward.maths.scores import AnyHead, Scalar, freed
-from treeward.models import adapters, artifact
+from treeward.models import adapters, artifact, vocabulary
 from treeward.models.heads import output_layer, outside_backbone, zero_head
 from treeward.models.loading import ModelConfig, load, seeded
 from treeward.models.policy import TOKEN_BUDGET, in_order, tokenised
@@ -55,6 +55,7 @@ class RewardModel:
         model = cls.from_config(config, seed)
         if not model.awake:
             raise ValueError(f"model.path {config.path!r} has no trained head; train one with `treeward reward`")
+        vocabulary.refuse_foreign(config, model.tokenizer, model.tree.module)
         return model
 
     @classmethod
@@ -72,6 +73,7 @@ class RewardModel:
             raise ValueError(f"model.path {config.path!r} has the head {own}; it cannot be trained as {head}")
         head = own or head or Scalar()
         loaded = load(config, _Loader, seed, num_labels=head.width)
+        vocabulary.check_end(config, loaded.tokenizer, loaded.module)
         if saved and not config.any_tokenizer:
             artifact.check_tokenizer(saved, loaded.tokenizer, config.path)
         if saved:
