@@ -45,7 +45,7 @@ def prepare(data: Path, work: Path, count: int) -> None:
         config={"initializer_range": 0.04},
     )  # fmt: skip
     policy = Policy.from_config(gpt2, seed=0)
-    policy.save(work)
+    policy.save(work / "model")
     texts = [pair.prompt for pair in read(data, 4 * count)]
     ids = [policy.tokenizer(text, add_special_tokens=False).input_ids[:8] for text in texts]
     (work / "prompts.json").write_text(json.dumps([row for row in ids if len(row) == 8][:count]))

@@ -27,7 +27,7 @@ def measure(task: Task) -> Answer:
         model = RewardModel.from_config(gpt2, seed=0)
         with torch.no_grad():
             output_layer(model.tree.module).weight.normal_(0.0, 0.1, generator=torch.Generator().manual_seed(0))
-        model.save(work)
+        model.save(work / "model")
         return Answer(steps=[])
     model = RewardModel.load(str(work / "model"), precision=precision, device="cpu")
     trees = [Tree(pair.prompt, [pair.chosen, pair.rejected]) for pair in load(work, task.pairs)]

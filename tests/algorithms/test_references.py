@@ -103,7 +103,7 @@ def test_a_checkpoint_without_the_average_is_refused(policy: Build, grow: Build,
 
 def test_another_model_is_the_anchor_that_its_path_names(grow: Build, tmp_path: Path) -> None:
     start, other = Policy.load("world", device="cpu"), Policy.load("world", device="cpu", seed=1)
-    other.save(tmp_path)
+    other.save(tmp_path / "model")
     anchor = anchor_of(start, Frozen(str(tmp_path / "model"), "off"))
     trees = grow(3, branches=2)
     found = anchor.branch_logps(trees, 1024)
@@ -112,7 +112,7 @@ def test_another_model_is_the_anchor_that_its_path_names(grow: Build, tmp_path: 
 
 
 def test_an_anchor_with_another_tokenizer_is_refused(policy: Build, tmp_path: Path) -> None:
-    Policy.load("world", device="cpu").save(tmp_path)
+    Policy.load("world", device="cpu").save(tmp_path / "model")
     with pytest.raises(ValueError, match=r"anchor.path .* has another tokenizer"):
         anchor_of(policy(), Frozen(str(tmp_path / "model"), "off"))
 

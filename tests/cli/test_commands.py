@@ -98,7 +98,7 @@ def test_not_learned_is_exit_3_unless_asked_for_less(tmp_path: Path) -> None:
 
 
 def test_sample_prints_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["sample", "--prompt", "this new film by a team : the plot is", "--samples", "2"]) == 0
+    assert run(["sample", "--model.path", "world", "--prompt", "this new film by a team : the plot is", "--samples", "2"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [set(row) for row in rows] == [{"prompt", "response", "ended", "tokens"}] * 2
 

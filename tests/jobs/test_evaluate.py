@@ -23,12 +23,12 @@ SHORT = [
 def pair(tmp_path: Path) -> tuple[Path, Path]:
     """The directories of a start and of a policy that has moved from it."""
     start = Policy.load("world")
-    start.save(tmp_path / "start")
+    start.save(tmp_path / "start" / "model")
     with torch.no_grad():
         draw = torch.Generator().manual_seed(0)
         for parameter in start.tree.parameters():
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=draw))
-    start.save(tmp_path / "moved")
+    start.save(tmp_path / "moved" / "model")
     return tmp_path / "start" / "model", tmp_path / "moved" / "model"
 
 

@@ -33,7 +33,7 @@ DPO: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("start")
-    Policy.load("world", device="cpu", config={"num_hidden_layers": 1}).save(folder)
+    Policy.load("world", device="cpu", config={"num_hidden_layers": 1}).save(folder / "model")
     return folder / "model"
 
 

@@ -30,7 +30,7 @@ def saved(folder: Path, head: AnyHead | None = None, seed: int = 0) -> RewardMod
     model = RewardModel.from_config(ModelConfig(device="cpu"), 0, head)
     with torch.no_grad():
         output_layer(model.tree.module).weight.normal_(generator=torch.Generator().manual_seed(seed))
-    model.save(folder)
+    model.save(folder / "model")
     return model
 
 

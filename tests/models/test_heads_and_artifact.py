@@ -47,7 +47,7 @@ def test_a_trained_head_is_saved_and_its_card_gives_its_scores(head: AnyHead, gr
     assert model.awake
     ours = model.score(trees)
     assert ours.std() > 1e-4
-    model.save(tmp_path)
+    model.save(tmp_path / "model")
     again = RewardModel.load(str(tmp_path / "model"), device="cpu", precision="fp32")
     assert again.head == head
     torch.testing.assert_close(again.score(trees), ours, atol=1e-5, rtol=1e-5)
@@ -107,7 +107,7 @@ def test_a_frozen_backbone_with_adapters_is_refused() -> None:
 
 def test_the_artifact_says_what_it_was_trained_with(grow: Build, tmp_path: Path) -> None:
     model = trained(Ordinal(6), grow(4))
-    model.save(tmp_path)
+    model.save(tmp_path / "model")
     facts = json.loads((tmp_path / "model" / "treeward.json").read_text())
     assert facts["head"]["kind"] == "ordinal"
     assert facts["head"]["thresholds"] == sorted(facts["head"]["thresholds"])
@@ -118,7 +118,7 @@ def test_the_artifact_says_what_it_was_trained_with(grow: Build, tmp_path: Path)
 
 
 def test_another_template_or_head_is_refused_unless_told(grow: Build, tmp_path: Path) -> None:
-    trained(Scalar(), grow(4)).save(tmp_path)
+    trained(Scalar(), grow(4)).save(tmp_path / "model")
     path = str(tmp_path / "model")
     template = tmp_path / "model" / "chat_template.jinja"
     template.write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
@@ -176,7 +176,7 @@ def test_an_encoder_is_scored_as_rows_by_its_own_class(family: str, tmp_path: Pa
     ours = model.score(texts)
     assert ours[0] > ours[1]
     assert ours[2] > ours[3]
-    model.save(tmp_path / "run")
+    model.save(tmp_path / "run" / "model")
     theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "model")
     rows = ["w4 w5 w6 w7 w8", "w4 w5 w9", "w10", "w11 w12 w13"]
     for number, row in enumerate(rows):

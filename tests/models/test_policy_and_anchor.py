@@ -94,7 +94,7 @@ def test_branch_logps_keep_no_gradient(policy: Build, grow: Build) -> None:
 def test_a_saved_policy_gives_the_same_numbers(policy: Build, grow: Build, tmp_path: Path) -> None:
     ours, trees = policy(), grow(3)
     before = branch_logps(ours, trees)
-    ours.save(tmp_path)
+    ours.save(tmp_path / "model")
     again = Policy.load(str(tmp_path / "model"), precision="fp32", device="cpu")
     assert torch.equal(branch_logps(again, trees), before)
     assert again.end_ids == (2,)
@@ -165,11 +165,11 @@ def test_only_adapters_train_and_a_base_weight_that_trains_is_refused(policy: Bu
 def test_a_policy_with_adapters_is_saved_merged(policy: Build, grow: Build, tmp_path: Path) -> None:
     ours, trees = adapted(policy()), grow(3)
     before = branch_logps(ours, trees)
-    ours.save(tmp_path)
+    ours.save(tmp_path / "model")
     merged = Policy.load(str(tmp_path / "model"), precision="fp32", device="cpu")
     assert branch_logps(merged, trees).tolist() == pytest.approx(before.tolist(), abs=1e-4)
     assert not any("lora" in name for name, _ in merged.tree.named_parameters())
-    assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
+    assert (tmp_path / "model" / "adapter" / "adapter_model.safetensors").exists()
     assert torch.equal(branch_logps(ours, trees), before)
 
 

@@ -99,7 +99,7 @@ def test_the_worlds_padding_id_is_its_pad() -> None:
 def test_a_saved_model_gives_the_same_logits_with_plain_transformers(grow: Build, tmp_path: Path) -> None:
     model, trees = with_head(world()), grow(5)
     ours = model.score(trees).tolist()
-    model.save(tmp_path)
+    model.save(tmp_path / "model")
     theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
     assert theirs.config.num_labels == 1
     assert plainly(theirs, trees) == pytest.approx(ours, abs=1e-5)
@@ -113,7 +113,7 @@ def test_a_saved_model_gives_the_same_logits_with_plain_transformers(grow: Build
 def test_a_saved_model_is_loaded_again_with_its_head(grow: Build, tmp_path: Path) -> None:
     model, trees = with_head(world()), grow(4)
     ours = model.score(trees)
-    model.save(tmp_path)
+    model.save(tmp_path / "model")
     again = RewardModel.load(str(tmp_path / "model"), device="cpu", precision="fp32")
     assert torch.equal(again.score(trees), ours)
 
@@ -127,7 +127,7 @@ def test_a_model_with_adapters_is_saved_merged_with_its_head(grow: Build, tmp_pa
                 parameter.add_(0.05)
     ours = model.score(trees)
     assert (ours - without).abs().max() > 0.5
-    model.save(tmp_path)
+    model.save(tmp_path / "model")
     theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
     # Scores of about 4 through these adapters carry 5e-5 of float32 rounding, merged or not.
     assert plainly(theirs, trees) == pytest.approx(ours.tolist(), abs=5e-4)
@@ -141,7 +141,7 @@ def test_the_saved_tokenizer_pads_as_the_saved_model_pools(
     """Whoever loads the two with plain transformers and pads a batch must get the scores of the run."""
     model = small(data_root / "tokenizers" / name, vocabulary, tmp_path / "start")
     ours = model.score(TEXTS).tolist()
-    model.save(tmp_path)
+    model.save(tmp_path / "model")
     theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     texts = [f"{tree.prompt}{r.text}{tokenizer.eos_token}" for tree in TEXTS for r in tree.responses]
@@ -152,13 +152,13 @@ def test_the_saved_tokenizer_pads_as_the_saved_model_pools(
 
 
 def test_an_untrained_head_is_not_loaded_as_a_reward_model(tmp_path: Path) -> None:
-    world().save(tmp_path)
+    world().save(tmp_path / "model")
     with pytest.raises(ValueError, match="has no trained head"):
         RewardModel.load(str(tmp_path / "model"), device="cpu")
 
 
 def test_a_policys_weights_start_a_reward_model_with_a_zero_head(policy: Build, grow: Build, tmp_path: Path) -> None:
-    policy().save(tmp_path)
+    policy().save(tmp_path / "model")
     model = world(path=str(tmp_path / "model"))
     assert model.score(grow(3)).tolist() == [0.0] * 6
     start = policy().tree.module.get_input_embeddings().weight
@@ -166,6 +166,6 @@ def test_a_policys_weights_start_a_reward_model_with_a_zero_head(policy: Build, 
 
 
 def test_the_wrong_tokenizer_is_refused(policy: Build, tmp_path: Path) -> None:
-    policy().save(tmp_path)
+    policy().save(tmp_path / "model")
     with pytest.raises(ValueError, match=r"has ids up to .* has 64 embedding rows; give the model's own tokenizer"):
         world(path=str(tmp_path / "model"), tokenizer="world")

@@ -52,7 +52,7 @@ def test_f14_a_pad_that_ends_turns(data_root: Path, real_tokenizer: Callable[[st
     assert (ours[0] - ours[1]).abs() > 1e-3
     rows = token_tree(tree, tokenizer).rows()
     assert all(row.count(tokenizer.pad_token_id) == 5 for row in rows)
-    model.save(tmp_path)
+    model.save(tmp_path / "model")
     module = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
     for pad, right in ((module.config.pad_token_id, True), (tokenizer.pad_token_id, False)):
         module.config.pad_token_id = pad
@@ -65,7 +65,7 @@ def test_f14_a_pad_that_ends_turns(data_root: Path, real_tokenizer: Callable[[st
 
 
 def test_f15_a_head_that_was_not_saved(tmp_path: Path) -> None:
-    awake(Path("world")).save(tmp_path)
+    awake(Path("world")).save(tmp_path / "model")
     file = tmp_path / "model" / "model.safetensors"
     weights = {name: tensor for name, tensor in load_file(file).items() if not name.startswith("score")}
     save_file(weights, file, {"format": "pt"})

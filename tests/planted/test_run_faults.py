@@ -122,7 +122,7 @@ def test_f23_a_named_anchor_that_moved_is_broken(tmp_path: Path, monkeypatch: py
     from treeward.jobs import tasks
     from treeward.models.policy import Policy
 
-    Policy.load("world", seed=1).save(tmp_path / "other")
+    Policy.load("world", seed=1).save(tmp_path / "other" / "model")
     honest = tasks.DPOTask.steps
 
     def dragging(self: Any, *arguments: Any) -> Any:

@@ -147,7 +147,7 @@ def test_of_a_long_text_the_end_is_read_and_the_cut_is_said(
     assert scorer.score(["w5 " * 14]).shape == (1,)
     assert (scorer.cut, caplog.messages) == (0, [])
     end = "w7 " * 4 + "w8 " * 12
-    assert torch.equal(scorer.score(["w5 " * 40 + end, "w6 " * 40 + end]), scorer.score([end]).expand(2))
+    torch.testing.assert_close(scorer.score(["w5 " * 40 + end, "w6 " * 40 + end]), scorer.score([end]).expand(2))
     assert scorer.cut == 2
     assert len(caplog.messages) == 1
     assert "reads 16 tokens; longer texts are cut on the left" in caplog.messages[0]
@@ -164,7 +164,7 @@ def test_a_small_scorer_leaves_the_threads_alone(saved: Callable[..., Path], mon
 def test_a_reward_model_and_the_run_that_trained_it(tmp_path: Path) -> None:
     model = RewardModel.from_config(ModelConfig())
     torch.nn.init.ones_(model.tree.module.score.weight)  # type: ignore[union-attr, arg-type]
-    model.save(tmp_path / "run")
+    model.save(tmp_path / "run" / "model")
     trees = [TokenTree((5, 6), ((7, 8), (9,)))]
     for place in (tmp_path / "run", tmp_path / "run" / "model"):
         scorer = scorers.find(str(place))
@@ -210,7 +210,7 @@ def test_a_directory_without_a_head_is_refused(tmp_path: Path, tiny: Any, tiny_t
 def test_a_reward_model_of_whole_texts_reads_prompt_and_response_as_one(tmp_path: Path) -> None:
     model = RewardModel.from_config(ModelConfig())
     torch.nn.init.ones_(model.tree.module.score.weight)  # type: ignore[union-attr, arg-type]
-    model.save(tmp_path)
+    model.save(tmp_path / "model")
     annotate(tmp_path / "model", {"data": {"format": "text"}})
     tree = TokenTree((1, *model.tokenizer("the plot is", add_special_tokens=False).input_ids), ((20, 21), (22, 2)))
     found = scorers.find(str(tmp_path / "model"))([tree], model.tokenizer)

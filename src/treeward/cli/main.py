@@ -71,7 +71,9 @@ def _complain(text: str) -> int:
 def _checks_failed(problem: ChecksFailed) -> int:
     for check in problem.checks:
         print(f"treeward: {check}", file=sys.stderr)
-    print("treeward: nothing was trained; --skip-check '[ID]' accepts a risk where one exists", file=sys.stderr)
+    ids = ",".join(dict.fromkeys(check.id for check in problem.checks))
+    accept = f"; to accept the risk, add: --skip-check {ids}" if problem.acceptable else ""
+    print(f"treeward: nothing was trained{accept}", file=sys.stderr)
     return 2
 
 

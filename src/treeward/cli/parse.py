@@ -3,6 +3,8 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from treeward.jobs import trl_names
+
 
 @dataclass(frozen=True)
 class Words:
@@ -36,5 +38,6 @@ def parse(arguments: Sequence[str], flags: Collection[str]) -> Words:
         elif rest and not rest[0].startswith("--"):
             options.append((key, rest.pop(0)))
         else:
-            raise ValueError(f"--{key} needs a value")
+            theirs = trl_names.suggestion(key)
+            raise ValueError(f"--{key} needs a value{f'; {theirs}' if theirs else ''}")
     return Words(tuple(places), tuple(options), frozenset(given))

@@ -1,5 +1,6 @@
 """`treeward sft | reward | dpo [RECIPE] [--key value ...]` and `treeward resume RUN`."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import transformers
 import yaml
 
 from treeward.cli.parse import Words, parse
+from treeward.data import world
 from treeward.jobs import settings
 from treeward.jobs.members import Ensembled, train_members
 from treeward.jobs.options import RUNS, AnyRun, RewardRun
@@ -14,6 +16,7 @@ from treeward.jobs.sweep import Swept, axis, sweep
 from treeward.jobs.train import Finished, estimate, prologue, train, verdict_line
 from treeward.runs.directory import RunDirectory, free_path
 
+log = logging.getLogger(__name__)
 FLAGS = ("help", "print-config", "dry-run")
 
 
@@ -49,7 +52,30 @@ def configured(verb: str, words: Words) -> AnyRun:
     Raises:
         ValueError: the recipe is unknown or of another command, an unknown key or a bad value.
     """
-    return settings.build(RUNS[verb], overridden(words, recipe_of(verb, words)))
+    return settings.build(RUNS[verb], with_model(verb, overridden(words, recipe_of(verb, words))))
+
+
+def with_model(verb: str, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The mapping of a command as it stands, where it names a model.
+
+    Without one, training starts from the embedded world's model with random weights where the data is the embedded
+    world too, and says so, or where random weights are asked for.
+
+    Raises:
+        ValueError: no model is named.
+    """
+    model = values.get("model", {})
+    if not isinstance(model, Mapping) or "path" in model:
+        return values
+    data = values.get("data", {})
+    source = str(data.get("source", "world")) if isinstance(data, Mapping) else ""
+    if str(model.get("init")) == "random" or (verb in RUNS and world.source(source) is not None):
+        log.info("model: the embedded world's, with random weights; name another with --model.path")
+        return values
+    raise ValueError(
+        "model.path is not given: name a model with --model.path (a run or model directory, a hub id, or `world` for "
+        "the small embedded model with random weights)"
+    )
 
 
 def recipe_of(verb: str, words: Words) -> dict[str, Any]:
@@ -73,8 +99,11 @@ def recipe_of(verb: str, words: Words) -> dict[str, Any]:
 def overridden(words: Words, base: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The overrides of a command line, laid on `base` one after another."""
     values = dict(base or {})
+    texts: dict[str, list[str]] = {}
     for key, text in words.options:
-        values = settings.merge(values, settings.override(key, text))
+        texts.setdefault(key.replace("-", "_"), []).append(text)
+    for key, given in texts.items():
+        values = settings.merge(values, settings.override(key, *given))
     return values
 
 
@@ -88,7 +117,9 @@ def swept(verb: str, words: Words) -> Swept:
         raise ValueError(f"--sweep runs every point; leave --{min(words.flags)} away, or the sweep")
     axes = [axis(text) for key, text in words.options if key == "sweep"]
     rest = Words(words.places, tuple(option for option in words.options if option[0] != "sweep"), words.flags)
-    return sweep(verb, overridden(rest, recipe_of(verb, rest)), axes)
+    swept_keys = {key for key, _ in axes}
+    base = overridden(rest, recipe_of(verb, rest))
+    return sweep(verb, base if "model.path" in swept_keys else with_model(verb, base), axes)
 
 
 def resume(words: Words) -> int:

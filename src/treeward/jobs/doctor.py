@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from treeward.data import render
 from treeward.jobs.environment import versions
+from treeward.models import vocabulary
 from treeward.models.device import choose_device, measure_products, native_bf16
 from treeward.models.loading import ModelConfig, load
 from treeward.trees.forward import TreeLM
@@ -42,6 +43,7 @@ def model(config: ModelConfig, longest: int = 96) -> Facts:
         ValueError: the model or its tokenizer cannot be loaded, or neither layout equals plain calls.
     """
     loaded = load(config, AutoModelForCausalLM, seed=0)
+    vocabulary.check_end(config, loaded.tokenizer, loaded.module)
     tokenizer: Any = loaded.tokenizer
     tree = TreeLM(loaded.module, "fp32", loaded.backend)
     found = verify(tree, _probe(tree, longest))
@@ -55,12 +57,18 @@ def model(config: ModelConfig, longest: int = 96) -> Facts:
             f"{name} {getattr(tokenizer, f'{name}_token')!r} {getattr(tokenizer, f'{name}_token_id')}"
             for name in ("bos", "eos", "pad")
         ) + ("; opens plain text with BOS" if render.adds_bos(tokenizer) else ""),
+        "vocabulary": _vocabulary(config, tokenizer, loaded.module),
         "ends": f"plain text {tokenizer.decode([render.end_id(tokenizer, False)])!r}"
         + (f", chats {tokenizer.decode([render.end_id(tokenizer, True)])!r}" if tokenizer.chat_template else ""),
         "template": _template(tokenizer),
         "layout": f"{found.backend}, largest deviation from plain calls {found.value_deviation:.1e}, "
         f"gradients {found.gradient_deviation:.1e}" + (f" ({found.fallback})" if found.fallback else ""),
     }  # fmt: skip
+
+
+def _vocabulary(config: ModelConfig, tokenizer: Any, module: Any) -> str:
+    faults = [finding.detail for finding in vocabulary.compare(config, tokenizer, module) if not finding.passed]
+    return f"F09, the tokenizer is another model's: {faults[0]}" if faults else "the tokenizer suits the model"
 
 
 def _template(tokenizer: Any) -> str:

@@ -13,7 +13,7 @@ from treeward.evaluation import policies, rewards, versus
 from treeward.evaluation.tables import Measurement, Table, compare, known
 from treeward.jobs.options import EvaluationConfig
 from treeward.models.anchor import Anchor
-from treeward.models.loading import ModelConfig
+from treeward.models.loading import ModelConfig, model_directory
 from treeward.models.policy import Policy
 from treeward.models.reward_model import RewardModel
 from treeward.proof import guards
@@ -136,7 +136,7 @@ def _policy(config: EvaluateRun) -> tuple[Measurement, Measurement | None]:
     evaluation = config.evaluation
     if evaluation.aa and not config.start:
         raise ValueError("evaluation.aa is true, but no start is named that could be measured twice; add --start DIR")
-    policy = Policy.from_config(config.model, config.seed)
+    policy = Policy.trained(config.model, config.seed)
     start = _start(config.start, config, policy) if config.start else policy
     data = prepare(config.data, policy.tokenizer, "prompts" if config.data.format == "prompts" else "sft")
     trees = _chosen_part(data.parts[config.part], config)
@@ -199,6 +199,6 @@ def _chosen_part(trees: list[TokenTree], config: EvaluateRun) -> list[TokenTree]
 
 
 def _is_reward(config: ModelConfig) -> bool:
-    file = Path(config.path) / "config.json"
+    file = Path(model_directory(config.path)).expanduser() / "config.json"
     names = json.loads(file.read_text(encoding="utf-8")).get("architectures") or [] if file.exists() else []
     return any(name.endswith(REWARD) for name in names)

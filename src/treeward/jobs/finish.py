@@ -15,7 +15,7 @@ from treeward.jobs.options import AnyRun, DPORun, verb_of
 from treeward.jobs.tasks import Task
 from treeward.maths.divergences import ChiSquaredMixed
 from treeward.maths.statistics import Difference, against_half
-from treeward.models.artifact import annotate
+from treeward.models.artifact import Budgets, annotate
 from treeward.models.reward_model import RewardModel
 from treeward.proof import closing, guards, identities
 from treeward.proof.checks import Check
@@ -63,7 +63,8 @@ def conclude(
 ) -> tuple[dict[str, Any], int]:  # fmt: skip
     """Write model, evaluation, samples, receipt and report; returns the receipt and the exit code."""
     task, data = begun.task, begun.data
-    task.model.save(run.path)
+    task.model.budgets = Budgets(config.data.max_prompt, config.data.max_response)
+    task.model.save(run.path / "model", run.path / "adapter")
     after, broken = _after(task, data, before, broken)
     main = compare(task.metric, before.table_of(task.metric), after.table_of(task.metric))
     others = _others(task, before, after)

@@ -52,7 +52,7 @@ def train_members(config: RewardRun) -> Ensembled:
             out=str(path / f"member-{number + 1}"),
         )  # fmt: skip
         finished.append(train(member))
-    models = [RewardModel.load(str(each.path / "model"), device=config.model.device) for each in finished]
+    models = [RewardModel.load(str(each.path), device=config.model.device) for each in finished]
     trees = data_of(config, models[0].tokenizer, needs(suited(config.loss, models[0].head))).held_out
     averaged = ensemble.warm(models)
     together = ensemble.Ensemble.standardised(models, trees).scores(trees)
@@ -62,7 +62,7 @@ def train_members(config: RewardRun) -> Ensembled:
         "mean - variance": ensemble.uncertainty_weighted(together, 1.0), "WARM": averaged.score(trees),
     }  # fmt: skip
     found = {name: _facts(trees, raw[0], scores) for name, scores in ways.items()}
-    averaged.save(path)
+    averaged.save(path / "model")
     annotate(path / "model", finite({"accuracy": found["WARM"]["accuracy"], "members": config.members}))
     doubt = float(ensemble.spread(together).mean())
     RunDirectory(path).write_json("ensemble.json", {"ways": found, "mean_spread_in_sd": doubt})

@@ -134,7 +134,7 @@ def make_pairs(config: PairsRun, policy: Policy | None = None) -> Made:
             free_path(config.name or "pairs", config.out)
         else:
             held.enter_context(alone(run.path))
-        policy = policy or Policy.from_config(config.model, config.seed)
+        policy = policy or Policy.trained(config.model, config.seed)
         scorer = scorers.find(config.judge)
         opened = prompts_of(config, policy.tokenizer)
         generator = fingerprint(policy.tree)[:16]

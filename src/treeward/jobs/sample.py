@@ -45,7 +45,7 @@ def sample(config: SampleRun) -> Iterator[dict[str, Any]]:
     Raises:
         ValueError: the policy or the prompts cannot be loaded.
     """
-    policy = Policy.from_config(config.model, config.seed)
+    policy = Policy.trained(config.model, config.seed)
     if config.prompt is not None:
         prompts = [token_tree(Tree(config.prompt, (), group="prompt"), policy.tokenizer)]
     else:

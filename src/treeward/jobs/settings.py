@@ -18,6 +18,8 @@ import docstring_parser
 import pydantic
 import yaml
 
+from treeward.jobs import trl_names
+
 log = logging.getLogger(__name__)
 Config = TypeVar("Config")
 
@@ -84,27 +86,63 @@ class Raw(str):
             return str(self)
 
 
-def override(key: str, text: str) -> dict[str, Any]:
-    """The mapping that `--a.b text` stands for."""
-    value: Any = Raw(text)
+class Repeated(tuple[Raw, ...]):
+    """The texts of an option that was given several times, in order."""
+
+
+def override(key: str, *texts: str) -> dict[str, Any]:
+    """The mapping that `--a.b text` stands for, given once or several times. `--data FILE` is `--data.source FILE`."""
+    if key == "data" and not texts[-1].lstrip().startswith("{"):
+        key = "data.source"
+    value: Any = Raw(texts[0]) if len(texts) == 1 else Repeated(map(Raw, texts))
     for part in reversed(key.split(".")):
         value = {part.replace("-", "_"): value}
     return value  # type: ignore[no-any-return]
 
 
-def build(cls: type[Config], values: Mapping[str, Any], path: str = "") -> Config:
+class UnknownKey(ValueError):
+    """A key that no field has; `key` is its dotted name, `names` are the fields that stand at its place."""
+
+    def __init__(self, key: str, names: Sequence[str]) -> None:
+        self.key = key
+        self.names = names
+        super().__init__(key)
+
+
+def build(cls: type[Config], values: Mapping[str, Any]) -> Config:
     """An instance of a config dataclass from a mapping.
 
     Raises:
-        ValueError: an unknown key (the nearest is named) or a value of the wrong type or range.
+        ValueError: an unknown key (the nearest is named, or what TRL's name is here) or a value of the wrong type or
+            range.
     """
+    try:
+        return _build(cls, values, "")
+    except UnknownKey as problem:
+        raise ValueError(_unknown(problem, [key for key, _, _ in describe(cls)])) from None
+
+
+def _unknown(problem: UnknownKey, keys: Sequence[str]) -> str:
+    """The sentence about an unknown key: TRL's name for one of ours, a near name, or the same name in another group."""
+    name = problem.key.rsplit(".", 1)[-1]
+    theirs = trl_names.suggestion(name, [*keys, "resume"])
+    if theirs is not None:
+        return f"unknown key {problem.key!r}: {theirs}"
+    near = _nearest(name, problem.names)
+    if not near:
+        same = [key for key in keys if key.rsplit(".", 1)[-1] == name]
+        near = f", did you mean {same[0]!r}?" if same else ""
+    return f"unknown key {problem.key!r}{near}; known are {', '.join(problem.names)}"
+
+
+def _build(cls: type[Config], values: Mapping[str, Any], path: str) -> Config:
     hints = get_type_hints(cls)
     names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
     arguments = {}
     for key, value in values.items():
         name = key.replace("-", "_")
         if name not in names:
-            raise ValueError(f"unknown key {path + name!r}{_nearest(name, names)}; known are {', '.join(names)}")
+            raise UnknownKey(path + name, names)
         arguments[name] = _value(hints[name], value, path + name)
     return cls(**arguments)
 
@@ -156,6 +194,10 @@ def kind_of(cls: type[Any]) -> str:
 
 def _value(hint: Any, value: Any, path: str) -> Any:
     classes = _classes(hint)
+    if _item(hint) is str:
+        value = _texts(value)
+    elif isinstance(value, Repeated):
+        value = value[-1]
     if isinstance(value, Raw):
         value = value.read(hint)
     if _classes(_item(hint)):
@@ -172,7 +214,7 @@ def _value(hint: Any, value: Any, path: str) -> Any:
     if not isinstance(value, Mapping):
         raise ValueError(f"{path} is {value!r}; it is a group of fields: set {path}.NAME")
     if len(classes) == 1:
-        return build(classes[0], value, f"{path}.")
+        return _build(classes[0], value, f"{path}.")
     kinds = {kind_of(cls): cls for cls in classes}
     kind = str(value.get("kind", kind_of(classes[0])))
     if kind not in kinds:
@@ -180,13 +222,22 @@ def _value(hint: Any, value: Any, path: str) -> Any:
             if kind in reasons:
                 raise ValueError(f"{path}.kind {kind!r} is not offered: {reasons[kind]}")
         raise ValueError(f"{path}.kind is {kind!r}{_nearest(kind, list(kinds))}; it may be {', '.join(kinds)}")
-    return build(kinds[kind], {key: item for key, item in value.items() if key != "kind"}, f"{path}.")
+    return _build(kinds[kind], {key: item for key, item in value.items() if key != "kind"}, f"{path}.")
+
+
+def _texts(value: Any) -> Any:
+    """The items of a list of texts: F48, `F48,F42`, [F48, F42], or the option repeated."""
+    if isinstance(value, Repeated):
+        return [item for raw in value for item in _texts(raw)]
+    read = value.read(list) if isinstance(value, Raw) else value
+    return [item.strip() for item in read.split(",") if item.strip()] if isinstance(read, str) else read
 
 
 def _read_below(value: Any) -> Any:
     """A mapping's own values read, for fields that hold plain mappings."""
     if isinstance(value, Mapping):
-        return {key: item.read(object) if isinstance(item, Raw) else item for key, item in value.items()}
+        last = {key: item[-1] if isinstance(item, Repeated) else item for key, item in value.items()}
+        return {key: item.read(object) if isinstance(item, Raw) else item for key, item in last.items()}
     return value
 
 

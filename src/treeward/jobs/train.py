@@ -31,7 +31,7 @@ from treeward.models.weights import snapshot
 from treeward.proof import identities
 from treeward.proof.checks import Check, below, require
 from treeward.proof.closing import Movement
-from treeward.proof.data_checks import data_checks, enough_groups
+from treeward.proof.data_checks import data_checks, enough_groups, vocabulary_checks
 from treeward.proof.rates import rate_check
 from treeward.rewards.texts import BadScore
 from treeward.runs.directory import RunDirectory, alone, created, free_path
@@ -107,6 +107,8 @@ def prologue(config: AnyRun) -> Prologue:
         ChecksFailed: a check failed that was not accepted.
     """
     task = task_of(config)
+    tokenizer_checks = vocabulary_checks(config.model, task.model.tokenizer, task.model.tree.module)
+    require(tokenizer_checks, [id for id in config.skip_check if id == "F09" and tokenizer_checks])
     data = data_of(config, task.model.tokenizer, task.purpose)
     if data.best_accuracy is not None:
         log.info("best reachable accuracy on these pairs: %.3f (known: the labels' noise is)", data.best_accuracy)
@@ -117,7 +119,7 @@ def prologue(config: AnyRun) -> Prologue:
     require([check for check in checks if check.id == "F09"])
     checks.append(enough_groups(data, task.verdict_groups(data.held_out)))
     found, missing = _model_checks(config, task, data)
-    return Prologue(task, data, require([*checks, *found], config.skip_check), missing)
+    return Prologue(task, data, require([*tokenizer_checks, *checks, *found], config.skip_check), missing)
 
 
 def data_of(config: AnyRun, tokenizer: Tokenizer, purpose: Purpose) -> Prepared:

@@ -23,10 +23,11 @@ def put_on(module: Any, config: LoRA, task: str, trained_whole: tuple[str, ...] 
         raise ValueError(f"model.lora.targets {config.targets}: {str(problem).splitlines()[0]}") from None
 
 
-def save(adapter: Any | None, module: nn.Module, directory: Path, name: str = "model") -> None:
-    """Write `model/` (merged where there is an adapter) and `adapter/` in peft's layout, as safetensors."""
+def save(adapter: Any | None, module: nn.Module, directory: Path, adapter_directory: Path | None = None) -> None:
+    """Write the model (merged where there is an adapter) into `directory`, and the adapter in peft's layout into
+    `adapter_directory`, by default `directory/adapter`; both as safetensors."""
     whole: Any = module
     if adapter is not None:
-        adapter.save_pretrained(directory / "adapter")
+        adapter.save_pretrained(adapter_directory or directory / "adapter")
         whole = copy.deepcopy(adapter).merge_and_unload()
-    whole.save_pretrained(directory / name)
+    whole.save_pretrained(directory)

@@ -1,13 +1,13 @@
-"""What a saved reward model carries beside its weights: `treeward.json`, and a card with the lines to a score.
+"""What a saved model carries beside its weights: `treeward.json`, and for a reward model a card with the lines to a score.
 
-The weights load with plain transformers; this file says what their logits mean, how text must be rendered for them,
-and how good they were found to be.
+The weights load with plain transformers. Of every model that a run trained, the file holds the budgets of its data. Of a
+reward model it also says what the logits mean, how text must be rendered for them, and how good they were measured to be.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import nn
 from treeward.data.render import Tokenizer, vocabulary_hash
 from treeward.maths.scores import AnyHead, Attributes, Categorical, Logistic, Ordinal, Scalar, rising
 from treeward.models.heads import head_hash
+from treeward.models.loading import model_directory
 
 NAME = "treeward.json"
 KINDS: dict[str, Any] = {
@@ -24,10 +25,37 @@ KINDS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def write(directory: Path, module: nn.Module, head: AnyHead, free: torch.Tensor | None, tokenizer: Tokenizer) -> None:
-    """Write `treeward.json` and the model card beside saved weights."""
+@dataclass(frozen=True)
+class Budgets:
+    """The longest prompt and response in tokens that a model was trained with: data.max_prompt, data.max_response."""
+
+    max_prompt: int
+    max_response: int
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any] | None) -> "Budgets | None":
+        """Those of a `treeward.json`; None where it has none."""
+        return cls(**facts["budgets"]) if facts and "budgets" in facts else None
+
+    def facts(self) -> dict[str, Any]:
+        """As they stand in `treeward.json`."""
+        return {"budgets": asdict(self)}
+
+
+def write_policy(directory: Path, tokenizer: Tokenizer, budgets: Budgets | None) -> None:
+    """Write the `treeward.json` of a policy: the fingerprint of its vocabulary and, where a run trained it, its budgets."""
+    facts = {"schema": 1, "tokenizer": vocabulary_hash(tokenizer), **(budgets.facts() if budgets else {})}
+    (directory / NAME).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def write(
+    directory: Path, module: nn.Module, head: AnyHead, free: torch.Tensor | None, tokenizer: Tokenizer,
+    budgets: Budgets | None,
+) -> None:  # fmt: skip
+    """Write the `treeward.json` of a reward model and the model card beside saved weights."""
     facts: dict[str, Any] = {
         "schema": 1,
+        **(budgets.facts() if budgets else {}),
         "head": {"kind": _kind(head), **asdict(head)},
         "score_position": "the response's last token, by its index: its end token, unless the response was cut",
         "tokenizer": vocabulary_hash(tokenizer),
@@ -48,9 +76,27 @@ def annotate(directory: Path, facts: Mapping[str, Any]) -> None:
 
 
 def read(path: str) -> dict[str, Any] | None:
-    """The `treeward.json` of a local model directory; None where there is none."""
-    file = Path(path).expanduser() / NAME
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    """The `treeward.json` of a local model or run directory; None where there is none.
+
+    Raises:
+        ValueError: the path is a run that has no model, or the file is not what `write` writes.
+    """
+    file = Path(model_directory(path)).expanduser() / NAME
+    if not file.exists():
+        return None
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        facts = None
+    if not isinstance(facts, dict):
+        raise ValueError(f"{str(file)!r} is not a JSON object: it was damaged; save the model again")
+    return facts
+
+
+def read_reward(path: str) -> dict[str, Any] | None:
+    """The `treeward.json` of a reward model; None where there is none, or where it is a policy's."""
+    facts = read(path)
+    return facts if facts and "head" in facts else None
 
 
 def head_of(facts: Mapping[str, Any]) -> tuple[AnyHead, torch.Tensor | None]:
@@ -78,8 +124,8 @@ def check_tokenizer(facts: Mapping[str, Any], tokenizer: Tokenizer, path: str) -
     ):  # fmt: skip
         if facts[name] != own:
             raise ValueError(
-                f"model.path {path!r} was trained with another {name}; leave model.tokenizer away, or accept the "
-                "difference with --model.any-tokenizer true"
+                f"model.path {path!r} was trained with another {name}; leave model.tokenizer away, or set "
+                "model.any_tokenizer to true to accept the difference"
             )
 
 

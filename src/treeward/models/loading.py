@@ -1,6 +1,7 @@
 """Finding models and tokenizers: the embedded world, a local directory, or a hub id; one-line errors."""
 
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from treeward.models.weights import set_dropout
 from treeward.trees.forest import Backend
 from treeward.trees.forward import Precision
 
+log = logging.getLogger(__name__)
 TINY = 2_000_000
 """Models below this many parameters run on one CPU thread: two are 25 % faster at best, and forty times slower as soon
 as another process holds a core, since each of their many small products waits for the slower thread."""
@@ -66,7 +68,7 @@ class ModelConfig:
     train: Literal["all", "head"] = "all"
     """What trains in a reward model: all weights, or the head on a frozen backbone."""
     any_tokenizer: bool = False
-    """Accept a tokenizer or template other than the one that a reward model was trained with."""
+    """Accept a tokenizer or template other than the one that the model was trained with."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:
@@ -76,7 +78,7 @@ class ModelConfig:
         if self.train == "head" and self.lora is not None:
             raise ValueError("model.train is 'head', but model.lora trains the backbone too; leave one of them away")
         if self.config and not self.random:
-            raise ValueError(f"model.config {self.config} shapes a model with random weights; add --model.init random")
+            raise ValueError(f"model.config {self.config} shapes a model with random weights; set model.init to random")
 
     @property
     def random(self) -> bool:
@@ -112,6 +114,8 @@ def load(config: ModelConfig, auto_class: Any, seed: int, **named: Any) -> Loade
             setattr(plan, name, value)
         with seeded(config, seed):
             module = auto_class.from_config(plan, dtype=torch.float32)
+        if config.tokenizer is not None:
+            name_special_ids(module, tokenizer)
     else:
         with seeded(config, seed):
             module = _ask(config.path, "weights", auto_class, dtype=torch.float32, **named)
@@ -125,6 +129,25 @@ def load(config: ModelConfig, auto_class: Any, seed: int, **named: Any) -> Loade
         torch.set_num_threads(1)
     precision = choose_precision(config.precision, device, parameters)
     return Loaded(module.to(device), tokenizer, precision, None if config.backend == "auto" else config.backend)
+
+
+def model_directory(path: str) -> str:
+    """Where the model of a path lies: of a run directory its `model/`; any other path, such as a hub id, as it stands.
+
+    Raises:
+        ValueError: the path is a run directory that has no model (yet).
+    """
+    place = Path(path).expanduser()
+    if path == "world" or not place.is_dir() or (place / "config.json").exists():
+        return path
+    if (place / "model" / "config.json").exists():
+        return str(place / "model")
+    if (place / "config.yaml").exists():
+        raise ValueError(
+            f"{path!r} is a run directory without a model: the run has not ended; finish it with "
+            f"`treeward resume {path}`, or name another"
+        )
+    return path
 
 
 @contextmanager
@@ -143,6 +166,29 @@ def load_tokenizer(config: ModelConfig) -> Tokenizer:
     """
     path = config.tokenizer or config.path
     return world.tokenizer() if path == "world" else _ask(path, "tokenizer", AutoTokenizer)
+
+
+def own_tokenizer(config: ModelConfig) -> Tokenizer | None:
+    """The tokenizer that lies with the model, where another one is named; None where none is named or none lies there."""
+    if config.tokenizer is None or config.path == "world":
+        return None
+    place = Path(model_directory(config.path)).expanduser()
+    if place.is_dir() and not has_tokenizer(place):
+        return None
+    try:
+        return _ask(config.path, "tokenizer", AutoTokenizer)
+    except ValueError as problem:
+        log.warning("the tokenizer %r is not compared with the model's own: %s", config.tokenizer, problem)
+        return None
+
+
+def name_special_ids(module: Any, tokenizer: Tokenizer) -> None:
+    """Give a model with random weights the special ids of its tokenizer, so that what is saved agrees with itself."""
+    for source in (module.config, getattr(module, "generation_config", None)):
+        for kind in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            own = getattr(tokenizer, kind)
+            if source is not None and own is not None and getattr(source, kind, None) is not None:
+                setattr(source, kind, own)
 
 
 def embedding_rows(path: str) -> int:
@@ -170,24 +216,45 @@ def check_vocabulary(module: Any, tokenizer: Tokenizer, config: ModelConfig) -> 
 
 
 def _ask(path: str, what: str, source: Any, **named: Any) -> Any:
+    path = model_directory(path)
     local = Path(path).expanduser()
     if not local.is_dir() and (path.startswith((".", "/", "~")) or path.count("/") > 1 or "\\" in path):
         raise ValueError(f"model.path {path!r} is not a directory")
-    if local.is_dir() and what == "weights" and not any(local.glob("*.safetensors")) and not any(local.glob("*.bin")):
-        raise ValueError(f"model.path {path!r} holds no weights; use --model.init random to draw them from config.json")
-    if local.is_dir() and what == "tokenizer" and not any(local.glob("tokenizer*")) and not any(local.glob("vocab*")):
-        raise ValueError(f"{path!r} holds no tokenizer; name one with --model.tokenizer")
-    if local.is_dir() and what != "tokenizer" and not (local / "config.json").exists():
-        raise ValueError(f"model.path {path!r} holds no config.json, so it is not a model directory")
-    if not local.is_dir() and not reachable():
+    if local.is_dir():
+        path = str(local)
+        _check_files(path, local, what)
+    elif not reachable():
         named["local_files_only"] = True
     try:
         return source.from_pretrained(path, **named)
     except (OSError, ValueError, KeyError, json.JSONDecodeError) as problem:
         if named.get("local_files_only"):
             raise ValueError(
-                f"the {what} of {path!r} is not on this machine and the hub cannot be reached; give a local directory "
-                "or 'world'"
+                f"{path!r} is not a directory here, and as a hub id its {what} is not on this machine and the hub "
+                "cannot be reached; give a local directory or 'world'"
             ) from None
         reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
         raise ValueError(f"the {what} of {path!r} cannot be loaded ({reason[:160]})") from None
+
+
+def _check_files(path: str, local: Path, what: str) -> None:
+    """Refuse a directory that lacks the files of what is asked of it, before transformers looks for them."""
+    if not (local / "config.json").exists() and (local / "adapter_config.json").exists():
+        raise ValueError(
+            f"model.path {path!r} holds an adapter alone; name the directory with the merged weights, or the base model"
+        )
+    if what == "weights" and not any(local.glob("*.safetensors")) and not any(local.glob("*.bin")):
+        raise ValueError(
+            f"model.path {path!r} holds no weights (no .safetensors or .bin); set model.init to random to draw them "
+            "from config.json"
+        )
+    if what == "tokenizer" and not has_tokenizer(local):
+        missing = "" if (local / "config.json").exists() else " and no config.json, so it is not a model directory"
+        raise ValueError(f"{path!r} holds no tokenizer{missing}; name one with model.tokenizer")
+    if what != "tokenizer" and not (local / "config.json").exists():
+        raise ValueError(f"model.path {path!r} holds no config.json, so it is not a model directory")
+
+
+def has_tokenizer(directory: Path) -> bool:
+    """Whether there are a tokenizer's files in a directory."""
+    return any(directory.glob("tokenizer*")) or any(directory.glob("vocab*"))

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from treeward.data.render import Tokenizer, end_id, token_tree
 from treeward.maths.logprobs import sum_by_branch
-from treeward.models import adapters
+from treeward.models import adapters, artifact, vocabulary
 from treeward.models.loading import ModelConfig, load, seeded
 from treeward.trees.forest import Forest
 from treeward.trees.forward import TreeLM
@@ -30,23 +30,39 @@ class Policy:
         self.tree = tree
         self.tokenizer = tokenizer
         self.adapter = adapter
+        self.budgets: artifact.Budgets | None = None
+        """The budgets of the data that it was trained with, where a run trained it."""
 
     @classmethod
     def load(cls, path: str, *, seed: int = 0, **options: Any) -> "Policy":
-        """Load a directory, a hub id or "world"; `options` are the fields of `ModelConfig` (precision, device, ...).
+        """Load a directory (what `save` wrote, or a run's), a hub id or "world"; `options` are the fields of
+        `ModelConfig` (precision, device, ...).
 
         Raises:
-            ValueError: nothing loadable is there, with the mend.
+            ValueError: nothing loadable is there, or the tokenizer is another model's or has no end token.
         """
-        return cls.from_config(ModelConfig(path=path, **options), seed)
+        return cls.trained(ModelConfig(path=path, **options), seed)
+
+    @classmethod
+    def trained(cls, config: ModelConfig, seed: int = 0) -> "Policy":
+        """As `load`, from a `model` section."""
+        policy = cls.from_config(config, seed)
+        vocabulary.refuse_foreign(config, policy.tokenizer, policy.tree.module)
+        return policy
 
     @classmethod
     def from_config(cls, config: ModelConfig, seed: int = 0) -> "Policy":
-        """The policy that a run's `model` section describes; `seed` draws random weights."""
+        """The policy that a run's `model` section describes; `seed` draws random weights.
+
+        Whether its tokenizer is the model's own is left to the checks before the first step (F09).
+        """
         loaded = load(config, AutoModelForCausalLM, seed)
+        vocabulary.check_end(config, loaded.tokenizer, loaded.module)
         with seeded(config, seed):
             adapter = adapters.put_on(loaded.module, config.lora, "CAUSAL_LM") if config.lora else None
-        return cls(TreeLM(loaded.module, loaded.precision, loaded.backend), loaded.tokenizer, adapter)
+        policy = cls(TreeLM(loaded.module, loaded.precision, loaded.backend), loaded.tokenizer, adapter)
+        policy.budgets = None if config.random else artifact.Budgets.of(artifact.read(config.path))
+        return policy
 
     @property
     def end_ids(self) -> tuple[int, ...]:
@@ -59,15 +75,23 @@ class Policy:
         """Packed tokens of one forward pass on this device."""
         return TOKEN_BUDGET[self.tree.device.type]
 
-    def save(self, directory: Path) -> None:
-        """Write `directory/model` (adapter merged, tokenizer and template with it) and, with LoRA, `adapter`."""
-        adapters.save(self.adapter, self.tree.module, directory)
-        self.tokenizer.save_pretrained(directory / "model")
+    def save(self, directory: str | Path, adapter_directory: Path | None = None) -> None:
+        """Write the Hugging Face layout into `directory`: weights (adapter merged), tokenizer, template. `load` reads it.
+
+        With LoRA the adapter goes to `adapter_directory` in peft's layout, by default `directory/adapter`.
+        """
+        directory = Path(directory)
+        adapters.save(self.adapter, self.tree.module, directory, adapter_directory)
+        self.tokenizer.save_pretrained(directory)
+        artifact.write_policy(directory, self.tokenizer, self.budgets)
 
 
-def tokenised(trees: Sequence[Tree | TokenTree], tokenizer: Tokenizer) -> list[TokenTree]:
-    """Token trees, those given as text rendered."""
-    return [token_tree(tree, tokenizer) if isinstance(tree, Tree) else tree for tree in trees]
+def tokenised(
+    trees: Sequence[Tree | TokenTree], tokenizer: Tokenizer, budgets: artifact.Budgets | None = None
+) -> list[TokenTree]:
+    """Token trees, those given as text rendered and, with budgets, cut to them."""
+    longest = (budgets.max_prompt, budgets.max_response) if budgets else (None, None)
+    return [token_tree(tree, tokenizer, *longest) if isinstance(tree, Tree) else tree for tree in trees]
 
 
 def token_logps(policy: Policy, trees: Sequence[Tree | TokenTree]) -> list[list[Float[Tensor, "L"]]]:

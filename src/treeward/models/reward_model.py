@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification
 
 from treeward.data.render import Tokenizer, end_id
 from treeward.maths.scores import AnyHead, Scalar, freed
-from treeward.models import adapters, artifact
+from treeward.models import adapters, artifact, vocabulary
 from treeward.models.heads import output_layer, outside_backbone, zero_head
 from treeward.models.loading import ModelConfig, load, seeded
 from treeward.models.policy import TOKEN_BUDGET, in_order, tokenised
@@ -35,10 +35,13 @@ class RewardModel:
         self.adapter = adapter
         self.reads_whole = False
         """Whether it was trained on whole texts, without prompts."""
+        self.budgets: artifact.Budgets | None = None
+        """The budgets of the data that it was trained with, where a run trained it."""
 
     @classmethod
     def load(cls, path: str, *, seed: int = 0, **options: Any) -> "RewardModel":
-        """Load a trained reward model; `options` are the fields of `ModelConfig`.
+        """Load a trained reward model from a directory (what `save` wrote, or a run's) or a hub id; `options` are the
+        fields of `ModelConfig`.
 
         Raises:
             ValueError: nothing loadable is there, it has no trained head, or the tokenizer is not the one it was
@@ -52,6 +55,7 @@ class RewardModel:
         model = cls.from_config(config, seed)
         if not model.awake:
             raise ValueError(f"model.path {config.path!r} has no trained head; train one with `treeward reward`")
+        vocabulary.refuse_foreign(config, model.tokenizer, model.tree.module)
         return model
 
     @classmethod
@@ -63,12 +67,13 @@ class RewardModel:
         Raises:
             ValueError: as `load`, or the saved model's head is another one.
         """
-        saved = None if config.random else artifact.read(config.path)
+        saved = None if config.random else artifact.read_reward(config.path)
         own, thresholds = artifact.head_of(saved) if saved else (None, None)
         if own is not None and head is not None and head != own:
             raise ValueError(f"model.path {config.path!r} has the head {own}; it cannot be trained as {head}")
         head = own or head or Scalar()
         loaded = load(config, _Loader, seed, num_labels=head.width)
+        vocabulary.check_end(config, loaded.tokenizer, loaded.module)
         if saved and not config.any_tokenizer:
             artifact.check_tokenizer(saved, loaded.tokenizer, config.path)
         if saved:
@@ -85,6 +90,7 @@ class RewardModel:
             tree.thresholds.data.copy_(freed(thresholds))
         found = cls(tree, loaded.tokenizer, adapter)
         found.reads_whole = (saved or {}).get("data", {}).get("format") == "text"
+        found.budgets = artifact.Budgets.of(saved)
         return found
 
     @property
@@ -103,12 +109,12 @@ class RewardModel:
         return TOKEN_BUDGET[self.tree.device.type]
 
     def outputs(self, trees: Sequence[Tree | TokenTree]) -> Float[Tensor, "N W"]:
-        """What the head reads of every branch, in order; no gradient is kept.
+        """What the head reads of every branch, in order; no gradient is kept. Text is cut at the model's budgets.
 
         Raises:
             ValueError: a path is longer than the model's positions.
         """
-        planted = tokenised(trees, self.tokenizer)
+        planted = tokenised(trees, self.tokenizer, self.budgets)
         with torch.no_grad():
             verified(self.tree, planted)
             return in_order(planted, self.tree.packed(planted, self.token_budget), self.tree)
@@ -134,18 +140,23 @@ class RewardModel:
 
     def copy(self) -> "RewardModel":
         """The same model with weights of its own."""
-        return RewardModel(copy.deepcopy(self.tree), self.tokenizer, copy.deepcopy(self.adapter))
+        twin = RewardModel(copy.deepcopy(self.tree), self.tokenizer, copy.deepcopy(self.adapter))
+        twin.reads_whole, twin.budgets = self.reads_whole, self.budgets
+        return twin
 
-    def save(self, directory: Path) -> None:
-        """Write `directory/model` (adapter merged, tokenizer and template with it) and, with LoRA, `adapter`.
+    def save(self, directory: str | Path, adapter_directory: Path | None = None) -> None:
+        """Write the Hugging Face layout into `directory`: weights (adapter merged), tokenizer, template, and
+        `treeward.json`. `load` reads it.
 
-        The saved tokenizer pads with the model's own pad id, which never ends a response.
+        The saved tokenizer pads with the model's own pad id, which never ends a response. With LoRA the adapter goes to
+        `adapter_directory` in peft's layout, by default `directory/adapter`.
         """
-        adapters.save(self.adapter, self.tree.module, directory)
+        directory = Path(directory)
+        adapters.save(self.adapter, self.tree.module, directory, adapter_directory)
         tokenizer = copy.deepcopy(self.tokenizer)
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding_id(self.tokenizer))
-        tokenizer.save_pretrained(directory / "model")
-        artifact.write(directory / "model", self.tree.module, self.head, self.tree.thresholds, self.tokenizer)
+        tokenizer.save_pretrained(directory)
+        artifact.write(directory, self.tree.module, self.head, self.tree.thresholds, self.tokenizer, self.budgets)
 
 
 def branch_scores(model: RewardModel, trees: Sequence[Tree | TokenTree]) -> Float[Tensor, "N"]:

@@ -6,6 +6,7 @@ Ids I01 to I17 are identities, F01 to F60 failures. `passed` is None for a check
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from typing import Any, Literal
 
 ACCEPTED = "accepted by --skip-check"
@@ -51,27 +52,34 @@ def below(
 
 
 class ChecksFailed(Exception):
-    """Checks failed before the first step. `checks` holds those that failed; nothing was trained or written."""
+    """Checks failed before the first step. `checks` holds those that failed; nothing was trained or written.
 
-    def __init__(self, checks: Sequence[Check]) -> None:
+    `acceptable` says whether naming their ids in `skip_check` accepts them: some faults leave nothing to train.
+    """
+
+    def __init__(self, checks: Sequence[Check], acceptable: bool = True) -> None:
         self.checks = tuple(checks)
+        self.acceptable = acceptable
         super().__init__("; ".join(str(check) for check in self.checks))
 
 
-def require(checks: Sequence[Check], accepted: Sequence[str] = ()) -> list[Check]:
-    """The checks, those accepted by id marked as skipped if they failed.
+def require(checks: Sequence[Check], accepted: Sequence[str] | None = None) -> list[Check]:
+    """The checks, those accepted by id marked as skipped if they failed; None where none can be accepted.
 
     Raises:
         ChecksFailed: a check that was not accepted failed; all such are reported together.
         ValueError: an accepted id names no check that ran.
     """
-    unknown = set(accepted) - {check.id for check in checks}
+    accepted_ids = accepted or ()
+    ids = sorted({check.id for check in checks})
+    unknown = sorted(set(accepted_ids) - set(ids))
     if unknown:
-        have = ", ".join(sorted({check.id for check in checks}))
-        raise ValueError(f"--skip-check {sorted(unknown)[0]!r} names no check of this run; there are {have}")
-    failed = [check for check in checks if check.passed is False and check.id not in accepted]
+        close = get_close_matches(unknown[0].upper(), ids, 1, 0.5)
+        nearest = f", did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"skip_check {unknown[0]!r} names no check of this run{nearest}; there are {', '.join(ids)}")
+    failed = [check for check in checks if check.passed is False and check.id not in accepted_ids]
     if failed:
-        raise ChecksFailed(failed)
+        raise ChecksFailed(failed, accepted is not None)
     return [
         check if check.passed is not False
         else Check(**{**asdict(check), "passed": None, "detail": f"{ACCEPTED}; {check.detail}"})

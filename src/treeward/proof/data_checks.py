@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
@@ -10,6 +11,8 @@ from treeward.data.prepare import COMPARED, IDENTICAL, REPEATED, Prepared, Verdi
 from treeward.data.render import Tokenizer, closing_id, decode, opening_id, template_faults
 from treeward.data.shapes import Purpose
 from treeward.maths.statistics import POWER, Z
+from treeward.models import vocabulary
+from treeward.models.loading import ModelConfig
 from treeward.proof.checks import Check, below
 from treeward.trees.tokens import TokenTree
 
@@ -35,6 +38,14 @@ def data_checks(data: Prepared, tokenizer: Tokenizer, embedding_rows: int, purpo
         found += _made(data, everything, tokenizer, purpose)
     compared = [tree for tree in everything if len(tree.branches) > 1]
     return [*found, *_compared(data, compared)] if purpose in COMPARED and compared else found
+
+
+def vocabulary_checks(config: ModelConfig, tokenizer: Tokenizer, module: Any) -> list[Check]:
+    """F09: the tokenizer is the model's own, by its tokens, the configuration's special ids and its size."""
+    return [
+        below("F09", finding.name, finding.count, finding.limit, ["F09"], detail=finding.detail)
+        for finding in vocabulary.compare(config, tokenizer, module)
+    ]
 
 
 def _ends(data: Prepared) -> Check:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from treeward.data.render import Tokenizer, decode
 from treeward.models import artifact
-from treeward.models.loading import ModelConfig, load_tokenizer
+from treeward.models.loading import ModelConfig, load_tokenizer, model_directory
 from treeward.models.reward_model import RewardModel
 from treeward.rewards.classifier import Classifier
 from treeward.rewards.gold import Gold
@@ -90,7 +90,7 @@ def _found(name: str) -> Scorer:
         return PythonFile.load(name)
     if name.endswith(".py"):
         raise ValueError(f"scorer {name!r} names a Python file but no function; write {name}:FUNCTION")
-    path = _model_of(name.partition("#")[0])
+    path = model_directory(name.partition("#")[0])
     if "#" in name:
         return Classifier.load(f"{path}#{name.partition('#')[2]}")
     return Classifier.load(path) if _is_classifier(path) else Judge(RewardModel.load(path), name)
@@ -113,15 +113,9 @@ def find_all(scorer: str | None, judges: Sequence[str]) -> tuple[Scorer | None, 
 def _is_classifier(path: str) -> bool:
     """A local sequence classifier that no reward model was saved as, and whose tokenizer knows no chats."""
     file = Path(path).expanduser() / "config.json"
-    if not file.exists() or artifact.read(path) is not None:
+    if not file.exists() or artifact.read_reward(path) is not None:
         return False
     names = json.loads(file.read_text(encoding="utf-8")).get("architectures") or []
     if not any(name.endswith("SequenceClassification") for name in names):
         return False
     return not load_tokenizer(ModelConfig(path=path)).chat_template
-
-
-def _model_of(name: str) -> str:
-    """The model's directory, where a run's is named."""
-    inner = Path(name).expanduser() / "model"
-    return str(inner) if not (inner.parent / "config.json").exists() and (inner / "config.json").exists() else name

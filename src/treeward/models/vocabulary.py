@@ -1,0 +1,152 @@
+"""Whether a tokenizer is the model's own: by its tokens, by the special ids of the model's configuration, by its size.
+
+A foreign tokenizer gives valid ids that mean other tokens to the model, so nothing crashes and the loss still falls.
+Weights that are drawn at random have no vocabulary yet, and any tokenizer that fits the embedding serves.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from treeward.data.render import Tokenizer, adds_bos, closing_id, end_id, vocabulary_hash
+from treeward.models import artifact
+from treeward.models.loading import ModelConfig, own_tokenizer
+
+SPARE_ROWS, SPARE_SHARE = 1024, 0.05
+"""Embeddings are padded to round sizes: Phi-2 has 905 rows more than tokens, DeepSeek 2.4 %. A gap is judged beyond both."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One comparison: what was counted, how many, the most that is sound, and the first case in words."""
+
+    name: str
+    count: int
+    limit: int
+    detail: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether the count keeps its limit."""
+        return self.count <= self.limit
+
+
+def compare(config: ModelConfig, tokenizer: Tokenizer, module: Any) -> list[Finding]:
+    """What speaks for or against this tokenizer for this model; empty where the weights have no vocabulary yet, or where
+    `model.any_tokenizer` accepts every tokenizer."""
+    if config.random or config.any_tokenizer:
+        return []
+    saved = artifact.read(config.path) or {}
+    if saved.get("tokenizer") == vocabulary_hash(tokenizer):
+        return [Finding("tokens that differ from those it was trained with", 0, 0, "the saved fingerprint is equal")]
+    own = own_tokenizer(config)
+    tokens = _tokens(config, tokenizer, own) if own is not None else None
+    special = _special_ids(config, tokenizer, module, agree=tokens is None or not tokens.passed)
+    return [*([tokens] if tokens else []), special, _size(config, tokenizer, module)]
+
+
+def refuse_foreign(config: ModelConfig, tokenizer: Tokenizer, module: Any) -> None:
+    """Refuse a tokenizer of another model.
+
+    Raises:
+        ValueError: it is another model's; the names, sizes and first difference are said.
+    """
+    for finding in compare(config, tokenizer, module):
+        if not finding.passed:
+            raise ValueError(
+                f"F09: {finding.detail}; name the model's own tokenizer, or set model.any_tokenizer to true to accept it"
+            )
+
+
+def check_end(config: ModelConfig, tokenizer: Tokenizer, module: Any) -> None:
+    """Refuse a tokenizer that cannot end a response.
+
+    Raises:
+        ValueError: it has neither EOS nor an encoder's SEP; a token that could be EOS is named.
+    """
+    if closing_id(tokenizer) is not None:
+        return
+    name = config.tokenizer or config.path
+    candidate = _end_candidate(tokenizer, module)
+    example = f'"eos_token": "{candidate}"' if candidate else "an eos_token"
+    raise ValueError(
+        f"the tokenizer of {name!r} has no end token (eos_token), so no response could end; set {example} in its "
+        "tokenizer_config.json, or name another with model.tokenizer"
+    )
+
+
+def _tokens(config: ModelConfig, tokenizer: Tokenizer, own: Tokenizer) -> Finding:
+    """Ordinary tokens that stand at another id; special and added ones may be renamed by who fine-tunes a model."""
+    ours, theirs = _by_id(tokenizer), _by_id(own)
+    special = {id for each in (tokenizer, own) for id in (*each.all_special_ids, *each.added_tokens_decoder)}
+    other = sorted(id for id in ours.keys() & theirs.keys() if ours[id] != theirs[id] and id not in special)
+    detail = f"model.tokenizer {config.tokenizer!r} has {len(ours)} tokens, the model {config.path!r} has {len(theirs)}"
+    if other:
+        first = other[0]
+        detail += f"; the first that differs is id {first}: {ours[first]!r} here, {theirs[first]!r} in the model's own"
+    return Finding("tokens that differ from the model's own tokenizer", len(other), 0, detail)
+
+
+def _special_ids(config: ModelConfig, tokenizer: Tokenizer, module: Any, agree: bool) -> Finding:
+    """Special ids of the model's configuration that the tokenizer lacks or, with `agree`, gives to other tokens."""
+    ids, rows = _by_id(tokenizer), module.get_input_embeddings().num_embeddings
+    named = _configured(module, rows)
+    name = config.tokenizer or config.path
+    where = f"the configuration of {config.path!r} ({rows} embedding rows)"
+    lacking = [
+        f"{where} has {kind} {id}, which the tokenizer of {name!r} ({len(ids)} tokens) does not have"
+        for kind, several in named.items() for id in sorted(several) if id not in ids
+    ]  # fmt: skip
+    other: list[str] = []
+    if agree and not lacking:
+        ends = {closing_id(tokenizer), end_id(tokenizer, chat=bool(tokenizer.chat_template))}
+        pairs = [("eos_token_id", ends)]
+        if adds_bos(tokenizer):
+            pairs.append(("bos_token_id", {tokenizer.bos_token_id}))
+        for kind, ours in pairs:
+            theirs = named.get(kind, set())
+            if theirs and ours != {None} and not ours & theirs:
+                first = min(theirs)
+                given = ", ".join(f"{id} {ids.get(id)!r}" for id in sorted(id for id in ours if id is not None))
+                other.append(f"{where} has {kind} {first} ({ids[first]!r}), the tokenizer of {name!r} "
+                             f"({len(ids)} tokens) has {given}")  # fmt: skip
+    detail = (lacking + other + [f"{len(ids)} tokens, {rows} embedding rows"])[0]
+    return Finding("special ids of the configuration that the tokenizer does not share", len(lacking + other), 0, detail)
+
+
+def _size(config: ModelConfig, tokenizer: Tokenizer, module: Any) -> Finding:
+    rows = module.get_input_embeddings().num_embeddings
+    size = len(_by_id(tokenizer))
+    limit = max(SPARE_ROWS, int(SPARE_SHARE * rows))
+    detail = (
+        f"the tokenizer of {config.tokenizer or config.path!r} has {size} tokens, the model {config.path!r} has {rows} "
+        "embedding rows"
+    )
+    return Finding("embedding rows without a token", max(0, rows - size), limit, detail)
+
+
+def _configured(module: Any, rows: int) -> dict[str, set[int]]:
+    """The special ids by their names in config.json and generation_config.json that lie within the embedding.
+
+    An id beyond it is a default that its class fills in, and no token of this model.
+    """
+    found: dict[str, set[int]] = {}
+    for source in (module.config, getattr(module, "generation_config", None)):
+        for kind in ("eos_token_id", "bos_token_id", "pad_token_id"):
+            value = getattr(source, kind, None)
+            ids = value if isinstance(value, list) else [value]
+            found.setdefault(kind, set()).update(id for id in ids if isinstance(id, int) and 0 <= id < rows)
+    return found
+
+
+def _end_candidate(tokenizer: Tokenizer, module: Any) -> str | None:
+    """A token that could end a response: the configuration's EOS, else one of the usual names."""
+    ids = _by_id(tokenizer)
+    ends = _configured(module, len(ids))["eos_token_id"]
+    usual = ("<|im_end|>", "<|endoftext|>", "</s>", "<eos>", "<|eot_id|>", "<end_of_turn>")
+    vocabulary = set(ids.values())
+    return next((ids[id] for id in sorted(ends) if id in ids), next((t for t in usual if t in vocabulary), None))
+
+
+def _by_id(tokenizer: Tokenizer) -> Mapping[int, str]:
+    return {int(id): str(token) for token, id in tokenizer.get_vocab().items()}

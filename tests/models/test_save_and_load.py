@@ -1,0 +1,98 @@
+"""What `save` writes, a run directory and its `model/` are one model, wherever a model is named."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from treeward.models.anchor import Frozen, anchor_of
+from treeward.models.artifact import Budgets
+from treeward.models.loading import ModelConfig, model_directory
+from treeward.models.policy import Policy, branch_logps
+from treeward.models.reward_model import RewardModel
+from treeward.rewards import scorers
+from treeward.trees.text import Response, Tree
+
+Build = Callable[..., Any]
+LONG = Tree("the plot is the plot is", [" good . good . good .", " bad ."])
+
+
+def places(run: Path) -> list[str]:
+    """The run directory and its model; a run directory is one that holds a config.yaml."""
+    (run / "config.yaml").write_text("command: dpo\n")
+    return [str(run), str(run / "model")]
+
+
+@pytest.fixture
+def judge() -> RewardModel:
+    """A reward model of the world whose head has weights."""
+    model = RewardModel.from_config(ModelConfig(device="cpu"))
+    torch.nn.init.ones_(model.tree.module.score.weight)  # type: ignore[union-attr, arg-type]
+    return model
+
+
+def test_what_save_writes_a_policy_is_loaded_from(policy: Build, grow: Build, tmp_path: Path) -> None:
+    ours, trees = policy(), grow(3)
+    ours.save(str(tmp_path / "out"))
+    again = Policy.load(str(tmp_path / "out"), precision="fp32", device="cpu")
+    assert torch.equal(branch_logps(again, trees), branch_logps(ours, trees))
+
+
+def test_what_save_writes_a_reward_model_is_loaded_from(judge: RewardModel, tmp_path: Path) -> None:
+    judge.save(str(tmp_path / "out"))
+    again = RewardModel.load(str(tmp_path / "out"), precision="fp32", device="cpu")
+    assert torch.equal(again.score([LONG]), judge.score([LONG]))
+
+
+def test_a_run_directory_is_its_model(policy: Build, grow: Build, tmp_path: Path) -> None:
+    ours, trees = policy(), grow(3)
+    ours.save(tmp_path / "model")
+    start = policy(seed=1)
+    for place in places(tmp_path):
+        loaded = Policy.load(place, precision="fp32", device="cpu")
+        assert torch.equal(branch_logps(loaded, trees), branch_logps(ours, trees))
+        known = anchor_of(start, Frozen(place, "off")).branch_logps(trees, 64)
+        assert torch.cat([known[tree] for tree in trees]).tolist() == branch_logps(ours, trees).tolist()
+
+
+def test_a_run_directory_is_its_reward_model_and_its_scorer(judge: RewardModel, tmp_path: Path) -> None:
+    judge.save(tmp_path / "model")
+    for place in places(tmp_path):
+        assert torch.equal(RewardModel.load(place, device="cpu").score([LONG]), judge.score([LONG]))
+        assert scorers.find(place).name == place
+
+
+def test_a_run_without_a_model_says_that_it_has_not_ended(tmp_path: Path) -> None:
+    run = places(tmp_path)[0]
+    for load in (Policy.load, RewardModel.load, scorers.find):
+        with pytest.raises(ValueError, match="a run directory without a model: the run has not ended") as caught:
+            load(run)
+        assert f"treeward resume {run}" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_hub_id_and_the_world_stand_as_they_are() -> None:
+    assert [model_directory(path) for path in ("world", "some/model", "/nowhere")] == ["world", "some/model", "/nowhere"]
+
+
+@pytest.mark.parametrize("path", ["/nowhere/at/all", "nobody/nothing"])
+def test_a_python_error_names_no_option_of_the_command_line(path: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for place in (path, str(tmp_path / "empty")):
+        with pytest.raises(ValueError, match=str(place)) as caught:
+            Policy.load(place)
+        assert "--" not in str(caught.value)
+
+
+def test_a_reward_model_reads_text_at_the_budgets_it_was_trained_with(judge: RewardModel, tmp_path: Path) -> None:
+    """With budgets of 3 and 4 tokens a long text scores as its start token, last two and first four; else as it is."""
+    whole = judge.score([LONG])
+    cut = judge.score([Tree("plot is", [Response(" good . good .", finished=False), " bad ."])])
+    judge.budgets = Budgets(3, 4)
+    judge.save(tmp_path)
+    again = RewardModel.load(str(tmp_path), device="cpu")
+    assert again.budgets == Budgets(3, 4)
+    assert torch.equal(again.score([LONG]), cut)
+    assert not torch.allclose(cut, whole)
