@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from treeward.cli.parse import parse
-from treeward.cli.training import field_lines, interval, overridden
+from treeward.cli.parse import field_lines, overridden, parse
 from treeward.evaluation.tables import known, metric
 from treeward.jobs import settings
 from treeward.jobs.evaluate import EvaluateRun, evaluate
+from treeward.maths.numbers import interval, p_value
 
 
 def run(verb: str, arguments: Sequence[str]) -> int:
@@ -22,7 +22,8 @@ def run(verb: str, arguments: Sequence[str]) -> int:
         if "difference" in facts:
             gap = facts["difference"]
             least = f"least visible {gap['minimum_detectable']:.2g}"
-            print(f"{'':<10} against the other {interval(gap)}, p={gap['p']:.2g} ({gap['test']}), {least}")
+            told = f"{interval(gap, sign=True)}, {p_value(gap['p'], facts['n'])} ({gap['test']}), {least}"
+            print(f"{'':<10} against the other {told}")
     print("\n".join(summary(done.against)), end="\n" if done.against else "")
     for check in done.checks:
         print(check)

@@ -1,7 +1,10 @@
-"""Words of a command line: positional ones, `--key value` overrides, and flags; nothing is typed yet."""
+"""Words of a command line: positional ones, `--key value` overrides, and flags; and the fields that they may set."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from treeward.jobs import settings
 
 
 @dataclass(frozen=True)
@@ -38,3 +41,18 @@ def parse(arguments: Sequence[str], flags: Collection[str]) -> Words:
         else:
             raise ValueError(f"--{key} needs a value")
     return Words(tuple(places), tuple(options), frozenset(given))
+
+
+def overridden(words: Words, base: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The overrides of a command line, laid on `base` one after another."""
+    values = dict(base or {})
+    for key, text in words.options:
+        values = settings.merge(values, settings.override(key, text))
+    return values
+
+
+def field_lines(cls: type[Any]) -> list[str]:
+    """One line a field: its option, meaning and default."""
+    return [
+        f"  --{key.replace('_', '-'):<34} {meaning} [{default}]" for key, default, meaning in settings.describe(cls)
+    ]

@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from treeward.cli.parse import parse
-from treeward.cli.training import field_lines, overridden
+from treeward.cli.parse import field_lines, overridden, parse
 from treeward.jobs import settings
 from treeward.jobs.score import ScoreRun, score
 
