@@ -54,8 +54,10 @@ def embedding_rows_of(path: str) -> int | None:
 def _load(cls: Any, path: str) -> Tokenizer | None:
     try:
         return cls.from_pretrained(path)
-    except Exception as problem:  # the Rust tokenizers raise bare Exceptions; models.loading names what is wrong
-        if type(problem) in (Exception, OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # models.loading names what is wrong
+    except Exception as problem:
+        if type(problem) is Exception:  # what the tokenizers library raises for a file that it cannot read
             return None
         raise
 
