@@ -1,6 +1,6 @@
 """`treeward sft | reward | dpo [RECIPE] [--key value ...]` and `treeward resume RUN`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import transformers

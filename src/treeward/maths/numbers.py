@@ -21,7 +21,7 @@ def value(facts: Facts, sign: bool = False) -> str:
 
 
 def bounds(facts: Facts, sign: bool = False) -> str:
-    """The interval alone, "[0.641, 0.687]", with as many decimals as the value; a dash for a bound that is not known."""
+    """The interval alone, "[0.641, 0.687]", with the value's decimals; a dash for a bound that is not known."""
     decimals = _decimals(facts)
     low, high = (_written(facts[bound], decimals, sign) for bound in ("low", "high"))
     return f"[{low}, {high}]"

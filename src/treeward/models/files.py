@@ -45,8 +45,10 @@ def embedding_rows_of(path: str) -> int | None:
     if path == "world":
         return len(world.vocabulary())
     plan = _mapping(Path(path).expanduser() / "config.json")
-    if plan is None or "model_type" not in plan or any(isinstance(value, dict) for value in plan.values()):
+    if plan is None or "model_type" not in plan:
         return None
+    if any(isinstance(part, dict) and part.keys() & {"vocab_size", "model_type"} for part in plan.values()):
+        return None  # a model of several parts
     rows = plan.get("vocab_size")
     return rows if isinstance(rows, int) else None
 
