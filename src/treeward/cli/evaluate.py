@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from treeward.cli.parse import field_lines, overridden, parse
-from treeward.evaluation.tables import known, metric
 from treeward.jobs import settings
 from treeward.jobs.evaluate import EvaluateRun, evaluate
+from treeward.maths.meanings import meaning
 from treeward.maths.numbers import interval, p_value
 
 
@@ -50,8 +50,3 @@ def summary(against: Mapping[str, Any]) -> list[str]:
         covers = "covers" if facts["covers_zero"] else "does not cover"
         found.append(f"the start against itself, {name}: {interval(facts)}, {covers} zero")
     return found
-
-
-def meaning(name: str) -> str:
-    """What a figure is, in words."""
-    return metric(name).meaning if known(name) else "expected calibration error, ten bins of equal mass"
