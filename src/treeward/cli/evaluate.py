@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from treeward.cli.parse import parse
-from treeward.cli.training import field_lines, interval, overridden, with_model
-from treeward.evaluation.tables import known, metric
+from treeward.cli.parse import field_lines, overridden, parse
+from treeward.cli.training import with_model
 from treeward.jobs import settings
 from treeward.jobs.evaluate import EvaluateRun, evaluate
+from treeward.maths.meanings import meaning
+from treeward.maths.numbers import interval, p_value
 
 
 def run(verb: str, arguments: Sequence[str]) -> int:
@@ -22,7 +23,8 @@ def run(verb: str, arguments: Sequence[str]) -> int:
         if "difference" in facts:
             gap = facts["difference"]
             least = f"least visible {gap['minimum_detectable']:.2g}"
-            print(f"{'':<10} against the other {interval(gap)}, p={gap['p']:.2g} ({gap['test']}), {least}")
+            told = f"{interval(gap, sign=True)}, {p_value(gap['p'], facts['n'])} ({gap['test']}), {least}"
+            print(f"{'':<10} against the other {told}")
     print("\n".join(summary(done.against)), end="\n" if done.against else "")
     for check in done.checks:
         print(check)
@@ -49,8 +51,3 @@ def summary(against: Mapping[str, Any]) -> list[str]:
         covers = "covers" if facts["covers_zero"] else "does not cover"
         found.append(f"the start against itself, {name}: {interval(facts)}, {covers} zero")
     return found
-
-
-def meaning(name: str) -> str:
-    """What a figure is, in words."""
-    return metric(name).meaning if known(name) else "expected calibration error, ten bins of equal mass"

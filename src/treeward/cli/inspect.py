@@ -5,10 +5,11 @@ from typing import Any
 
 import transformers
 
-from treeward.cli.parse import Words, parse
-from treeward.cli.training import field_lines, overridden
+from treeward.cli.parse import Words, field_lines, overridden, parse
+from treeward.data.render import Tokenizer
 from treeward.jobs import settings
 from treeward.jobs.inspect import InspectRun, inspect
+from treeward.models import files
 from treeward.report.inspection_tables import text
 
 USAGE = "treeward inspect DATA|RECIPE [--tokenizer T].. [--model DIR] [--out DIR] [--save DIR] [--data.KEY VALUE ...]"
@@ -21,12 +22,35 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     if "help" in words.flags:
         print("\n".join([str(InspectRun.__doc__), "", USAGE, "", *field_lines(InspectRun)]))
         return 0
-    found = inspect(configured(words))
+    config = configured(words)
+    found = inspect(config, trained_tokenizer if config.save else tokenizer, embedding_rows)
     print(text(found.figures))
     if found.saved is not None:
         print(f"\nsaved      {dict(words.options)['save']}: {found.saved}")
     print(f"\nfigures    {found.path / 'inspect.json'}\npage       {found.path / 'inspect.html'}")
     return 0
+
+
+def tokenizer(name: str) -> Tokenizer:
+    """A tokenizer by directory or hub id, read without torch where its files allow that."""
+    return files.tokenizer_of(name) or trained_tokenizer(name)
+
+
+def trained_tokenizer(name: str) -> Tokenizer:
+    """The same, loaded as training loads it; torch is imported here, after all that needs none."""
+    from treeward.models.loading import ModelConfig, load_tokenizer
+
+    return load_tokenizer(ModelConfig(tokenizer=name))
+
+
+def embedding_rows(model: str) -> int:
+    """How many token ids a model has embeddings for."""
+    rows = files.embedding_rows_of(model)
+    if rows is not None:
+        return rows
+    from treeward.models import loading
+
+    return loading.embedding_rows(model)
 
 
 def configured(words: Words) -> InspectRun:

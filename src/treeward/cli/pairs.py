@@ -6,11 +6,12 @@ from typing import Any
 import transformers
 import yaml
 
-from treeward.cli.parse import parse
-from treeward.cli.training import field_lines, interval, overridden, recipe_of, with_model
+from treeward.cli.parse import field_lines, overridden, parse
+from treeward.cli.training import recipe_of, with_model
 from treeward.jobs import settings
 from treeward.jobs.pairs import Made, PairsRun, make_pairs
 from treeward.jobs.rounds import Round, rounds
+from treeward.maths.numbers import interval
 
 
 def run(verb: str, arguments: Sequence[str]) -> int:

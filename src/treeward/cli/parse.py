@@ -1,9 +1,10 @@
-"""Words of a command line: positional ones, `--key value` overrides, and flags; nothing is typed yet."""
+"""Words of a command line: positional ones, `--key value` overrides, and flags; and the fields that they may set."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from treeward.jobs import trl_names
+from treeward.jobs import settings, trl_names
 
 
 @dataclass(frozen=True)
@@ -41,3 +42,21 @@ def parse(arguments: Sequence[str], flags: Collection[str]) -> Words:
             theirs = trl_names.suggestion(key)
             raise ValueError(f"--{key} needs a value{f'; {theirs}' if theirs else ''}")
     return Words(tuple(places), tuple(options), frozenset(given))
+
+
+def overridden(words: Words, base: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The overrides of a command line, laid on `base` one after another."""
+    values = dict(base or {})
+    texts: dict[str, list[str]] = {}
+    for key, text in words.options:
+        texts.setdefault(key.replace("-", "_"), []).append(text)
+    for key, given in texts.items():
+        values = settings.merge(values, settings.override(key, *given))
+    return values
+
+
+def field_lines(cls: type[Any]) -> list[str]:
+    """One line a field: its option, meaning and default."""
+    return [
+        f"  --{key.replace('_', '-'):<34} {meaning} [{default}]" for key, default, meaning in settings.describe(cls)
+    ]

@@ -3,8 +3,8 @@
 import json
 from collections.abc import Sequence
 
-from treeward.cli.parse import parse
-from treeward.cli.training import field_lines, overridden, with_model
+from treeward.cli.parse import field_lines, overridden, parse
+from treeward.cli.training import with_model
 from treeward.jobs import settings
 from treeward.jobs.sample import SampleRun, sample
 

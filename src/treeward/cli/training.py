@@ -1,19 +1,20 @@
 """`treeward sft | reward | dpo [RECIPE] [--key value ...]` and `treeward resume RUN`."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import transformers
 import yaml
 
-from treeward.cli.parse import Words, parse
+from treeward.cli.parse import Words, field_lines, overridden, parse
 from treeward.data import world
 from treeward.jobs import settings
 from treeward.jobs.members import Ensembled, train_members
 from treeward.jobs.options import RUNS, AnyRun, RewardRun
 from treeward.jobs.sweep import Swept, axis, sweep
 from treeward.jobs.train import Finished, estimate, prologue, train, verdict_line
+from treeward.maths.numbers import interval, p_value, value
 from treeward.runs.directory import RunDirectory, free_path
 
 log = logging.getLogger(__name__)
@@ -96,17 +97,6 @@ def recipe_of(verb: str, words: Words) -> dict[str, Any]:
     return values
 
 
-def overridden(words: Words, base: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The overrides of a command line, laid on `base` one after another."""
-    values = dict(base or {})
-    texts: dict[str, list[str]] = {}
-    for key, text in words.options:
-        texts.setdefault(key.replace("-", "_"), []).append(text)
-    for key, given in texts.items():
-        values = settings.merge(values, settings.override(key, *given))
-    return values
-
-
 def swept(verb: str, words: Words) -> Swept:
     """Run every point of a command line's `--sweep KEY=V1,V2,...` options.
 
@@ -153,9 +143,10 @@ def show(finished: Finished) -> int:
     """The last lines of a run: numbers, verdict, and where everything is."""
     receipt = finished.receipt
     for name, facts in {receipt["metric"]: receipt, **receipt["metrics"]}.items():
-        before, after, d = facts["before"], facts["after"], facts["difference"]
-        start = f"{before['value']:.4g} by construction" if before["constant"] else interval(before)
-        print(f"{name:<10} {start} -> {interval(after)}, n={after['n']}; change {interval(d)}, p={d['p']:.2g}")
+        before, after, change = facts["before"], facts["after"], facts["difference"]
+        start = f"{value(before)} by construction" if before["constant"] else interval(before)
+        told = f"change {interval(change, sign=True)}, {p_value(change['p'], after['n'])}"
+        print(f"{name:<10} {start} -> {interval(after)}, n={after['n']}; {told}")
     failed = [check for check in receipt["checks"] if check["passed"] is False]
     accepted = f", {len(receipt['accepted'])} accepted: {', '.join(receipt['accepted'])}" if receipt["accepted"] else ""
     if receipt["data"]["verdict"]["part"] != "test":
@@ -171,10 +162,10 @@ def show_sweep(found: Swept) -> int:
     """One line a point, and where the frontier is."""
     for name, finished in found.runs.items():
         receipt = finished.receipt
-        change = interval(receipt["difference"])
+        change = interval(receipt["difference"], sign=True)
         kl = f", KL {interval(receipt['metrics']['kl']['after'])}" if "kl" in receipt["metrics"] else ""
-        value = f"{receipt['metric']} {interval(receipt['after'])}, n={receipt['after']['n']}"
-        print(f"{name}: {value}; change {change}{kl}; {receipt['verdict']}")
+        after = f"{receipt['metric']} {interval(receipt['after'])}, n={receipt['after']['n']}"
+        print(f"{name}: {after}; change {change}{kl}; {receipt['verdict']}")
     for name, reason in found.failed.items():
         print(f"{name}: not trained: {reason}")
     print(f"sweep      {found.path}")
@@ -186,25 +177,11 @@ def show_sweep(found: Swept) -> int:
 def show_members(found: Ensembled) -> int:
     """Each way of joining the members, with its accuracy and its gain on the first of them."""
     for name, facts in found.ways.items():
-        own, gain = facts["accuracy"], facts["against_member_1"]
-        print(
-            f"{name:<16} accuracy {interval(own)}, n={own['n']}; against member 1 {interval(gain)}, p={gain['p']:.2g}"
-        )
+        accuracy, gain = facts["accuracy"], facts["against_member_1"]
+        told = f"against member 1 {interval(gain, sign=True)}, {p_value(gain['p'], accuracy['n'])}"
+        print(f"{name:<16} accuracy {interval(accuracy)}, n={accuracy['n']}; {told}")
     print(f"run        {found.path}\nmodel      {found.path / 'model'} (WARM)")
     return found.exit_code
-
-
-def interval(facts: dict[str, Any]) -> str:
-    """A value with its 95 % interval; a dash for a bound that n = 1 cannot give."""
-    low, high = ("–" if facts[bound] is None else f"{facts[bound]:.4g}" for bound in ("low", "high"))
-    return f"{facts['value']:.4g} [{low}, {high}]"
-
-
-def field_lines(cls: type[Any]) -> list[str]:
-    """One line a field: its option, meaning and default."""
-    return [
-        f"  --{key.replace('_', '-'):<34} {meaning} [{default}]" for key, default, meaning in settings.describe(cls)
-    ]
 
 
 def help_text(verb: str) -> str:

@@ -18,8 +18,9 @@ import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import LlamaConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 QUALITY = ("quiet", "loud", "new", "old", "french", "british", "small", "long", "short", "strange", "recent", "famous")
 KIND = ("film", "drama", "comedy", "thriller", "western", "musical", "sequel", "remake")
@@ -72,9 +73,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )  # fmt: skip
 
 
-def model_config() -> LlamaConfig:
+def model_config() -> "transformers.LlamaConfig":
     """A four-layer Llama of about 0.9 million parameters."""
-    return LlamaConfig(
+    return transformers.LlamaConfig(
         vocab_size=len(vocabulary()), hidden_size=128, intermediate_size=384, num_hidden_layers=4,
         num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=128, tie_word_embeddings=True,
         bos_token_id=1, eos_token_id=2, pad_token_id=0,

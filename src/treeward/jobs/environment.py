@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
@@ -20,8 +21,9 @@ def versions() -> dict[str, str]:
 
 
 def environment(model: TreeModule) -> dict[str, Any]:
-    """What environment.json holds: versions, device, precision, layout, threads, git revision."""
+    """What environment.json holds: when the run began (UTC), versions, device, precision, layout, threads, revision."""
     return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
         "platform": platform.platform(),
         "device": str(model.device),

@@ -6,7 +6,7 @@ The figures are computed before anything is written, and each directory appears 
 import logging
 import os
 import shutil
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from treeward.data.prepare import DataConfig
 from treeward.data.render import Tokenizer
 from treeward.data.streamed import prepare_to
 from treeward.jobs.progress import follow
-from treeward.models.loading import ModelConfig, embedding_rows, load_tokenizer
 from treeward.report.inspection import write_inspection
 from treeward.runs.directory import RunDirectory, free_path
 from treeward.trees.text import Tree
@@ -56,8 +55,10 @@ class Inspected:
     saved: str | None
 
 
-def inspect(config: InspectRun) -> Inspected:
-    """Read, count, and write.
+def inspect(
+    config: InspectRun, tokenizer: Callable[[str], Tokenizer], embedding_rows: Callable[[str], int]
+) -> Inspected:
+    """Read, count, and write. The two functions load a tokenizer, and say how many token ids a model knows, by name.
 
     Raises:
         ValueError: the data, a tokenizer, the model or a place to write cannot be used; nothing is written.
@@ -67,7 +68,7 @@ def inspect(config: InspectRun) -> Inspected:
     if store.is_prepared(config.data.source):
         raise ValueError(f"data.source {config.data.source!r} is prepared data; inspect the source it was made from")
     rows = None if config.model is None else embedding_rows(config.model)
-    tokenizers = _tokenizers(config)
+    tokenizers = _tokenizers(config, tokenizer)
     if config.save is not None and not tokenizers:
         raise ValueError("--save keeps token ids, but no tokenizer is named; add --tokenizer")
     gathered = gather(config.data)
@@ -77,8 +78,8 @@ def inspect(config: InspectRun) -> Inspected:
     found = figures_of(config.data, gathered, tokenizers, rows, _follow)
     account = None
     if config.save is not None:
-        tokenizer = next(iter(tokenizers.values()))
-        account = prepare_to(Path(config.save), config.data, tokenizer, gathered.purpose, config.processes)
+        first = next(iter(tokenizers.values()))
+        account = prepare_to(Path(config.save), config.data, first, gathered.purpose, config.processes)
     _write(path, found)
     return Inspected(path, found.flat(), str(account) if account else None)
 
@@ -91,7 +92,7 @@ def _check_places(config: InspectRun, path: Path) -> None:
         raise ValueError(f"--save {config.save!r} holds --out {str(path)!r}; name two places apart")
 
 
-def _tokenizers(config: InspectRun) -> dict[str, Tokenizer]:
+def _tokenizers(config: InspectRun, load: Callable[[str], Tokenizer]) -> dict[str, Tokenizer]:
     """Tokenizers by the last part of their name, the whole name where two would be the same."""
     named = list(dict.fromkeys(config.tokenizer))
     if not named and config.data.source in ("world", "world-texts"):
@@ -100,13 +101,10 @@ def _tokenizers(config: InspectRun) -> dict[str, Tokenizer]:
         named = [config.model]
     short = [name.rstrip("/").rsplit("/", 1)[-1] for name in named]
     labels = short if len(set(short)) == len(short) else named
-    return {label: _tokenizer(name) for label, name in zip(labels, named, strict=True)}
-
-
-def _tokenizer(name: str) -> Tokenizer:
-    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
-        raise ValueError(f"--tokenizer {name!r} is not a directory")
-    return load_tokenizer(ModelConfig(tokenizer=name))
+    for name in named:
+        if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+            raise ValueError(f"--tokenizer {name!r} is not a directory")
+    return {label: load(name) for label, name in zip(labels, named, strict=True)}
 
 
 def _has_tokenizer(model: str) -> bool:

@@ -6,10 +6,11 @@ asked, and what it learned is not good.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 from treeward.evaluation.tables import Comparison
+from treeward.maths import numbers
 from treeward.maths.statistics import Difference
 from treeward.proof.checks import Check
 
@@ -48,9 +49,8 @@ def decide(
     if fallen:
         return Verdict("worse", str(fallen[0]))
     d, name = main.difference, main.metric.name
-    change = (
-        f"{name} {main.before.value:.4g} -> {main.after.value:.4g}, change {d.value:+.3g} [{d.low:+.3g}, {d.high:+.3g}]"
-    )
+    before, after = numbers.value(asdict(main.before)), numbers.value(asdict(main.after))
+    change = f"{name} {before} -> {after}, change {numbers.interval(asdict(d), sign=True)}"
     alone = name == "score" and scorer is not None and not any(check.id == "F32" for check in checks)
     change += f", n={main.after.n}{f', by {scorer} alone' if alone else ''}"
     if half is not None and half.value < 0 and half.p < BELOW_HALF and main.outcome != "worse":

@@ -8,21 +8,18 @@ that every row of the table can be compared with every other.
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
 
 from treeward.maths import diversity
 from treeward.maths.frontier import Point, over_seeds, standings
 from treeward.maths.statistics import Interval
 from treeward.report import frontier_figure
-from treeward.report.page import labelled, number
+from treeward.report.html import write_html
 
 DIVERSITY = ("token_entropy", "distinct_1", "distinct_2", "distinct_3")
 START = "start"
@@ -123,18 +120,12 @@ def write_frontier(paths: Sequence[Path], out: Path) -> Path:
     points = [row.point for row in sound]
     out.parent.mkdir(parents=True, exist_ok=True)
     picture = frontier_figure.draw(points, curve, short(str(runs.receipts[0]["scorer"])), out.with_suffix(".png"))
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters["number"] = number
-    text = (resources.files("treeward.report") / "frontier.html").read_text(encoding="utf-8")
-    page = environment.from_string(text).render(
-        title=out.stem, columns=columns(rows), rows=rows, standings=standings(points),
-        budget=min(pool.tokens for pool in runs.pools), between=_between_runs(sound[1:]),
-        scorer=runs.receipts[0]["scorer"], picture=picture, labelled=labelled,
+    return write_html(
+        "frontier.html", out, title=out.stem, columns=columns(rows), rows=rows, standings=standings(points),
+        budget=min(pool.tokens for pool in runs.pools), between=_between_runs(sound[1:]), vars=vars,
+        scorer=runs.receipts[0]["scorer"], picture=picture, best_of_n=len(curve) > 1,
+        colours=frontier_figure.colours([point.family for point in points[1:]]),
     )  # fmt: skip
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.rename(out)
-    return out
 
 
 def short(scorer: str) -> str:

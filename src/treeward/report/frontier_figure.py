@@ -35,27 +35,45 @@ WIDTH, HEIGHT = 5.0, 8.0
 
 
 def draw(points: Sequence[Point], best_of_n: Sequence[Mapping[str, Any]], scorer: str, png: Path) -> str:
-    """Write the figure as PNG, and return it as an SVG element. The first point is the start."""
+    """Write the figure as PNG with its legend at the right; return it as an SVG element without one, narrow enough for
+    a phone, whose colours the page explains. The first point is the start.
+    """
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(8.4, 4.4), layout="constrained")
-        if len(best_of_n) > 1:
-            _best_of_n(axes, best_of_n, 1.35 * float(np.nanmax([(point.kl.value, point.kl.high) for point in points])))
-        families = list(dict.fromkeys(point.family for point in points[1:]))
-        _point(axes, points[0], INK, "o", points[0].label)
-        seen: set[str] = set()
-        for number, point in enumerate(points[1:], 1):
-            place = families.index(point.family)
-            named = f"{number}  {point.label}" + (f" · {point.family}" if len(families) > 1 else "")
-            label = named if len(points) <= NAMED + 1 else None if point.family in seen else point.family
-            seen.add(point.family)
-            _point(axes, point, COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)], label)
-        axes.margins(x=0.06, y=0.1)
-        axes.set(xlabel="KL(policy, start), nats a response", ylabel=f"score ({scorer})" if scorer else "score")
-        axes.set_title("bars: 95 % intervals by prompt", fontsize=8, loc="left", color=INK)
-        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-        _numbers(figure, axes, points[1:])
-        figure.savefig(png, dpi=160, facecolor="white")
-        return svg(figure)
+        wide = figure_of(points, best_of_n, scorer, (8.4, 4.4))
+        wide.axes[0].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        _numbers(wide, points[1:])
+        wide.savefig(png, dpi=160, facecolor="white")
+        plt.close(wide)
+        narrow = figure_of(points, best_of_n, "", (5.0, 4.0))
+        _numbers(narrow, points[1:])
+        return svg(narrow)
+
+
+def colours(families: Sequence[str]) -> dict[str, str]:
+    """The colour of each family, in the order in which they come."""
+    return {family: COLOURS[place % len(COLOURS)] for place, family in enumerate(dict.fromkeys(families))}
+
+
+def figure_of(
+    points: Sequence[Point], best_of_n: Sequence[Mapping[str, Any]], scorer: str, size: tuple[float, float]
+) -> Figure:
+    """The figure without its legend and numbers."""
+    figure, axes = plt.subplots(figsize=size, layout="constrained")
+    if len(best_of_n) > 1:
+        _best_of_n(axes, best_of_n, 1.35 * float(np.nanmax([(point.kl.value, point.kl.high) for point in points])))
+    families = list(colours([point.family for point in points[1:]]))
+    _point(axes, points[0], INK, "o", points[0].label)
+    seen: set[str] = set()
+    for number, point in enumerate(points[1:], 1):
+        place = families.index(point.family)
+        named = f"{number}  {point.label}" + (f" · {point.family}" if len(families) > 1 else "")
+        label = named if len(points) <= NAMED + 1 else None if point.family in seen else point.family
+        seen.add(point.family)
+        _point(axes, point, COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)], label)
+    axes.margins(x=0.06, y=0.1)
+    axes.set(xlabel="KL(policy, start), nats a response", ylabel=f"score ({scorer})" if scorer else "score")
+    axes.set_title("bars: 95 % intervals by prompt", fontsize=8, loc="left", color=INK)
+    return figure
 
 
 def _best_of_n(axes: Axes, curve: Sequence[Mapping[str, Any]], furthest: float) -> None:
@@ -84,7 +102,8 @@ def _point(axes: Axes, point: Point, colour: str, marker: str, label: str | None
     )  # fmt: skip
 
 
-def _numbers(figure: Figure, axes: Axes, points: Sequence[Point]) -> None:
+def _numbers(figure: Figure, points: Sequence[Point]) -> None:
+    axes = figure.axes[0]
     figure.canvas.draw()  # only now does every point have its place on the page
     where = axes.transData.transform([(point.kl.value, point.score.value) for point in points]) * 72 / figure.dpi
     for number, (point, place) in enumerate(zip(points, beside([(x, y) for x, y in where]), strict=True), 1):

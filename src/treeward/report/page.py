@@ -1,28 +1,24 @@
-"""A run, or several stages of one, as a self-contained page: verdicts, numbers with intervals, curves, samples."""
+"""A run, or several stages of one, as a self-contained page: what was run, verdicts, numbers with intervals, curves,
+samples.
+"""
 
 import json
-import os
-from collections.abc import Sequence
-from importlib import resources
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
+import yaml
 
+from treeward.maths.meanings import label
+from treeward.maths.numbers import number
 from treeward.report import figures
+from treeward.report.html import write_html
 
-LABELS = {
-    "accuracy": "pair accuracy", "log_ratio_chosen": "log-ratio of the chosen response, nats",
-    "log_ratio_rejected": "log-ratio of the rejected response, nats",
-    "brier": "Brier score", "mae": "distance of score and rating, bins",
-    "crps": "CRPS against ratings, bins", "cross_entropy": "cross-entropy of ratings, nats",
-    "score": "score", "kl": "KL to the start, nats", "kl_token": "KL to the start, nats a token",
-    "entropy": "conditional entropy, nats a token", "length": "length, tokens", "ended": "ends by itself",
-    "start_nll": "NLL under the start, nats a token", "self_bleu": "self-BLEU-4", "repetition": "repeated 4-grams",
-    "token_entropy": "pooled token entropy, nats", "distinct_1": "distinct-1", "distinct_2": "distinct-2",
-    "distinct_3": "distinct-3", "perplexity": "perplexity under the start",
-}  # fmt: skip
 SHOWN_SAMPLES = 6
+PER = {"reward": " a pair", "sft": " a token", "dpo": " a token"}
+"""What an NLL is counted by, by command."""
+ACCEPTED = "accepted"
+"""How the detail of a check begins that failed and was accepted by the user."""
 
 
 def write_page(run: Path, stages: Sequence[Path] | None = None, title: str | None = None) -> Path:
@@ -32,14 +28,7 @@ def write_page(run: Path, stages: Sequence[Path] | None = None, title: str | Non
         ValueError: a stage has no receipt yet.
     """
     facts = [stage_facts(stage) for stage in stages or [run]]
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters |= {"number": number, "labelled": labelled}
-    template = environment.from_string((resources.files("treeward.report") / "page.html").read_text(encoding="utf-8"))
-    text = template.render(title=title or run.name, stages=facts)
-    temporary = run / f".report.{os.getpid()}"
-    temporary.write_text(text, encoding="utf-8")
-    temporary.rename(run / "report.html")
-    return run / "report.html"
+    return write_html("page.html", run / "report.html", title=title or run.name, stages=facts)
 
 
 def stage_facts(run: Path) -> dict[str, Any]:
@@ -49,39 +38,103 @@ def stage_facts(run: Path) -> dict[str, Any]:
     receipt = json.loads((run / "receipt.json").read_text(encoding="utf-8"))
     metrics = _lines(run / "metrics.jsonl")
     samples = _lines(run / "samples.jsonl")
+    rows = _rows(receipt)
+    accepted = [c["id"] for c in receipt["checks"] if c["passed"] is None and c["detail"].startswith(ACCEPTED)]
     return {
         "name": run.name,
         "receipt": receipt,
-        "rows": _rows(receipt),
-        "curves": figures.curves(metrics, receipt["metric"]) if metrics else "",
+        "about": about(run, receipt, metrics),
+        "main": rows[0],
+        "rows": rows,
+        "curves": [figures.svg(figure) for figure in figures.curves(metrics, receipt["metric"])] if metrics else [],
         "frontier": _frontier(receipt, metrics),
-        "reliability": figures.reliability(receipt["calibration"]["reliability"]) if "calibration" in receipt else "",
-        "spread": figures.spread(receipt["graded"]) if "spread_levels" in receipt.get("graded", {}) else "",
+        "reliability": figures.svg(figures.reliability(receipt["calibration"]["reliability"]))
+        if "calibration" in receipt else "",
+        "spread": [figures.svg(figure) for figure in figures.spread(receipt["graded"])]
+        if "spread_levels" in receipt.get("graded", {}) else [],
         "samples": _telling(samples),
         "sampled": len(samples),
         "failed": [check for check in receipt["checks"] if check["passed"] is False],
-    }
+        "accepted": list(dict.fromkeys(accepted)),
+        "skipped": sum(check["passed"] is None for check in receipt["checks"]) - len(accepted),
+    }  # fmt: skip
 
 
-def number(value: float | None) -> str:
-    """Four significant digits; a dash for what is not known."""
-    return "–" if value is None else f"{value:.4g}"
+def about(run: Path, receipt: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What was run, a line each: model, data, loss, rate, steps, batch, measurement, machine and date; what the
+    directory does not say is left out.
+    """
+    config = yaml.safe_load(_text(run / "config.yaml")) or {}
+    environment = json.loads(_text(run / "environment.json") or "{}")
+    model, data = config.get("model", {}), config.get("data", {})
+    judged = config.get("evaluation", {})
+    steps = metrics[-1]["step"] if metrics else None
+    lines = {
+        "command": f"treeward {receipt['command']}, seed {config['seed']}" if "seed" in config else "",
+        "model": _joined(
+            model.get("path"), "random weights" if _random(model) else "",
+            f"LoRA of rank {model['lora']['r']}" if model.get("lora") else "",
+            "only the head trains" if model.get("train") == "head" else "",
+        ),
+        "data": _joined(data.get("source"), f"{number(receipt['data']['used'])} of {number(receipt['data']['rows'])} "
+                        "rows used"),
+        "loss": _joined(_kind(config.get("loss")), _divergence(config), _head(config)) or
+                ("cross-entropy of the response tokens" if receipt["command"] == "sft" and config else ""),
+        "learning rate": _joined(f"{config['lr']:g}", config.get("schedule"),
+                                 f"{config['warmup']:.0%} warm-up" if config.get("warmup") else "")
+                         if "lr" in config else "",
+        "steps": _joined(number(steps) if steps is not None else "",
+                         f"{config['epochs']:g} epochs" if config.get("epochs") and not config.get("steps") else ""),
+        "batch": f"{config['batch_size']} prompts a step" if "batch_size" in config else "",
+        "samples scored by": _joined(receipt["scorer"], *judged.get("judges", ())) if receipt["scorer"] else "",
+        "machine": _joined(environment.get("device"), environment.get("precision"), _layout(environment)),
+        "date": _joined(environment.get("started", "").replace("T", " ").replace("+00:00", " UTC"),
+                        f"{receipt['seconds'] / 60:.1f} minutes" if "seconds" in receipt else ""),
+    }  # fmt: skip
+    return {name: line for name, line in lines.items() if line}
 
 
-def labelled(name: str, command: str = "") -> str:
-    """A metric's name in words; a judge's is its own."""
-    if name == "nll":
-        return "NLL a pair" if command == "reward" else "NLL a token"
-    return LABELS.get(name, name.replace("judge:", "judge ", 1))
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def _joined(*parts: Any) -> str:
+    return ", ".join(str(part) for part in parts if part)
+
+
+def _random(model: Mapping[str, Any]) -> bool:
+    return model.get("init") == "random" or (model.get("path") == "world" and model.get("init") is None)
+
+
+def _kind(section: Mapping[str, Any] | None) -> str:
+    """The kind of a loss, head or divergence with its numbers: "sigmoid, beta 0.1"."""
+    fields = {name: v for name, v in (section or {}).items() if name != "kind"}
+    shown = [f"{name} {v:g}" for name, v in fields.items() if isinstance(v, int | float) and not isinstance(v, bool)]
+    return _joined((section or {}).get("kind"), *shown)
+
+
+def _divergence(config: Mapping[str, Any]) -> str:
+    kind = _kind(config.get("divergence"))
+    return f"divergence {kind}" if kind and kind != "reverse-kl" else ""
+
+
+def _head(config: Mapping[str, Any]) -> str:
+    kind = _kind(config.get("head"))
+    return f"head {kind}" if kind else ""
+
+
+def _layout(environment: Mapping[str, Any]) -> str:
+    return f"layout {environment['layout']}" if "layout" in environment else ""
 
 
 def _rows(receipt: dict[str, Any]) -> list[dict[str, Any]]:
     main = {key: receipt[key] for key in ("higher_is_better", "before", "after", "difference")}
     every = {receipt["metric"]: main, **receipt["metrics"]}
     return [
-        {"label": labelled(name, receipt["command"]), "main": name == receipt["metric"], **facts}
+        {"key": name, "label": label(name) + (PER.get(receipt["command"], "") if name == "nll" else ""),
+         "main": name == receipt["metric"], **facts}
         for name, facts in every.items()
-    ]
+    ]  # fmt: skip
 
 
 def _frontier(receipt: dict[str, Any], metrics: list[dict[str, Any]]) -> str:
@@ -94,7 +147,7 @@ def _frontier(receipt: dict[str, Any], metrics: list[dict[str, Any]]) -> str:
     path = [
         (row["validation/kl"], row["validation/score"]) for row in metrics if row.get("validation/score") is not None
     ]
-    return figures.frontier(points, path)
+    return figures.svg(figures.frontier(points, path))
 
 
 def _telling(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -110,4 +163,4 @@ def _telling(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    return [json.loads(line) for line in _text(path).splitlines()]

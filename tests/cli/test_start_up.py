@@ -1,0 +1,33 @@
+"""What starts without torch: help, pages from run directories, inspection."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+PAIRS = [{"prompt": f"w{n} w3", "chosen": f"w{n} w9", "rejected": f"w{n}"} for n in range(3, 43)]
+PROGRAM = """
+import json, sys
+import treeward.report.frontier, treeward.report.page
+from treeward.cli.main import run
+for words in json.loads(sys.argv[1]):
+    assert run(words) == 0, words
+    assert "torch" not in sys.modules, words
+"""
+
+
+def test_help_pages_and_inspection_import_no_torch(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
+    tiny_tokenizer.save_pretrained(tmp_path / "tiny")
+    lines = [
+        ["--help"],
+        ["inspect", "--help"],
+        ["report", "--help"],
+        ["inspect", "pairs.jsonl", "--tokenizer", "./tiny", "--tokenizer", "world", "--out", "looked"],
+        ["report", "looked"],
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(lines)], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
