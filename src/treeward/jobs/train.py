@@ -131,7 +131,7 @@ def estimate(config: AnyRun, begun: Prologue) -> str:
 def _model_checks(config: AnyRun, task: Task, data: Prepared) -> tuple[list[Check], list[str]]:
     model = task.model
     everything = [tree for part in data.parts.values() for tree in part]
-    found = verify(model.tree, everything)
+    found = verify(model.tree, everything, config.token_budget or model.token_budget)
     log.info("layout: %s, largest deviation from plain calls %.2g, gradients %.2g", found.backend,
              found.value_deviation, found.gradient_deviation)  # fmt: skip
     own = require(task.suits(data.train))

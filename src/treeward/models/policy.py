@@ -46,7 +46,8 @@ class Policy:
         loaded = load(config, AutoModelForCausalLM, seed)
         with seeded(config, seed):
             adapter = adapters.put_on(loaded.module, config.lora, "CAUSAL_LM") if config.lora else None
-        return cls(TreeLM(loaded.module, loaded.precision, loaded.backend), loaded.tokenizer, adapter)
+        tree = TreeLM(loaded.module, loaded.precision, loaded.backend, config.dropout)
+        return cls(tree, loaded.tokenizer, adapter)
 
     @property
     def end_ids(self) -> tuple[int, ...]:
@@ -81,7 +82,7 @@ def token_logps(policy: Policy, trees: Sequence[Tree | TokenTree]) -> list[list[
     planted = tokenised(trees, policy.tokenizer)
     found: dict[int, list[Tensor]] = {}
     with torch.no_grad():
-        verified(policy.tree, planted)
+        verified(policy.tree, planted, policy.token_budget)
         for forest in policy.tree.packed(planted, policy.token_budget):
             parts = policy.tree(forest).cpu().split([len(b) for tree in forest.sources for b in tree.branches])
             for tree in forest.sources:
@@ -108,7 +109,7 @@ def branch_sums(tree: TreeLM, trees: Sequence[TokenTree], budget: int) -> Float[
         return sum_by_branch(tree(forest), forest.scored_branch.to(tree.device), forest.branches)
 
     with torch.no_grad():
-        verified(tree, trees)
+        verified(tree, trees, budget)
         return in_order(trees, tree.packed(trees, budget), sums)
 
 
