@@ -44,6 +44,9 @@ class Policy:
     def from_config(cls, config: ModelConfig, seed: int = 0) -> "Policy":
         """The policy that a run's `model` section describes; `seed` draws random weights."""
         loaded = load(config, AutoModelForCausalLM, seed)
+        if config.random and config.tokenizer is not None:
+            module: Any = loaded.module  # the ends in its config.json are ids of another tokenizer
+            module.generation_config.eos_token_id = loaded.tokenizer.eos_token_id
         with seeded(config, seed):
             adapter = adapters.put_on(loaded.module, config.lora, "CAUSAL_LM") if config.lora else None
         tree = TreeLM(loaded.module, loaded.precision, loaded.backend, config.dropout)
@@ -51,9 +54,15 @@ class Policy:
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """The tokens that end a response, in plain text and in chats."""
+        """The tokens that end a response: the tokenizer's, in plain text and in chats, and every end of the model's
+        generation configuration. The first one stands at the end of rendered responses.
+        """
         chat = bool(self.tokenizer.chat_template)
-        return tuple(dict.fromkeys(end_id(self.tokenizer, c) for c in ((True, False) if chat else (False,))))
+        ends = [end_id(self.tokenizer, c) for c in ((True, False) if chat else (False,))]
+        module: Any = self.tree.module
+        named = getattr(getattr(module, "generation_config", None), "eos_token_id", None)
+        ends += [named] if isinstance(named, int) else list(named or ())
+        return tuple(dict.fromkeys(ends))
 
     @property
     def token_budget(self) -> int:

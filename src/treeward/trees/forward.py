@@ -32,10 +32,11 @@ class TreeModule(nn.Module):
     """What both kinds share: the wrapped public model, the backend and the precision of the products.
 
     `backend` is None until `verify` has chosen "tree" or "rows" for paths of up to `verified_path` tokens, unless one
-    is given, which `verify` then tests; `verified_gradients` says whether it looked at more than values,
-    `verified_budget` how large a forest it looked at, and `fallback` why the tree is not used, once it is not. `precision` "bf16" runs products under autocast, weights keep their dtype.
-    `dropout` is the share that was asked for in training; whatever the public model's own configuration says, none
-    acts without it.
+    is given, which `verify` then tests. `verified_gradients` says whether it looked at more than values,
+    `verified_budget` how large a forest it looked at, and `fallback` why the tree is not used, once it is not.
+    `precision` "bf16" runs products under autocast, weights keep their dtype. `cache` is the name of the cache that the
+    class decodes with, once a sampler has looked; "" where it has none. `dropout` is the share that was asked for in
+    training; whatever the public model's own configuration says, none acts without it.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class TreeModule(nn.Module):
         self.verified_path = 0
         self.verified_gradients = False
         self.verified_budget = 0
+        self.cache: str | None = None
         self.eval()
 
     @contextmanager

@@ -1,14 +1,15 @@
 """Is the packed forward pass the plain one? Values and gradients, on real trees, before the first step.
 
-A few trees are compared first, values and gradients: the one with the longest path and the smallest two. Then, where the
-caller says how many tokens a forest has, one whole forest of that size, values alone, since an error may begin beyond
-the first few trees. The comparison runs without autocast: it tests the layout, not rounding. Under `torch.no_grad()`
-values alone are compared, which is all that scoring needs; training after that verifies again.
+A few trees are compared first, values and gradients: the one with the longest path and the two smallest. Then, where
+the caller says how many tokens a forest has, one whole forest of that size, values alone, since an error may begin
+beyond the first few trees. The comparison runs without autocast: it tests the layout, not rounding. Under
+`torch.no_grad()` values alone are compared, which is all that scoring needs; training after that verifies again.
 
 A layout that fell back to rows stays rows.
 """
 
 import logging
+import math
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from treeward.trees.attention import rule
-from treeward.trees.forest import LOADS, Backend, check_positions, plant
+from treeward.trees.forest import Backend, check_positions, plant
 from treeward.trees.forward import TreeLM, TreeModule
 from treeward.trees.tokens import TokenTree
 
@@ -121,7 +122,7 @@ def compare(model: TreeModule, trees: Sequence[TokenTree], backend: Backend, fal
     except FAILURES as problem:
         if backend == "rows":
             raise _refusal(model, problem) from problem
-        if _out_of_memory(problem):
+        if out_of_memory(problem):
             raise
         log.info("the tree layout failed: %s", problem)
         deviation = gradient = float("nan")
@@ -132,14 +133,14 @@ def compare(model: TreeModule, trees: Sequence[TokenTree], backend: Backend, fal
 
 def _refusal(model: TreeModule, problem: Exception) -> Exception:
     """What to tell of a class that fails on a plain row of ids; the error itself where the memory is full."""
-    if _out_of_memory(problem):
+    if out_of_memory(problem):
         return problem
     first = (str(problem).strip() or type(problem).__name__).splitlines()[0]
     name = type(model.module).__name__
     return ValueError(f"{name} cannot be called with plain rows of ids ({first[:160]}); use another model class")
 
 
-def _out_of_memory(problem: Exception) -> bool:
+def out_of_memory(problem: Exception) -> bool:
     """Whether an error says nothing of the layout: the memory is full. On the CPU torch says so in words alone."""
     return isinstance(problem, torch.OutOfMemoryError) or "not enough memory" in str(problem)
 
@@ -158,19 +159,18 @@ def _whole(model: TreeModule, trees: Sequence[TokenTree], budget: int, result: V
 
 def _larger(a: float, b: float) -> float:
     """The larger one; NaN where one is."""
-    return a + b if a != a or b != b else max(a, b)
+    return math.nan if math.isnan(a) or math.isnan(b) else max(a, b)
 
 
 def _full(trees: Sequence[TokenTree], budget: int) -> list[TokenTree]:
     """As many trees as one forest holds, drawn by a fixed seed; at least one."""
     order = random.Random(0).sample(range(len(trees)), len(trees))
-    chosen = [order[0]]
-    load = LOADS["tree"].of(trees[order[0]])
+    chosen, tokens = [order[0]], len(trees[order[0]])
     for place in order[1:]:
-        joined = load.joined(LOADS["tree"].of(trees[place]))
-        if joined.cost > budget:
+        tokens += len(trees[place])
+        if tokens > budget:
             break
-        chosen, load = [*chosen, place], joined
+        chosen.append(place)
     return [trees[place] for place in sorted(chosen)]
 
 
