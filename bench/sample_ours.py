@@ -9,7 +9,7 @@ from child import Answer, Stopwatch, Task, reply
 from pairs import TOKENIZER, read
 from treeward.models.loading import ModelConfig
 from treeward.models.policy import Policy, branch_logps
-from treeward.models.sampler import DecodeSampler
+from treeward.models.sampler import DecodeSampler, Noise
 from treeward.trees.tokens import TokenTree
 
 NEW = 64
@@ -28,11 +28,10 @@ def measure(task: Task) -> Answer:
         TokenTree(tuple(ids), (), str(n)) for n, ids in enumerate(json.loads((work / "prompts.json").read_text()))
     ]
     sampler = DecodeSampler(policy.tree, (), NEW)
-    draw = torch.Generator().manual_seed(0)
     with Stopwatch() as proof:
-        sampler(prompts[:2], 2, draw)
+        sampler(prompts[:2], 2, Noise(1))
     with Stopwatch() as watch:
-        trees = sampler(prompts, task.batch_size, draw)
+        trees = sampler(prompts, task.batch_size, Noise(0)).trees
     assert all(len(branch) == NEW for tree in trees for branch in tree.branches), "a sample ended early"
     steps = [{"logp": logp} for logp in branch_logps(policy, trees).tolist()]
     return Answer(seconds=watch.seconds, others=watch.others, before=proof.seconds, steps=steps)

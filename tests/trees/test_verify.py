@@ -158,7 +158,7 @@ def test_longer_paths_are_verified_anew_and_shorter_ones_are_not(
     verified(model, trees[:3])
     assert model.verified_path == trees[2].longest_path
     calls: list[int] = []
-    monkeypatch.setattr("treeward.trees.verify.verify", lambda model, trees: calls.append(len(trees)))
+    monkeypatch.setattr("treeward.trees.verify.verify", lambda model, trees, budget: calls.append(len(trees)))
     verified(model, trees[:2])
     assert calls == []
     verified(model, trees)

@@ -137,9 +137,9 @@ def dpo(
     """
     config = config or DPOConfig()
     planted = tokenised(trees, policy.tokenizer)
-    verified(policy.tree, planted)
-    anchor = anchor or anchor_of(policy, config.anchor)
     budget = config.token_budget or policy.token_budget
+    verified(policy.tree, planted, budget)
+    anchor = anchor or anchor_of(policy, config.anchor)
     found = objective(policy, anchor, reached(config, planted), config)
     decided = settings(config, DPOConfig) | {"the anchor's hash": str(anchor.hash)}
     if not isinstance(anchor, MovingAnchor):

@@ -134,7 +134,7 @@ def fit(
     """
     if not trees:
         raise ValueError("there is nothing to train on: the training part is empty")
-    verified(model, trees)
+    verified(model, trees, config.token_budget or budget)
     total = config.total(len(trees))
     known = {"the data's hash": fingerprint(trees), "the start's hash": weights.fingerprint(model), **(decided or {})}
     state = TrainState(model, config.order(len(trees)), total, config, known, companions)
@@ -182,14 +182,13 @@ def accumulate(model: TreeModule, batch: Sequence[TokenTree], objective: Objecti
     counts: dict[str, Tensor] = {}
     if isinstance(objective, Prepared):
         objective.prepare(batch)
-    model.train()
-    for forest in model.packed(mine, budget):
-        terms = objective(forest)
-        losses = terms.values if terms.weights is None else terms.weights * terms.values
-        (losses.sum() / count).backward()  # type: ignore[no-untyped-call]
-        for name, values in {"loss": losses, **terms.metrics}.items():
-            sums[name] = sums.get(name, 0) + values.detach().sum().double().cpu()
-            counts[name] = counts.get(name, 0) + torch.tensor(len(values))
-    model.eval()
+    with model.training_mode():
+        for forest in model.packed(mine, budget):
+            terms = objective(forest)
+            losses = terms.values if terms.weights is None else terms.weights * terms.values
+            (losses.sum() / count).backward()  # type: ignore[no-untyped-call]
+            for name, values in {"loss": losses, **terms.metrics}.items():
+                sums[name] = sums.get(name, 0) + values.detach().sum().double().cpu()
+                counts[name] = counts.get(name, 0) + torch.tensor(len(values))
     known = ranks.sum_all(counts)
     return {name: (value / known[name]).item() for name, value in ranks.sum_all(sums).items()}

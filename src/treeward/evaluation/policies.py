@@ -21,7 +21,7 @@ from treeward.maths.logprobs import entropies, sum_by_branch, token_logps
 from treeward.maths.self_bleu import self_bleu
 from treeward.models.anchor import Anchor
 from treeward.models.policy import Policy, branch_sums, in_order
-from treeward.models.sampler import DecodeSampler
+from treeward.models.sampler import DecodeSampler, Noise, Rollout
 from treeward.rewards.scorers import Scorer
 from treeward.trees.forest import Forest
 from treeward.trees.text import beside
@@ -106,16 +106,19 @@ def fresh(
 
     Columns, one row a sample: at temperature 1 `kl`, `k1`, `kl_token` (a scored token); `entropy`, `start_nll` (of the
     sample under the start, a token), `length`, `ended`, `repetition`, where K is at least 2 the prompt's `self_bleu`,
-    with a scorer `score`, and `judge:NAME` of each judge. Also returned: the samples as text and ids, with all that.
+    with a scorer `score`, and `judge:NAME` of each judge. `gap` and `gap_max` are how far the log-probabilities that
+    were recorded while sampling lie from those of the same ids computed here, mean and largest of the tokens, in nats
+    (`proof.identities.sampled`). Also returned: the samples as text and ids, with all that.
     """
     sampler = DecodeSampler.of(policy, plan.max_new_tokens, plan.temperature)
-    trees = sampler(prompts, plan.samples, torch.Generator().manual_seed(plan.seed))
+    rollout = sampler(prompts, plan.samples, Noise(plan.seed))
+    trees = rollout.trees
     with torch.no_grad():
-        verified(policy.tree, trees)
+        verified(policy.tree, trees, policy.token_budget)
         anchor.verified(trees)
     ends = set(policy.end_ids)
     branches = [(tree, branch) for tree in trees for branch in tree.branches]
-    columns = _distances(policy, anchor, trees)
+    columns = _distances(policy, anchor, rollout)
     if plan.temperature != 1:
         columns = {name: column for name, column in columns.items() if name not in KL}
     columns["length"] = np.array([len(b) for _, b in branches], dtype=np.float64)
@@ -138,8 +141,12 @@ def fresh(
     return Table([tree.group for tree, _ in branches], columns), rows
 
 
-def _distances(policy: Policy, anchor: Anchor, trees: Sequence[TokenTree]) -> dict[str, np.ndarray]:
-    """`kl`, `k1`, `kl_token`, `entropy` and `start_nll` of every branch, from one forward pass of each model."""
+def _distances(policy: Policy, anchor: Anchor, rollout: Rollout) -> dict[str, np.ndarray]:
+    """`kl`, `k1`, `kl_token`, `entropy` and `start_nll` of every branch, from one forward pass of each model, and the
+    gaps to the log-probabilities that the sampler recorded.
+    """
+    trees = rollout.trees
+    recorded = {id(tree): logps for tree, logps in zip(trees, rollout.logps or [], strict=rollout.logps is not None)}
 
     def measure(forest: Forest) -> Tensor:
         own = policy.tree.logits(forest)
@@ -149,14 +156,23 @@ def _distances(policy: Policy, anchor: Anchor, trees: Sequence[TokenTree]) -> di
         parts = []
         for i in range(0, len(own), ROWS):
             a, b = own[i : i + ROWS], other[i : i + ROWS]
-            known = token_logps(b, targets[i : i + ROWS])
-            ratio = k1(token_logps(a, targets[i : i + ROWS]), known)
-            parts.append(torch.stack([exact_kl(a, b), ratio, entropies(a), -known]))
-        sums = [sum_by_branch(values, branch, forest.branches) for values in torch.cat(parts, 1)]
-        return torch.stack(sums, 1)
+            logps, under_start = (token_logps(side, targets[i : i + ROWS]) for side in (a, b))
+            parts.append(torch.stack([exact_kl(a, b), k1(logps, under_start), entropies(a), -under_start, logps]))
+        *summed, logps = torch.cat(parts, 1)
+        sums = [sum_by_branch(values, branch, forest.branches) for values in summed]
+        return torch.stack([*sums, *gaps(forest, logps)], 1)
+
+    def gaps(forest: Forest, logps: Tensor) -> list[Tensor]:
+        """Sum and maximum of |recorded - computed| over each branch's tokens; nothing where none is recorded."""
+        if not recorded:
+            return []
+        then = [branch for tree in forest.sources for branch in recorded[id(tree)]]
+        parts = torch.split((torch.cat(then).to(logps.device) - logps).abs(), [len(branch) for branch in then])
+        return [torch.stack([part.sum() for part in parts]), torch.stack([part.max() for part in parts])]
 
     with torch.no_grad():
         forests = policy.tree.packed(trees, policy.token_budget)
-        kl, ratio, entropy, nll = in_order(trees, forests, measure).double().numpy().T
+        kl, ratio, entropy, nll, *off = in_order(trees, forests, measure).double().numpy().T
     lengths = np.array([len(branch) for tree in trees for branch in tree.branches], dtype=np.float64)
-    return {"kl": kl, "k1": ratio, "kl_token": kl / lengths, "entropy": entropy / lengths, "start_nll": nll / lengths}
+    found = {"kl": kl, "k1": ratio, "kl_token": kl / lengths, "entropy": entropy / lengths, "start_nll": nll / lengths}
+    return found | ({"gap": off[0] / lengths, "gap_max": off[1]} if off else {})

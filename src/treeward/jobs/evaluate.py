@@ -16,8 +16,8 @@ from treeward.models.anchor import Anchor
 from treeward.models.loading import ModelConfig, model_directory
 from treeward.models.policy import Policy
 from treeward.models.reward_model import RewardModel
-from treeward.proof import guards
-from treeward.proof.checks import Check
+from treeward.proof import guards, identities
+from treeward.proof.checks import Check, require
 from treeward.proof.verdict import EXIT, GUARDS
 from treeward.rewards import scorers
 from treeward.runs.directory import RunDirectory, finite, free_path
@@ -73,6 +73,7 @@ def evaluate(config: EvaluateRun) -> Evaluated:
     """Measure a model and, where one is named, its start; with `out` also on disk.
 
     Raises:
+        ChecksFailed: the samples are not those of the model (I09); nothing is written.
         ValueError: the model, the data or the place to write cannot be used, or an option has no effect.
     """
     path = free_path("evaluate", config.out) if config.out else None
@@ -89,10 +90,10 @@ def evaluate(config: EvaluateRun) -> Evaluated:
         tables, found = _reward(config)
         done = Evaluated(found)
     else:
-        after, before = _policy(config)
-        tables, samples, done = after.tables, after.samples, Evaluated(_intervals(after.tables))
+        after, before, checks = _policy(config)
+        tables, samples, done = after.tables, after.samples, Evaluated(_intervals(after.tables), checks=checks)
         if before is not None:
-            samples, done = versus.side_by_side(before, after), _against(config, before, after)
+            samples, done = versus.side_by_side(before, after), _against(config, before, after, checks)
     if path is not None:
         run = RunDirectory.create(path)
         if done.against:
@@ -131,8 +132,13 @@ def _pairs(model: RewardModel, config: EvaluateRun) -> Table:
     return table
 
 
-def _policy(config: EvaluateRun) -> tuple[Measurement, Measurement | None]:
-    """The policy measured and, where a start is named, that one on the same prompts with the same sampler and seed."""
+def _policy(config: EvaluateRun) -> tuple[Measurement, Measurement | None, list[Check]]:
+    """The policy measured and, where a start is named, that one on the same prompts with the same sampler and seed; and
+    the checks that the samples are theirs.
+
+    Raises:
+        ChecksFailed: they are not.
+    """
     evaluation = config.evaluation
     if evaluation.aa and not config.start:
         raise ValueError("evaluation.aa is true, but no start is named that could be measured twice; add --start DIR")
@@ -151,15 +157,17 @@ def _policy(config: EvaluateRun) -> tuple[Measurement, Measurement | None]:
         return Measurement({**texts, "samples": table}, shown)
 
     after = measured(policy)
+    checks = require(identities.sampled_table(after.tables["samples"], policy.tree.precision))
     if not config.start:
         table = after.tables["samples"]
         kept = {name: column for name, column in table.columns.items() if name not in policies.TO_START}
-        return replace(after, tables={**after.tables, "samples": Table(table.groups, kept)}), None
+        return replace(after, tables={**after.tables, "samples": Table(table.groups, kept)}), None, checks
     before = measured(start)
+    checks += require(identities.sampled_table(before.tables["samples"], start.tree.precision))
     if evaluation.aa:
         again, _ = policies.fresh(start, anchor, prompts, evaluation.plan(config.seed + 1), *judged)
         before = replace(before, tables={**before.tables, versus.AGAIN: again})
-    return after, before
+    return after, before, checks
 
 
 def _start(path: str, config: EvaluateRun, policy: Policy) -> Policy:
@@ -170,7 +178,9 @@ def _start(path: str, config: EvaluateRun, policy: Policy) -> Policy:
     return start
 
 
-def _against(config: EvaluateRun, before: Measurement, after: Measurement) -> Evaluated:
+def _against(
+    config: EvaluateRun, before: Measurement, after: Measurement, checks: Sequence[Check]
+) -> Evaluated:
     """The policy's figures with their paired differences to the start, and what else is said of the two."""
     found = _intervals(after.tables)
     main = config.evaluation.metric or ("score" if "score" in found else next(iter(found)))
@@ -180,6 +190,7 @@ def _against(config: EvaluateRun, before: Measurement, after: Measurement) -> Ev
         found[comparison.metric.name]["difference"] = finite(vars(comparison.difference))
     said = versus.facts(before, after)
     checks = [
+        *checks,
         guards.k1_check(after.tables["samples"], config.evaluation.temperature),
         *guards.judge_guards(comparisons),
         *guards.collapse_guards(comparisons, said["diversity"], ModelConfig(path=str(config.start)).random),

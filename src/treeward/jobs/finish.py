@@ -155,6 +155,7 @@ def _closing_checks(
     chi_po = isinstance(config, DPORun) and isinstance(config.divergence, ChiSquaredMixed)
     found += closing.clamps(run.lines("metrics.jsonl"), chi_po)
     if "samples" in after.tables:
+        found += identities.sampled_table(after.tables["samples"], task.model.tree.precision, "after")
         found.append(guards.k1_check(after.tables["samples"], config.evaluation.temperature))
     if "pairs" in after.tables and task.anchor is None:
         spread = score_spread(after.tables["pairs"])

@@ -1,8 +1,8 @@
 """Preferences from a policy's own samples: K samples a prompt, scored, the better against the worse.
 
 Samples are drawn and scored a chunk of prompts at a time and written as they come; a stopped run goes on with the next
-chunk, whose generator depends on the seed and its place alone. Pairs are then a function of the samples on disk, so how
-they are selected may change before the run has ended.
+chunk: what a prompt's samples are drawn with depends on the seed and on the prompt alone. Pairs are then a function of
+the samples on disk, so how they are selected may change before the run has ended.
 
 OUT/
   config.yaml  samples.jsonl (all samples with ids and scores)  pairs.jsonl (the preference data)  report.json
@@ -13,8 +13,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from treeward.data import world
 from treeward.data.prepare import DataConfig
@@ -27,9 +25,10 @@ from treeward.jobs.progress import Interrupted, follow
 from treeward.jobs.stopped import CHUNK, begun, kept, same_run, write_rows, written
 from treeward.models.loading import ModelConfig
 from treeward.models.policy import Policy
-from treeward.models.sampler import DecodeSampler, Sampler, check_sampling
+from treeward.models.sampler import DecodeSampler, Noise, Rollout, check_sampling
 from treeward.models.weights import fingerprint
-from treeward.proof.checks import require
+from treeward.proof import identities
+from treeward.proof.checks import Check, require
 from treeward.proof.guards import first_cut, first_rollout
 from treeward.rewards import scorers
 from treeward.runs.directory import RunDirectory, alone, finite, free_path
@@ -124,8 +123,8 @@ def make_pairs(config: PairsRun, policy: Policy | None = None) -> Made:
 
     Raises:
         ValueError: the policy, prompts, scorer or place cannot be used, or nothing is left to compare.
-        ChecksFailed: in the first chunk no two samples of a prompt differ in score, or prompts of the data are hardly
-            ever answered to an end; nothing is written.
+        ChecksFailed: in the first chunk the samples are not the policy's (I09), no two samples of a prompt differ in
+            score, or prompts of the data are hardly ever answered to an end; nothing is written.
         Interrupted: Ctrl-C; whole chunks are kept.
     """
     with ExitStack() as held:
@@ -141,9 +140,14 @@ def make_pairs(config: PairsRun, policy: Policy | None = None) -> Made:
         done = 0 if run is None else kept(run, opened.prompts, generator)
         sampler = DecodeSampler.of(policy, config.max_new_tokens, config.temperature)
         starts = range(done, len(opened.prompts), CHUNK)
+        checks: list[Check] = []
         try:
             for done in follow(starts, len(starts), "chunks of prompts"):
-                rows = list(sampled(opened.prompts[done : done + CHUNK], policy, sampler, scorer, config, done))
+                prompts = opened.prompts[done : done + CHUNK]
+                bare = [TokenTree(prompt.ids, (), prompt.group) for prompt in prompts]
+                rollout = sampler(bare, config.samples, Noise(config.seed))
+                checks = checks or require(identities.sampled_rollout(policy, rollout))
+                rows = list(sampled(prompts, policy, rollout, scorer))
                 if run is None:
                     _check(rows, opened, config)
                     run = held.enter_context(begun(config))
@@ -164,7 +168,8 @@ def make_pairs(config: PairsRun, policy: Policy | None = None) -> Made:
                 f"{found.passed_over} by less than min_gap {config.min_gap}; the samples are kept: lower min_gap or "
                 f"change select, with --out {run.path}"
             )
-        about = {"prompts_cut": opened.cut, "scorer": scorer.name, "generator": generator, "seed": config.seed}
+        about = {"prompts_cut": opened.cut, "scorer": scorer.name, "generator": generator, "seed": config.seed,
+                 "checks": [check.facts() for check in checks]}  # fmt: skip
         report = finite(found.report() | about)
         run.write_json("report.json", report)
         return Made(run.path, report)
@@ -181,14 +186,12 @@ def prompts_of(config: PairsRun, tokenizer: Tokenizer) -> Opened:
 
 
 def sampled(
-    prompts: Sequence[Prompt], policy: Policy, sampler: Sampler, scorer: scorers.Scorer, config: PairsRun, place: int
+    prompts: Sequence[Prompt], policy: Policy, rollout: Rollout, scorer: scorers.Scorer
 ) -> Iterator[dict[str, Any]]:
     """One row a prompt: its K samples with ids, text, score, and whether each ended."""
-    bare = [TokenTree(prompt.ids, (), prompt.group) for prompt in prompts]
-    trees = sampler(bare, config.samples, torch.Generator().manual_seed(config.seed * 1_000_003 + place))
-    scores = iter(scorer(trees, policy.tokenizer).tolist())
+    scores = iter(scorer(rollout.trees, policy.tokenizer).tolist())
     ends = set(policy.end_ids)
-    for prompt, tree in zip(prompts, trees, strict=True):
+    for prompt, tree in zip(prompts, rollout.trees, strict=True):
         yield {
             "prompt": prompt.text, "group": prompt.group, "split": prompt.split, "prompt_ids": list(prompt.ids),
             "responses": [decode(branch, policy.tokenizer) for branch in tree.branches],

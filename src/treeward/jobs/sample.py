@@ -4,13 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from treeward.data.prepare import DataConfig, prepare
 from treeward.data.render import decode, token_tree
 from treeward.models.loading import ModelConfig
 from treeward.models.policy import Policy
-from treeward.models.sampler import DecodeSampler, check_sampling
+from treeward.models.sampler import DecodeSampler, Noise, check_sampling
 from treeward.trees.text import Tree
 
 
@@ -52,7 +50,7 @@ def sample(config: SampleRun) -> Iterator[dict[str, Any]]:
         prompts = prepare(config.data, policy.tokenizer, "prompts").train
     sampler = DecodeSampler.of(policy, config.max_new_tokens, config.temperature)
     ends = set(policy.end_ids)
-    for tree in sampler(prompts, config.samples, torch.Generator().manual_seed(config.seed)):
+    for tree in sampler(prompts, config.samples, Noise(config.seed)).trees:
         prompt = decode(tree.prompt, policy.tokenizer)
         for branch in tree.branches:
             response = decode(branch, policy.tokenizer)

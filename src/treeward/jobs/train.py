@@ -65,7 +65,7 @@ def train(config: AnyRun, resume: RunDirectory | None = None) -> Finished:
     before = with_again(begun.task, begun.task.measure(begun.data.held_out), begun.data.held_out)
     before.table_of(begun.task.metric)
     before.check_finite()
-    begun.checks += require(_all_measured(begun.task, before, begun.data.held_out))
+    begun.checks += require([*_all_measured(begun.task, before, begun.data.held_out), *_sampled(begun.task, before)])
     run = resume or created(config.name or verb_of(config), config.out)
     with alone(run.path):
         if resume is None:
@@ -174,7 +174,7 @@ def estimate(config: AnyRun, begun: Prologue) -> str:
 def _model_checks(config: AnyRun, task: Task, data: Prepared) -> tuple[list[Check], list[str]]:
     model = task.model
     everything = [tree for part in data.parts.values() for tree in part]
-    found = verify(model.tree, everything)
+    found = verify(model.tree, everything, config.token_budget or model.token_budget)
     log.info("layout: %s, largest deviation from plain calls %.2g, gradients %.2g", found.backend,
              found.value_deviation, found.gradient_deviation)  # fmt: skip
     own = require(task.suits(data.train))
@@ -203,6 +203,12 @@ def _all_measured(task: Task, measured: Measurement, trees: Sequence[TokenTree])
     rows = len(table.groups)
     name, detail = "held-out examples without a row of their own", f"{rows} rows for {len(trees)} examples"
     return [below("F49", name, abs(rows - len(trees)), 0, ["F49"], detail=detail)]
+
+
+def _sampled(task: Task, measured: Measurement) -> list[Check]:
+    """I09, where the start was sampled from."""
+    table = measured.tables.get("samples")
+    return [] if table is None else identities.sampled_table(table, task.model.tree.precision)
 
 
 def _loop(config: AnyRun, task: Task, data: Prepared, run: RunDirectory) -> int:

@@ -23,6 +23,16 @@ def put_on(module: Any, config: LoRA, task: str, trained_whole: tuple[str, ...] 
         raise ValueError(f"model.lora.targets {config.targets}: {str(problem).splitlines()[0]}") from None
 
 
+def does_nothing(module: nn.Module) -> bool:
+    """Whether adapters leave the model's numbers as they are: LoRA's second matrices are all zero, as they start.
+
+    Of any other kind of adapter this cannot be told, and the answer is no.
+    """
+    added = [(name, p) for name, p in module.named_parameters() if "lora_" in name]
+    second = [p for name, p in added if "lora_B" in name or "lora_embedding_B" in name]
+    return bool(second) and not any(bool(p.any()) for p in second)
+
+
 def save(adapter: Any | None, module: nn.Module, directory: Path, adapter_directory: Path | None = None) -> None:
     """Write the model (merged where there is an adapter) into `directory`, and the adapter in peft's layout into
     `adapter_directory`, by default `directory/adapter`; both as safetensors."""

@@ -1,7 +1,8 @@
 """The anchor: the model that log-ratios and KL are measured against, at any moment.
 
-A frozen copy of the policy as it was loaded or, with adapters, the same weights with the adapter switched off: in both
-cases what the policy was before the first step, bit for bit. Or another model that is named; or a moving average of the
+A frozen copy of the policy as it was loaded or, with an adapter that starts at zero, the same weights with the adapter
+switched off: in both cases what the policy was before the first step, bit for bit. A policy whose adapter was trained
+before is copied, since the adapter is part of the start. Or another model that is named; or a moving average of the
 policy (EMA), which follows it step by step.
 
 Log-probabilities of an anchor that cannot move are computed once; with a store they outlive the run. Of those read from
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from treeward.data.render import vocabulary_hash
 from treeward.maths.logprobs import sum_by_branch
+from treeward.models import adapters
 from treeward.models.policy import Policy
 from treeward.models.store import MEND, LogpStore, default_path, key
 from treeward.models.weights import fingerprint
@@ -44,7 +46,7 @@ class Frozen:
     """A model that stands still."""
 
     path: str | None = None
-    """Another model as the anchor; by default the policy as it was loaded, with LoRA the base model."""
+    """Another model as the anchor; by default the policy as it was loaded, with new LoRA adapters the base model."""
     store: str = field(default="auto", repr=False)
     """Where its log-probabilities are kept for other runs: auto (the user's cache directory), off, or a file."""
 
@@ -109,12 +111,12 @@ class Anchor:
 
     @classmethod
     def of(cls, policy: Policy, store: LogpStore | None = None) -> "Anchor":
-        """The policy as it stands: a frozen copy, or its base weights where it has an adapter.
+        """The policy as it stands: its base weights where it has an adapter that does nothing yet, else a frozen copy.
 
         Raises:
-            ValueError: the policy has an adapter and a base weight is trainable, so that the base would move.
+            ValueError: the policy has a new adapter and a base weight is trainable, so that the base would move.
         """
-        if policy.adapter is None:
+        if policy.adapter is None or not adapters.does_nothing(policy.tree.module):
             return cls(_frozen(policy), policy, store=store)
         moving = [n for n, p in policy.tree.named_parameters() if p.requires_grad and "lora_" not in n]
         if moving:

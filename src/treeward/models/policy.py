@@ -58,17 +58,27 @@ class Policy:
         """
         loaded = load(config, AutoModelForCausalLM, seed)
         vocabulary.check_end(config, loaded.tokenizer, loaded.module)
+        if config.random and config.tokenizer is not None:
+            module: Any = loaded.module  # the ends in its config.json are ids of another tokenizer
+            module.generation_config.eos_token_id = loaded.tokenizer.eos_token_id
         with seeded(config, seed):
             adapter = adapters.put_on(loaded.module, config.lora, "CAUSAL_LM") if config.lora else None
-        policy = cls(TreeLM(loaded.module, loaded.precision, loaded.backend), loaded.tokenizer, adapter)
+        tree = TreeLM(loaded.module, loaded.precision, loaded.backend, config.dropout)
+        policy = cls(tree, loaded.tokenizer, adapter)
         policy.budgets = None if config.random else artifact.Budgets.of(artifact.read(config.path))
         return policy
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """The tokens that end a response, in plain text and in chats."""
+        """The tokens that end a response: the tokenizer's, in plain text and in chats, and every end of the model's
+        generation configuration. The first one stands at the end of rendered responses.
+        """
         chat = bool(self.tokenizer.chat_template)
-        return tuple(dict.fromkeys(end_id(self.tokenizer, c) for c in ((True, False) if chat else (False,))))
+        ends = [end_id(self.tokenizer, c) for c in ((True, False) if chat else (False,))]
+        module: Any = self.tree.module
+        named = getattr(getattr(module, "generation_config", None), "eos_token_id", None)
+        ends += [named] if isinstance(named, int) else list(named or ())
+        return tuple(dict.fromkeys(ends))
 
     @property
     def token_budget(self) -> int:
@@ -105,7 +115,7 @@ def token_logps(policy: Policy, trees: Sequence[Tree | TokenTree]) -> list[list[
     planted = tokenised(trees, policy.tokenizer)
     found: dict[int, list[Tensor]] = {}
     with torch.no_grad():
-        verified(policy.tree, planted)
+        verified(policy.tree, planted, policy.token_budget)
         for forest in policy.tree.packed(planted, policy.token_budget):
             parts = policy.tree(forest).cpu().split([len(b) for tree in forest.sources for b in tree.branches])
             for tree in forest.sources:
@@ -132,7 +142,7 @@ def branch_sums(tree: TreeLM, trees: Sequence[TokenTree], budget: int) -> Float[
         return sum_by_branch(tree(forest), forest.scored_branch.to(tree.device), forest.branches)
 
     with torch.no_grad():
-        verified(tree, trees)
+        verified(tree, trees, budget)
         return in_order(trees, tree.packed(trees, budget), sums)
 
 

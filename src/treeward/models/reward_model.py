@@ -85,7 +85,7 @@ class RewardModel:
         trained_whole = tuple(sorted({name.partition(".")[0] for name in outside_backbone(module)}))
         with seeded(config, seed):
             adapter = adapters.put_on(module, config.lora, "SEQ_CLS", trained_whole) if config.lora else None
-        tree = TreeScorer(module, loaded.precision, loaded.backend, head).to(module.device)
+        tree = TreeScorer(module, loaded.precision, loaded.backend, head, config.dropout).to(module.device)
         if thresholds is not None and tree.thresholds is not None:
             tree.thresholds.data.copy_(freed(thresholds))
         found = cls(tree, loaded.tokenizer, adapter)
@@ -116,7 +116,7 @@ class RewardModel:
         """
         planted = tokenised(trees, self.tokenizer, self.budgets)
         with torch.no_grad():
-            verified(self.tree, planted)
+            verified(self.tree, planted, self.token_budget)
             return in_order(planted, self.tree.packed(planted, self.token_budget), self.tree)
 
     def score(self, trees: Sequence[Tree | TokenTree]) -> Float[Tensor, "N"]:

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from treeward.trees.forward import dropout_fields
+
 
 def fingerprint(module: nn.Module, without: str | None = None) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of the parameters, in name order; tied ones once.
@@ -43,8 +45,5 @@ def movement(module: nn.Module, start: Mapping[str, Tensor]) -> dict[str, tuple[
 def set_dropout(module: nn.Module, share: float) -> None:
     """Set every dropout of a model: attention, residual, embedding and layer dropout."""
     for part in module.modules():
-        if isinstance(part, nn.Dropout):
-            part.p = share
-        for name, value in list(vars(part).items()):
-            if "drop" in name and isinstance(value, float):
-                setattr(part, name, share)
+        for name in dropout_fields(part):
+            setattr(part, name, share)

@@ -1,6 +1,7 @@
-"""Identities that hold at step 0 whatever the weights: I02 to I08, I11, I15 of the failure catalogue.
+"""Identities that hold at step 0 whatever the weights: I02 to I09, I11, I15 of the failure catalogue.
 
-They run in fp32 on at most four small trees: they test logic, not rounding.
+They run in fp32 on at most four small trees: they test logic, not rounding. They run in the modes that a training step
+runs in, but for the dropout that was asked for. I09 alone looks at samples, in the run's own precision.
 """
 
 import math
@@ -8,20 +9,27 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from treeward.algorithms.loop import Objective
+from treeward.evaluation.tables import Table
+from treeward.maths.statistics import Floats
 from treeward.models.anchor import Anchor
+from treeward.models.policy import Policy, token_logps
+from treeward.models.sampler import Rollout
 from treeward.models.weights import trainable
-from treeward.proof.checks import Check, below
+from treeward.proof.checks import Check, Stage, below
 from treeward.trees.forest import plant
-from treeward.trees.forward import TreeLM, TreeModule
+from treeward.trees.forward import Precision, TreeLM, TreeModule
 from treeward.trees.tokens import TokenTree
 from treeward.trees.verify import GRADIENT_LIMIT, VALUE_LIMIT, Verification, awakened
 
 ROWS, TOKENS = 4, 128
 VOCABULARY_ROWS = 32
+SAMPLED = {"fp32": (1e-4, 1e-4), "bf16": (1e-2, 1e-1)}
+"""How far the log-probability of a sampled token may lie from the one computed of the same ids, in nats: mean, most."""
 
 
 def probe(trees: Sequence[TokenTree]) -> list[TokenTree]:
@@ -51,8 +59,8 @@ def layout(found: Verification) -> Check:
 
 
 def passes(model: TreeModule, trees: Sequence[TokenTree]) -> list[Check]:
-    """I04 and I07: padding, neighbours and repetition change no number."""
-    with exact(model), awakened(model), torch.no_grad():
+    """I04 and I07: padding, neighbours and repetition change no number, in the modes of a training step."""
+    with exact(model), model.training_mode(dropout=False), awakened(model), torch.no_grad():
         together = model(plant(trees))
         again = model(plant(trees))
         alone = torch.cat([model(plant([tree])) for tree in trees])
@@ -71,8 +79,8 @@ def passes(model: TreeModule, trees: Sequence[TokenTree]) -> list[Check]:
 
 
 def start_value(model: TreeModule, objective: Objective, trees: Sequence[TokenTree], expected: float) -> Check:
-    """I02: the loss has its known value where policy = anchor, or the head is zero."""
-    with exact(model), torch.no_grad():
+    """I02: the loss, as a training step computes it, has its known value where policy = anchor, or the head is zero."""
+    with exact(model), model.training_mode(dropout=False), torch.no_grad():
         value = objective(plant(trees)).values.double().mean().item()
     deviation = abs(value - expected) / max(1.0, abs(expected))
     detail = f"found {value:.6f}, expected {expected:.6f}"
@@ -101,7 +109,7 @@ def accumulation(model: TreeModule, objective: Objective, trees: Sequence[TokenT
     """I06: the loss and gradient of a batch are those of its rows, one by one."""
     parameters = [p for _, p in trainable(model)]
     count = sum(objective.count(tree) for tree in trees)
-    with exact(model), awakened(model):
+    with exact(model), model.training_mode(dropout=False), awakened(model):
         whole = torch.autograd.grad(objective(plant(trees)).values.sum() / count, parameters, allow_unused=True)
         parts = [
             torch.autograd.grad(objective(plant([tree])).values.sum() / count, parameters, allow_unused=True)
@@ -127,7 +135,7 @@ def reached(
     own = dict(trainable(model))
     wrong = {id(p) for p in held} ^ {id(p) for p in own.values()}
     count = sum(objective.count(tree) for tree in trees)
-    with exact(model), awakened(model):
+    with exact(model), model.training_mode(dropout=False), awakened(model):
         loss = objective(plant(trees)).values.sum() / count
         gradients = torch.autograd.grad(loss, list(own.values()), allow_unused=True)
     missing = [
@@ -141,6 +149,42 @@ def reached(
         detail += "; the optimiser holds other tensors"
     name = "trainable tensors without gradient or outside the optimiser"
     return below("I11", name, len(missing) + len(wrong), 0, ["F15", "F44", "F47"], detail=detail), missing
+
+
+def sampled(
+    gaps: Floats, largest: Floats, lengths: Floats, precision: Precision, stage: Stage = "before"
+) -> Check:
+    """I09: the log-probabilities recorded while sampling are those of a forward pass over the same ids.
+
+    One value a response: the mean and the largest deviation of its tokens in nats, and their number.
+    """
+    name = "log-probabilities of sampled tokens against those of the same ids, largest deviation, nats"
+    mean_limit, limit = SAMPLED[precision]
+    mean, most = float(np.average(gaps, weights=lengths)), float(np.max(largest))
+    passed = mean <= mean_limit and most <= limit
+    detail = f"mean {mean:.2g} (limit {mean_limit}) of {lengths.sum():.0f} tokens, {precision}"
+    if not passed:
+        detail += "; the samples are not the policy's: use --model.precision fp32, or another model class"
+    return Check("I09", name, passed, ("F31", "F33", "F71"), stage, most, limit, detail)
+
+
+def sampled_table(table: Table, precision: Precision, stage: Stage = "before") -> list[Check]:
+    """`sampled` of a table of fresh samples; nothing where their sampler recorded no log-probabilities."""
+    columns = table.columns
+    if "gap" not in columns:
+        return []
+    return [sampled(columns["gap"], columns["gap_max"], columns["length"], precision, stage)]
+
+
+def sampled_rollout(policy: Policy, rollout: Rollout) -> list[Check]:
+    """`sampled` of a rollout, its ids computed again by the policy as it is now."""
+    if rollout.logps is None:
+        return []
+    now = [branch for tree in token_logps(policy, rollout.trees) for branch in tree]
+    off = [(a - b).abs() for a, b in zip(now, (b for tree in rollout.logps for b in tree), strict=True)]
+    gaps, largest = (np.array([f(part).item() for part in off], dtype=np.float64) for f in (torch.mean, torch.max))
+    lengths = np.array([len(part) for part in off], dtype=np.float64)
+    return [sampled(gaps, largest, lengths, policy.tree.precision)]
 
 
 def knows_vocabulary(model: TreeLM, trees: Sequence[TokenTree]) -> Check:

@@ -72,7 +72,7 @@ def _attend(
 
 def use_slices(module: nn.Module) -> None:
     """Let a model that attends by SDPA read forests slice by slice; its numbers do not change."""
-    if causal(module.config) and getattr(module.config, "_attn_implementation", None) == "sdpa":
+    if causal(module) and getattr(module.config, "_attn_implementation", None) == "sdpa":
         module.set_attn_implementation(NAME)  # type: ignore[operator]
 
 
@@ -83,8 +83,9 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 def rule(module: nn.Module, longest_path: int) -> tuple[Backend, str]:
     """The backend that this model must use for paths of this length, and the reason.
 
-    A layer that is not full attention, a window shorter than the longest path, or a class that takes no position ids
-    means rows, always. What passes here is still compared with plain calls by `trees.forward.verify`.
+    A layer that is not full attention, a window shorter than the longest path, ALiBi (it counts distances in the row)
+    or a class that takes no position ids means rows, always. What passes here is still compared with plain calls by
+    `trees.verify.verify`.
     """
     config = module.config.get_text_config()  # type: ignore[operator, union-attr]
     window = getattr(config, "sliding_window", None)
@@ -95,8 +96,10 @@ def rule(module: nn.Module, longest_path: int) -> tuple[Backend, str]:
         return "rows", f"the sliding window of {window} is shorter than the longest path of {longest_path}"
     if "sliding_attention" in kinds and window is None:
         return "rows", "sliding layers without a stated window"
-    if getattr(config, "is_encoder_decoder", False) or not causal(config):
+    if not causal(module):
         return "rows", "the model is not a decoder"
+    if getattr(config, "alibi", False):
+        return "rows", "ALiBi counts distances along the packed row"
     if getattr(config, "_attn_implementation", None) not in ("sdpa", NAME):
         return "rows", f"attention is {getattr(config, '_attn_implementation', None)!r}, not sdpa"
     if "position_ids" not in signature(module.forward).parameters:
@@ -104,10 +107,15 @@ def rule(module: nn.Module, longest_path: int) -> tuple[Backend, str]:
     return "tree", "full attention with SDPA"
 
 
-def causal(config: object) -> bool:
-    """Whether a model of this configuration looks back only."""
-    return str(getattr(config, "model_type", "")) not in ENCODERS and not getattr(config, "is_bidirectional", False)
+def causal(module: nn.Module) -> bool:
+    """Whether a model looks back only, as far as its class says so; `trees.verify` measures it for policies.
 
-
-ENCODERS = frozenset({"bert", "distilbert", "roberta", "modernbert", "deberta-v2", "electra", "albert", "xlm-roberta"})
-"""Model types whose attention looks both ways."""
+    A classifier over a decoder reads the last token with a layer that transformers calls `score`; any other classifier
+    pools in its own way, as encoders do.
+    """
+    config: Any = module.config
+    if getattr(config, "is_encoder_decoder", False) or getattr(config, "is_bidirectional", False):
+        return False
+    if getattr(config, "use_bidirectional_attention", None) is True:
+        return False
+    return hasattr(module, "score") or module.get_output_embeddings() is not None  # type: ignore[operator]

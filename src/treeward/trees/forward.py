@@ -9,14 +9,15 @@ them from the public model), L padded width.
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from inspect import signature
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from treeward.maths.logprobs import token_logps
 from treeward.maths.scores import AnyHead, Ordinal, Scalar, cumulative_logits, freed
@@ -31,20 +32,61 @@ class TreeModule(nn.Module):
     """What both kinds share: the wrapped public model, the backend and the precision of the products.
 
     `backend` is None until `verify` has chosen "tree" or "rows" for paths of up to `verified_path` tokens, unless one
-    is given, which `verify` then tests; `verified_gradients` says whether it looked at more than values. `precision`
-    "bf16" runs products under autocast, weights keep their dtype.
+    is given, which `verify` then tests. `verified_gradients` says whether it looked at more than values,
+    `verified_budget` how large a forest it looked at, and `fallback` why the tree is not used, once it is not.
+    `precision` "bf16" runs products under autocast, weights keep their dtype. `cache` is the name of the cache that the
+    class decodes with, once a sampler has looked; "" where it has none. `dropout` is the share that was asked for in
+    training; whatever the public model's own configuration says, none acts without it.
     """
 
-    def __init__(self, module: nn.Module, precision: Precision = "fp32", backend: Backend | None = None) -> None:
+    def __init__(
+        self, module: nn.Module, precision: Precision = "fp32", backend: Backend | None = None, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         use_slices(module)
         self.module = module
         self.precision: Precision = precision
         self.asked = backend
+        self.dropout = dropout
         self.backend: Backend | None = None
+        self.fallback: str | None = None
         self.verified_path = 0
         self.verified_gradients = False
+        self.verified_budget = 0
+        self.cache: str | None = None
         self.eval()
+
+    @contextmanager
+    def training_mode(self, dropout: bool = True) -> Iterator[None]:
+        """The modes in which a training step runs: eval mode, but for what was asked for.
+
+        Train mode acts in places that no dropout flag names: router jitter (Mixtral, PhiMoE), LayerDrop (OPT),
+        stochastic depth. So only the modules that hold a dropout that was asked for, adapters' dropout among them, and
+        the layers that recompute their activations are put in train mode. `dropout` False leaves the dropouts out:
+        what is left must be free of noise.
+        """
+        self.eval()
+        for part in [*self._checkpointed(), *(self._with_dropout() if dropout else ())]:
+            part.training = True
+        try:
+            yield
+        finally:
+            self.eval()
+
+    def _with_dropout(self) -> Iterator[nn.Module]:
+        """The modules with a dropout that was asked for: by the run, or in an adapter's own configuration."""
+        for part in self.modules():
+            if self.dropout and any(getattr(part, name) for name in dropout_fields(part)):
+                yield part
+            adapters: Any = getattr(part, "lora_dropout", None)
+            if isinstance(adapters, nn.ModuleDict):
+                yield part
+                yield from adapters.modules()
+
+    def _checkpointed(self) -> list[nn.Module]:
+        """The modules that recompute their activations, which classes do in train mode alone."""
+        parts = [part for part in self.modules() if getattr(part, "gradient_checkpointing", False)]
+        return [part for part in parts if isinstance(part, GradientCheckpointingLayer)] or parts
 
     @property
     def device(self) -> torch.device:
@@ -56,7 +98,7 @@ class TreeModule(nn.Module):
         """The longest path the model's positions can hold; None where there is no limit."""
         config: Any = self.module.config
         limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-        return int(limit) if isinstance(limit, int) else None
+        return int(limit) if isinstance(limit, int) and limit > 0 else None
 
     def products(self) -> AbstractContextManager[Any]:
         """The context in which the model's products run."""
@@ -129,9 +171,9 @@ class TreeScorer(TreeModule):
 
     def __init__(
         self, module: nn.Module, precision: Precision = "fp32", backend: Backend | None = None,
-        head: AnyHead | None = None,
+        head: AnyHead | None = None, dropout: float = 0.0,
     ) -> None:  # fmt: skip
-        super().__init__(module, precision, backend)
+        super().__init__(module, precision, backend, dropout)
         self.head: AnyHead = head or Scalar()
         start = freed(self.head.thresholds()) if isinstance(self.head, Ordinal) else None
         self.thresholds = None if start is None else nn.Parameter(start)
@@ -165,7 +207,7 @@ class TreeScorer(TreeModule):
     @property
     def encodes(self) -> bool:
         """Whether the public model looks both ways and pools by itself."""
-        return not causal(self.module.config)
+        return not causal(self.module)
 
     @property
     def backbone(self) -> nn.Module:
@@ -187,6 +229,13 @@ class TreeScorer(TreeModule):
         """What the head reads, from the public model's logits."""
         logits = logits.float()
         return logits if self.thresholds is None else cumulative_logits(logits, self.thresholds)
+
+
+def dropout_fields(part: nn.Module) -> list[str]:
+    """The attributes of a module, its children aside, that hold a share of dropout."""
+    if isinstance(part, nn.Dropout):
+        return ["p"]
+    return [name for name, value in vars(part).items() if "drop" in name and isinstance(value, float)]
 
 
 def padded_rows(forest: Forest, config: Any) -> tuple[Int[Tensor, "N L"], Int[Tensor, "N L"]]:
