@@ -23,6 +23,7 @@ from treeward.maths.frontier import Point, over_seeds, standings
 from treeward.maths.statistics import Interval
 from treeward.report import frontier_figure
 from treeward.report.page import labelled, number
+from treeward.runs.directory import whole
 
 DIVERSITY = ("token_entropy", "distinct_1", "distinct_2", "distinct_3")
 START = "start"
@@ -132,8 +133,9 @@ def write_frontier(paths: Sequence[Path], out: Path) -> Path:
         scorer=runs.receipts[0]["scorer"], picture=picture, labelled=labelled,
     )  # fmt: skip
     temporary = out.with_name(f".{out.name}.{os.getpid()}")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.rename(out)
+    with whole(temporary):
+        temporary.write_text(page, encoding="utf-8")
+        temporary.rename(out)
     return out
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 
 from treeward.report import figures
+from treeward.runs.directory import whole
 
 LABELS = {
     "accuracy": "pair accuracy", "log_ratio_chosen": "log-ratio of the chosen response, nats",
@@ -37,8 +38,9 @@ def write_page(run: Path, stages: Sequence[Path] | None = None, title: str | Non
     template = environment.from_string((resources.files("treeward.report") / "page.html").read_text(encoding="utf-8"))
     text = template.render(title=title or run.name, stages=facts)
     temporary = run / f".report.{os.getpid()}"
-    temporary.write_text(text, encoding="utf-8")
-    temporary.rename(run / "report.html")
+    with whole(temporary):
+        temporary.write_text(text, encoding="utf-8")
+        temporary.rename(run / "report.html")
     return run / "report.html"
 
 
