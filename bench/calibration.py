@@ -10,6 +10,7 @@ Markdown table a family is printed; the exit code is 1 where a scenario failed.
 
 import argparse
 import json
+import math
 import re
 import sys
 import time
@@ -23,8 +24,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
+from scipy.special import expit, logit
 
-from treeward.evaluation.tables import Table, compare
+from treeward.evaluation.rewards import calibration_facts
+from treeward.evaluation.tables import Measurement, Table, compare
+from treeward.evaluation.versus import diversity_facts
+from treeward.maths.best_of_n import at_equal_kl, kl_bound
+from treeward.maths.calibration import equal_mass, rank_correlation
+from treeward.maths.diversity import Gap
+from treeward.maths.statistics import Difference, Interval
 
 Floats = NDArray[np.float64]
 Draw = np.random.Generator
@@ -33,6 +41,9 @@ Figures = Mapping[str, Any]
 
 SEED = 0
 TABLES = 4_000
+ECE_TABLES = 1_000
+DIVERSITY_TABLES = 1_000
+ROUNDING = 1e-12
 LEAST = 0.93
 """A cell of 32 examples and more fails if its coverage is below this beyond chance (99 %)."""
 SIZES = (16, 32, 64, 200, 1000)
@@ -64,63 +75,304 @@ def lower(successes: int, n: int) -> float:
 # --- coverage of intervals ------------------------------------------------------------------------------------------
 
 
-def coverage(family: str, name: str, n: int, once: Callable[[Draw], tuple[bool, float]], required: bool) -> Scenario:
-    """`once` draws a table and says whether the interval holds the truth, and how wide it is."""
+def covered(truth: float, found: Interval | Difference | Gap) -> tuple[bool, float, bool]:
+    """Whether an interval holds the truth (up to rounding), its width, and whether it is called reliable."""
+    inside = found.low - ROUNDING <= truth <= found.high + ROUNDING
+    return inside, found.high - found.low, found.reliable
+
+
+def coverage(
+    family: str, name: str, n: int, once: Callable[[Draw], tuple[bool, float, bool]], required: bool = True,
+    tables: int = TABLES,
+) -> Scenario:  # fmt: skip
+    """`once` draws a table and returns what `covered` says of its interval.
+
+    Beside the coverage stand the share of tables whose interval is called unreliable, and the coverage of the others.
+    """
 
     def run(draw: Draw) -> Figures:
-        results = [once(draw) for _ in range(TABLES)]
-        held = sum(inside for inside, _ in results)
-        widths = [width for _, width in results if np.isfinite(width)]
-        judged = required and n >= 32
+        results = [once(draw) for _ in range(tables)]
+        held = sum(inside for inside, _, _ in results)
+        sure = [inside for inside, _, reliable in results if reliable]
+        widths = [width for _, width, _ in results if np.isfinite(width)]
         return {
-            "n": n, "tables": TABLES, "coverage": held / TABLES, "upper": upper(held, TABLES),
-            "width": float(np.mean(widths)) if widths else None,
-            "passed": upper(held, TABLES) >= LEAST if judged else None,
+            "n": n, "tables": tables, "coverage": held / tables, "at most": upper(held, tables),
+            "mean width": float(np.mean(widths)) if widths else None, "unreliable": 1 - len(sure) / tables,
+            "coverage of the others": float(np.mean(sure)) if sure else None,
+            "passed": upper(held, tables) >= LEAST if required and n >= 32 else None,
         }  # fmt: skip
 
     return Scenario(family, f"{name}, n={n}", run)
 
 
-def single(n: int) -> list[str]:
-    """n prompts with one row each."""
-    return [str(i) for i in range(n)]
+def prompts(n: int, rows: int = 1) -> list[str]:
+    """n prompts with some rows each."""
+    return [str(i) for i in range(n) for _ in range(rows)]
 
 
 def of_share(p: float, n: int) -> Scenario:
     """A share of single rows, as an accuracy's."""
 
-    def once(draw: Draw) -> tuple[bool, float]:
-        found = Table(single(n), {"accuracy": draw.binomial(1, p, n).astype(np.float64)}).interval("accuracy")
-        return found.low <= p <= found.high, found.high - found.low
+    def once(draw: Draw) -> tuple[bool, float, bool]:
+        results = draw.binomial(1, p, n).astype(np.float64)
+        return covered(p, Table(prompts(n), {"accuracy": results}).interval("accuracy"))
 
-    return coverage("share", f"share {p:g}", n, once, True)
+    return coverage("share", f"share {p:g}", n, once)
 
 
 def of_paired_share(gained: float, lost: float, n: int) -> Scenario:
     """Two accuracies on the same pairs: shares `gained` and `lost` of them change sides."""
 
-    def once(draw: Draw) -> tuple[bool, float]:
+    def once(draw: Draw) -> tuple[bool, float, bool]:
         change = draw.choice([1.0, -1.0, 0.0], n, p=[gained, lost, 1 - gained - lost])
         before = np.where(change == 0, draw.integers(0, 2, n), change < 0).astype(np.float64)
-        tables = [Table(single(n), {"accuracy": side}) for side in (before, before + change)]
-        found = compare("accuracy", *tables).difference
-        return found.low <= gained - lost <= found.high, found.high - found.low
+        tables = [Table(prompts(n), {"accuracy": side}) for side in (before, before + change)]
+        return covered(gained - lost, compare("accuracy", *tables).difference)
 
-    return coverage("paired difference of shares", f"gained {gained:g}, lost {lost:g}", n, once, True)
+    return coverage("paired difference of shares", f"gained {gained:g}, lost {lost:g}", n, once)
 
 
-SHARES = [of_share(p, n) for p in (0.02, 0.1, 0.5, 0.785, 0.98) for n in SIZES]
-PAIRED = [
-    of_paired_share(gained, lost, n)
-    for gained, lost in ((0.01, 0.01), (0.02, 0.0), (0.04, 0.02), (0.1, 0.1), (0.25, 0.15))
-    for n in SIZES
+def beta_of(p: float, alike: float) -> tuple[float, float]:
+    """The beta distribution of prompts' accuracies with mean p, and correlation `alike` of two pairs of one prompt."""
+    return p * (1 - alike) / alike, (1 - p) * (1 - alike) / alike
+
+
+def of_share_by_prompt(p: float, n: int) -> Scenario:
+    """n prompts with four pairs each, whose results correlate by 0.3."""
+
+    def once(draw: Draw) -> tuple[bool, float, bool]:
+        results = draw.binomial(1, np.repeat(draw.beta(*beta_of(p, 0.3), n), 4)).astype(np.float64)
+        return covered(p, Table(prompts(n, 4), {"accuracy": results}).interval("accuracy"))
+
+    return coverage("share, four pairs a prompt", f"share {p:g}", n, once)
+
+
+def of_paired_share_by_prompt(p: float, q: float, n: int) -> Scenario:
+    """Accuracies p and q on n prompts with four pairs each; a prompt that is easy for one model is so for the other."""
+
+    def once(draw: Draw) -> tuple[bool, float, bool]:
+        rank = draw.random(n)
+        before, after = (
+            draw.binomial(1, np.repeat(stats.beta.ppf(rank, *beta_of(share, 0.3)), 4)).astype(np.float64)
+            for share in (p, q)
+        )
+        tables = [Table(prompts(n, 4), {"accuracy": side}) for side in (before, after)]
+        return covered(q - p, compare("accuracy", *tables).difference)
+
+    return coverage("paired difference of shares, four pairs a prompt", f"{p:g} to {q:g}", n, once)
+
+
+@dataclass(frozen=True)
+class Values:
+    """A distribution of values with its mean; `bounded` ones lie in [0, 1], and their changes in [-1, 1]."""
+
+    name: str
+    sample: Callable[[Draw, int], Floats]
+    mean: float
+    bounded: bool = False
+
+    @property
+    def column(self) -> str:
+        """A metric of the kind."""
+        return "repetition" if self.bounded else "score"
+
+
+VALUES = (
+    Values("bounded, uniform", lambda draw, n: draw.random(n), 0.5, True),
+    Values("bounded, beta(0.3, 3)", lambda draw, n: draw.beta(0.3, 3, n), 0.3 / 3.3, True),
+    Values("bounded, 5 % not 0", lambda draw, n: draw.random(n) * (draw.random(n) < 0.05), 0.025, True),
+    Values("normal", lambda draw, n: draw.standard_normal(n), 0.0),
+    Values("t(3)", lambda draw, n: draw.standard_t(3, n), 0.0),
+    Values("tied: -1, 0, 0, 0, 1, 2", lambda draw, n: draw.choice([-1.0, 0, 0, 0, 1, 2], n), 1 / 3),
+)
+CHANGES = (
+    Values("bounded, -0.4 to 0.6", lambda draw, n: draw.uniform(-0.4, 0.6, n), 0.1, True),
+    Values("bounded, 5 % rise", lambda draw, n: draw.random(n) * (draw.random(n) < 0.05), 0.025, True),
+    *(values for values in VALUES if not values.bounded),
+)
+HARD = (
+    Values("lognormal", lambda draw, n: draw.lognormal(0, 1, n), math.exp(0.5)),
+    Values("exponential less another", lambda draw, n: draw.exponential(1, n) - draw.exponential(0.5, n), 0.5),
+    Values("5 % rise, unbounded", lambda draw, n: draw.exponential(1, n) * (draw.random(n) < 0.05), 0.05),
+    Values("1 % rise by 1", lambda draw, n: (draw.random(n) < 0.01).astype(np.float64), 0.01),
+)
+
+
+def of_mean(values: Values, n: int) -> Scenario:
+    """The mean of one table's column."""
+
+    def once(draw: Draw) -> tuple[bool, float, bool]:
+        table = Table(prompts(n), {values.column: values.sample(draw, n)})
+        return covered(values.mean, table.interval(values.column))
+
+    return coverage("mean", values.name, n, once)
+
+
+def of_change(values: Values, n: int, family: str, required: bool) -> Scenario:
+    """The mean of the differences of two tables."""
+
+    def once(draw: Draw) -> tuple[bool, float, bool]:
+        change = values.sample(draw, n)
+        before = np.clip(-change, 0, None) if values.bounded else draw.standard_normal(n)
+        tables = [Table(prompts(n), {values.column: side}) for side in (before, before + change)]
+        return covered(values.mean, compare(values.column, *tables).difference)
+
+    return coverage(family, values.name, n, once, required)
+
+
+def of_rank_correlation(rho: float, n: int) -> Scenario:
+    """Spearman's correlation of two normal columns whose Pearson correlation is rho: 6 / pi arcsin(rho / 2)."""
+
+    def once(draw: Draw) -> tuple[bool, float, bool]:
+        x = draw.standard_normal(n)
+        y = rho * x + math.sqrt(1 - rho**2) * draw.standard_normal(n)
+        return covered(6 / math.pi * math.asin(rho / 2), rank_correlation(x, y, prompts(n)))
+
+    return coverage("rank correlation", f"rho {rho:g}", n, once, tables=400)
+
+
+def of_best_of_n(n: int) -> Scenario:
+    """A policy that is the best of three or of four of the start's samples, on n prompts: the curve is reached exactly.
+
+    Its KL varies by prompt around the middle of the two bounds.
+    """
+
+    def once(draw: Draw) -> tuple[bool, float, bool]:
+        hard = draw.standard_normal((n, 1))
+        start, own = (hard + draw.standard_normal((n, 8)) for _ in range(2))
+        tuned = np.where(draw.random(n) < 0.5, own[:, :3].max(1), own[:, :4].max(1))
+        kl = (kl_bound(3) + kl_bound(4)) / 2 + 0.05 * draw.standard_normal(n)
+        above = at_equal_kl(start, tuned, kl).above
+        assert above is not None
+        return covered(0.0, above)
+
+    return coverage("score above best-of-n at equal KL", "best of 3 or 4 of 8", n, once)
+
+
+COVERAGE = [
+    *(of_share(p, n) for p in (0.02, 0.1, 0.5, 0.785, 0.98) for n in SIZES),
+    *(
+        of_paired_share(gained, lost, n)
+        for gained, lost in ((0.01, 0.01), (0.02, 0.0), (0.04, 0.02), (0.1, 0.1), (0.25, 0.15))
+        for n in SIZES
+    ),
+    *(of_share_by_prompt(p, n) for p in (0.5, 0.785, 0.98) for n in SIZES),
+    *(of_paired_share_by_prompt(p, q, n) for p, q in ((0.6, 0.6), (0.6, 0.7), (0.95, 0.99)) for n in SIZES),
+    *(of_mean(values, n) for values in VALUES for n in SIZES),
+    *(of_change(values, n, "paired difference of means", True) for values in CHANGES for n in SIZES),
+    *(of_change(values, n, "hard: skewed and rare changes of unbounded values", False) for values in HARD for n in SIZES),
+    *(of_rank_correlation(rho, n) for rho, n in ((0.3, 32), (0.8, 64), (0.3, 200))),
+    *(of_best_of_n(n) for n in (32, 64, 200)),
+]
+
+# --- calibration error ----------------------------------------------------------------------------------------------
+
+
+def of_calibration_error(name: str, sharpen: float, n: int, rows: int = 1) -> Scenario:
+    """Pairs whose true log-odds are stated `sharpen` times as large; the rows of a prompt are right or wrong together.
+
+    `rejected` is the share of tables with p < .05: the test's size where the probabilities are right (it fails if its
+    99 % lower limit is above .05), else its power.
+    """
+
+    def run(draw: Draw) -> Figures:
+        size = n // rows
+        found, truths = [], []
+        for _ in range(ECE_TABLES):
+            true = draw.beta(4, 2, n)
+            confidence = np.maximum(true, 1 - true)
+            shared = np.repeat(draw.standard_normal(size), rows)
+            latent = shared if rows == 1 else math.sqrt(0.5) * (shared + draw.standard_normal(n))
+            right = stats.norm.cdf(latent) < confidence
+            stated = expit(sharpen * logit(confidence))
+            table = Table(prompts(size, rows), {"p": np.where(right, stated, 1 - stated)})
+            found.append(calibration_facts(table)["ece"])
+            truths.append(sum(abs((stated - confidence)[part].sum()) for part in equal_mass(stated, 10)) / n)
+        mean = {key: float(np.mean([f[key] for f in found])) for key in ("plug_in", "expected_if_exact", "value")}
+        rejected = sum(f["p"] < 0.05 for f in found)
+        return {
+            "n": n, "tables": ECE_TABLES, "true": float(np.mean(truths)), "plug-in": mean["plug_in"],
+            "if exact": mean["expected_if_exact"], "debiased": mean["value"],
+            "bias": mean["value"] - float(np.mean(truths)), "rejected": rejected / ECE_TABLES,
+            "passed": lower(rejected, ECE_TABLES) <= 0.05 if sharpen == 1 else None,
+        }  # fmt: skip
+
+    return Scenario("calibration error", f"{name}, n={n}" + (f", {rows} pairs a prompt" if rows > 1 else ""), run)
+
+
+STATED = (("exact", 1.0), ("half the log-odds", 0.5), ("1.5 times the log-odds", 1.5), ("3 times the log-odds", 3.0))
+ECE = [
+    *(of_calibration_error(name, sharpen, n) for name, sharpen in STATED for n in (64, 225, 1000)),
+    *(of_calibration_error(name, sharpen, n, 4) for name, sharpen in STATED[:3:2] for n in (256, 1000)),
+]
+
+# --- diversity ------------------------------------------------------------------------------------------------------
+
+WORDS = 2_000
+ZIPF = 1 / np.arange(1, WORDS + 1) ** 1.1
+FIGURES = ("token_entropy", "distinct_1", "distinct_2", "distinct_3", "perplexity")
+
+
+def texts(draw: Draw, topics: NDArray[np.int64], shortest: int, longest: int, own: float) -> Measurement:
+    """Four samples a prompt from a source with Zipf's frequencies: a token is one of its prompt's twenty words with
+    probability `own`, one of three successors of the token before with 0.35, else any of 2,000.
+    """
+    shape = (len(topics), 4)
+    lengths = draw.integers(shortest, longest + 1, shape)
+    cumulated = np.cumsum(ZIPF / ZIPF.sum())
+    ids = np.zeros((*shape, longest), dtype=np.int64)
+    nll = np.zeros(shape)
+    before = np.zeros(shape, dtype=np.int64)
+    for place in range(longest):
+        kind = draw.random(shape)
+        word = np.minimum(np.searchsorted(cumulated, draw.random(shape)), WORDS - 1)
+        of_prompt = np.take_along_axis(topics, draw.integers(0, topics.shape[1], shape), 1)
+        successor = (7 * before + 3 + draw.integers(0, 3, shape)) % WORDS
+        ids[:, :, place] = before = np.where(kind < own, of_prompt, np.where(kind < own + 0.35, successor, word))
+        nll += np.where(place < lengths, -np.log(ZIPF[before] / ZIPF.sum()), 0.0)
+    flat = lengths.ravel()
+    groups = prompts(len(topics), 4)
+    rows = [{"group": g, "ids": line[:m].tolist()} for g, line, m in zip(groups, ids.reshape(-1, longest), flat, strict=True)]
+    columns = {"length": flat.astype(np.float64), "start_nll": nll.ravel() / flat}
+    return Measurement({"samples": Table(groups, columns)}, rows)
+
+
+def of_diversity(n: int, shortest: int, longest: int, own: float = 0.3) -> Scenario:
+    """Coverage of the difference of two models on the same n prompts. The first takes 0.3 of its tokens from the
+    prompt's words; where `own` is 0.3 too, a model stands against itself and the truth is 0, else it is the mean.
+    """
+
+    def run(draw: Draw) -> Figures:
+        found = []
+        cumulated = np.cumsum(ZIPF / ZIPF.sum())
+        for _ in range(DIVERSITY_TABLES):
+            topics = np.minimum(np.searchsorted(cumulated, draw.random((n, 20))), WORDS - 1)
+            before, after = texts(draw, topics, shortest, longest, 0.3), texts(draw, topics, shortest, longest, own)
+            found.append(diversity_facts(before, after))
+        held = {}
+        for name in FIGURES:
+            gaps = [facts[name]["difference"] for facts in found]
+            truth = 0.0 if own == 0.3 else float(np.mean([gap["value"] for gap in gaps]))
+            held[name] = sum(gap["low"] <= truth <= gap["high"] for gap in gaps)
+        return {
+            "n": n, "tables": DIVERSITY_TABLES, **{name: count / DIVERSITY_TABLES for name, count in held.items()},
+            "passed": all(upper(count, DIVERSITY_TABLES) >= LEAST for count in held.values()),
+        }  # fmt: skip
+
+    against = "itself" if own == 0.3 else "a narrower model"
+    return Scenario("diversity", f"a model against {against}, {shortest} to {longest} tokens, n={n}", run)
+
+
+DIVERSITY = [
+    *(of_diversity(n, *lengths) for n in (32, 64, 128) for lengths in ((20, 20), (20, 60))),
+    of_diversity(64, 20, 60, own=0.5),
 ]
 
 # --- verdicts -------------------------------------------------------------------------------------------------------
 
 VERDICTS: list[Scenario] = []
 
-SCENARIOS: Sequence[Scenario] = [*SHARES, *PAIRED, *VERDICTS]
+SCENARIOS: Sequence[Scenario] = [*COVERAGE, *ECE, *DIVERSITY, *VERDICTS]
 
 
 # --- running and printing -------------------------------------------------------------------------------------------

@@ -7,15 +7,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy import stats
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import optimize, stats
 
 from treeward.maths.statistics import (
     Interval,
+    _tango_limits,
     against_half,
     by_group,
     clustered_mean,
     mcnemar,
-    paired_bootstrap,
+    paired_mean,
     paired_share,
     share,
     sign_test,
@@ -96,53 +99,86 @@ def test_one_group_has_no_interval() -> None:
     assert math.isnan(interval.high)
 
 
-def test_e1_a_model_against_itself_differs_by_exactly_zero() -> None:
-    values = np.random.default_rng(0).standard_normal(200)
-    found = paired_bootstrap(values, values.copy(), np.arange(200) // 4)
-    assert (found.value, found.low, found.high, found.p) == (0.0, 0.0, 0.0, 1.0)
-    assert found.minimum_detectable == 0.0
+def test_f73_a_mean_whose_groups_are_all_equal_has_no_interval() -> None:
+    found = clustered_mean(np.full(64, 3.0), np.arange(64))
+    assert (found.value, found.n, found.reliable) == (3.0, 64, False)
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
 
 
-def test_a_constant_gain_has_an_interval_of_no_width() -> None:
+def test_f73_a_model_against_itself_shows_nothing_of_other_prompts() -> None:
+    """All 64 differences are 0: no interval of width 0, and no "this n shows differences from 0"."""
+    values = np.random.default_rng(0).standard_normal(64)
+    found = paired_mean(values, values.copy(), np.arange(64))
+    assert (found.value, found.p, found.reliable) == (0.0, 1.0, False)
+    assert all(math.isnan(bound) for bound in (found.low, found.high, found.minimum_detectable))
+    assert not found.excludes_zero
+
+
+def test_f73_a_share_of_equal_results_cannot_exclude_a_few_others() -> None:
+    """No pair changed: as many as z^2 / (n + z^2) of others may (3.84 / 67.84), in either direction."""
+    right = np.random.default_rng(0).integers(0, 2, 64).astype(float)
+    found = paired_share(right, right, np.arange(64))
+    assert (found.low, found.high) == pytest.approx((-3.8415 / 67.8415, 3.8415 / 67.8415), rel=1e-4)
+    assert (found.value, found.p) == (0.0, 1.0)
+    assert found.minimum_detectable == pytest.approx(7.906 / 64)
+
+
+def test_a_constant_gain_may_be_missing_in_a_few_others() -> None:
     before = np.random.default_rng(1).integers(0, 100, 60).astype(float)
-    found = paired_bootstrap(before, before - 2.0, np.arange(60))
-    assert (found.value, found.low, found.high) == (-2.0, -2.0, -2.0)
+    found = paired_mean(before, before - 2.0, np.arange(60))
+    assert (found.value, found.low, found.reliable) == (-2.0, -2.0, False)
+    assert found.high == pytest.approx(-2.0 * 60 / (60 + 3.8415), rel=1e-4)
 
 
 @pytest.mark.parametrize(("gain", "n", "p"), [(-2.0, 60, 2.0**-59), (0.1, 3, 0.25), (0.5, 1, 1.0), (0.0, 9, 1.0)])
 def test_a_constant_gain_has_the_p_of_the_sign_flips(gain: float, n: int, p: float) -> None:
     """All n differences alike: of 2^n sign flips two are as far from zero. Rounding does not make them unlike."""
     before = np.random.default_rng(2).standard_normal(n) if gain == 0.1 else np.zeros(n)
-    assert paired_bootstrap(before, before + gain, np.arange(n)).p == p
+    found = paired_mean(before, before + gain, np.arange(n))
+    assert found.p == p
+    assert found.excludes_zero == (p < 0.05)
 
 
-def test_the_bootstrap_resamples_whole_groups() -> None:
-    """Two groups: the replicates are the means of two draws, so the 95 % interval ends at the group means."""
+def test_p_is_never_below_what_n_can_carry() -> None:
+    """Eight gains close to one number, the t test's p 1e-21: of their 256 sign flips two are as far. Where 3 of 100
+    groups gained, only theirs count."""
+    gains = 1 + 1e-3 * np.random.default_rng(0).standard_normal(8)
+    assert paired_mean(np.zeros(8), gains, np.arange(8)).p == 2.0**-7
+    rare = np.zeros(100)
+    rare[:3] = 1.0
+    assert paired_mean(np.zeros(100), rare, np.arange(100)).p == 0.25
+    assert paired_share(np.zeros(200), np.repeat(rare, 2), np.repeat(np.arange(100), 2)).p == 0.25
+
+
+def test_the_paired_mean_counts_whole_groups() -> None:
     before = np.zeros(1000)
     after = np.repeat([1.0, 5.0], 500)
-    found = paired_bootstrap(before, after, np.repeat([0, 1], 500))
-    assert (found.low, found.value, found.high) == (1.0, 3.0, 5.0)
+    found = paired_mean(before, after, np.repeat([0, 1], 500))
+    half = 12.706204736 * 2
+    assert (found.value, found.low, found.high) == (3.0, pytest.approx(3 - half), pytest.approx(3 + half))
+    assert not found.reliable
 
 
-def test_the_bootstrap_agrees_with_the_normal_interval_and_the_t_test() -> None:
+def test_the_paired_mean_is_the_t_test() -> None:
     draw = np.random.default_rng(5)
-    before = draw.standard_normal(400)
-    gain = 0.2 + draw.standard_normal(400)
-    found = paired_bootstrap(before, before + gain, np.arange(400))
-    error = gain.std(ddof=1) / 20
+    before = draw.standard_normal(40)
+    gain = 0.2 + draw.standard_normal(40)
+    found = paired_mean(before, before + gain, np.arange(40))
+    theirs: Any = stats.ttest_1samp(gain, 0.0)
+    interval = theirs.confidence_interval()
     assert found.value == pytest.approx(gain.mean())
-    assert found.low == pytest.approx(gain.mean() - 1.96 * error, abs=0.01)
-    assert found.high == pytest.approx(gain.mean() + 1.96 * error, abs=0.01)
-    assert found.p == pytest.approx(float(stats.ttest_1samp(gain, 0.0).pvalue))
-    assert found.minimum_detectable == pytest.approx(2.801585 * error, rel=1e-5)
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+    assert found.p == pytest.approx(float(theirs.pvalue))
+    assert found.minimum_detectable == pytest.approx(2.801585 * gain.std(ddof=1) / math.sqrt(40), rel=1e-5)
+    assert found.reliable
 
 
-def test_the_bootstrap_depends_on_its_seed_alone() -> None:
-    draw = np.random.default_rng(6)
-    before, after = draw.standard_normal(30), draw.standard_normal(30)
-    first = paired_bootstrap(before, after, np.arange(30), seed=1)
-    assert first == paired_bootstrap(before, after, np.arange(30), seed=1)
-    assert first != paired_bootstrap(before, after, np.arange(30), seed=2)
+def test_fewer_than_ten_groups_off_the_most_frequent_value_are_unreliable() -> None:
+    for off, reliable in ((9, False), (10, True)):
+        gain = np.concatenate([np.arange(1.0, off + 1), np.zeros(50)])
+        assert clustered_mean(gain, np.arange(len(gain))).reliable is reliable
+        assert paired_mean(np.zeros(len(gain)), gain, np.arange(len(gain))).reliable is reliable
 
 
 @pytest.mark.parametrize(("gained", "lost", "kept"), [(12, 3, 30), (3, 12, 5), (1, 0, 9), (40, 40, 0)])
@@ -153,11 +189,75 @@ def test_mcnemar_is_the_exact_binomial_test_of_the_discordant_pairs(gained: int,
     n = gained + lost + kept
     assert found.p == pytest.approx(stats.binomtest(gained, gained + lost).pvalue)
     assert found.value == pytest.approx((gained - lost) / n)
-    change = np.asarray(after) - np.asarray(before)
-    half = 1.959963984540054 * change.std(ddof=1) / math.sqrt(n)
-    assert (found.low, found.high) == pytest.approx((found.value - half, found.value + half))
+    assert found.low < found.value < found.high
+    assert found.excludes_zero == (found.p < 0.05)
     assert found.test == "mcnemar"
-    assert found.minimum_detectable == pytest.approx(2.801585 * change.std(ddof=1) / math.sqrt(n), rel=1e-5)
+
+
+def test_the_least_difference_that_shows() -> None:
+    """Where many pairs change it is 2.80 standard errors. Where none does, six are needed for p < .05, and six come
+    with probability .8 where their mean number is 7.906."""
+    change = np.array([1.0] * 12 + [-1.0] * 3 + [0.0] * 30)
+    found = mcnemar(change < 0, (change < 0) + change)
+    assert found.minimum_detectable == pytest.approx(2.801585 * change.std(ddof=1) / math.sqrt(45), rel=1e-5)
+    assert stats.poisson.sf(5, 7.906) == pytest.approx(0.8, abs=1e-4)
+    assert stats.binomtest(6, 6).pvalue < 0.05 < stats.binomtest(5, 5).pvalue
+    assert mcnemar(np.ones(200), np.ones(200)).minimum_detectable == pytest.approx(7.906 / 200)
+    assert mcnemar(np.ones(3), np.ones(3)).minimum_detectable == 1.0
+
+
+def profile(up: int, down: int, n: int, d: float) -> float:
+    """The score statistic of a paired difference d, with the nuisance share by numerical maximum likelihood."""
+    least, most = max(0.0, -d), min(1.0, (1 - d) / 2)
+
+    def cost(s: float) -> float:
+        cells = ((up, s + d), (down, s), (n - up - down, 1 - 2 * s - d))
+        return -sum(k * math.log(max(p, 1e-300)) for k, p in cells if k)
+
+    s = float(optimize.minimize_scalar(cost, bounds=(least, most), method="bounded", options={"xatol": 1e-12}).x)
+    return (up - down - n * d) / math.sqrt(n * (2 * s + d - d * d))
+
+
+@pytest.mark.parametrize(("up", "down", "n"), [(12, 3, 45), (0, 4, 30), (1, 0, 64), (20, 20, 40), (9, 1, 12)])
+def test_tangos_limits_by_numerical_likelihood(up: int, down: int, n: int) -> None:
+    """At both ends the score statistic is 1.96 standard errors."""
+    low, high = _tango_limits(up / n, down / n, n, 1.959963984540054)
+    assert profile(up, down, n, low) == pytest.approx(1.95996, abs=2e-3)
+    assert profile(up, down, n, high) == pytest.approx(-1.95996, abs=2e-3)
+
+
+def test_tangos_limits_where_nothing_and_where_everything_changed() -> None:
+    none, every = _tango_limits(0.0, 0.0, 50, 1.959963984540054), _tango_limits(1.0, 0.0, 50, 1.959963984540054)
+    bound = 1.959963984540054**2 / (50 + 1.959963984540054**2)
+    assert none == pytest.approx((-bound, bound))
+    assert every[1] == 1.0
+    assert 0.8 < every[0] < 1.0
+
+
+def test_interval_and_exact_test_of_a_paired_share_agree() -> None:
+    """Every split of up to 60 discordant pairs of 80: the interval excludes zero if and only if p < .05, and the exact
+    test never says p < .05 where Tango's own interval holds zero."""
+    for total in range(1, 61):
+        for up in range(total + 1):
+            before = np.array([0.0] * up + [1.0] * (total - up) + [1.0] * (80 - total))
+            after = np.array([1.0] * up + [0.0] * (total - up) + [1.0] * (80 - total))
+            found = mcnemar(before, after)
+            assert found.excludes_zero == (found.p < 0.05), (up, total)
+
+
+@given(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=2, max_size=90), st.integers(1, 4), st.integers(0, 10**6))
+def test_every_interval_agrees_with_its_test(results: list[float], rows: int, seed: int) -> None:
+    after = np.array(results)
+    before = np.random.default_rng(seed).permutation(after)
+    groups = np.arange(len(results)) // rows
+    for found in (
+        paired_share(before, after, groups), against_half(after, groups), paired_mean(before, after, groups),
+    ):  # fmt: skip
+        assert found.excludes_zero == (found.p < 0.05)
+        assert not found.value < found.low
+        assert not found.value > found.high
+    interval = share(after, groups)
+    assert 0 <= interval.low <= interval.value <= interval.high <= 1
 
 
 def test_mcnemar_of_equal_results_is_certain_of_nothing() -> None:
@@ -201,13 +301,29 @@ def test_a_share_of_single_groups_is_wilsons_and_its_tests_are_the_exact_ones() 
     assert against_half(after, groups) == sign_test(after)
 
 
-def test_a_share_of_repeated_groups_is_the_mean_of_theirs_within_its_bounds() -> None:
-    found = share([1.0, 0.0, 1.0, 1.0, 1.0, 1.0], list("aabbcc"))
-    assert (found.value, found.high, found.n) == (pytest.approx(5 / 6), 1.0, 3)
-    assert found.low == pytest.approx(5 / 6 - 4.302653 / 6, rel=1e-5)
+def test_values_of_zero_and_one_by_group_have_wilsons_interval_at_their_effective_n() -> None:
+    """Twenty prompts of four pairs, all right or all wrong, vary as twenty results do; spread evenly they say more."""
+    groups = np.repeat(np.arange(20), 4)
+    alike, even = np.repeat([0.0, 1.0] * 10, 4), np.tile([0.0, 1.0, 0.0, 1.0], 20)
+    found, q = share(alike, groups), stats.t.ppf(0.975, 19)
+    n = 20 * 0.25 / (0.25 * 20 / 19)
+    half = q * math.sqrt(0.25 / n + q**2 / (4 * n**2)) / (1 + q**2 / n)
+    assert (found.value, found.high - 0.5, 0.5 - found.low, found.n) == (0.5, *[pytest.approx(half)] * 2, 20)
+    assert share(even, groups) == wilson(10.0, 20)
+    noisy = np.clip(0.5 + 0.02 * np.random.default_rng(0).standard_normal(80), 0, 1)
+    width = share(noisy, groups).high - share(noisy, groups).low
+    assert width == pytest.approx(2 * q * by_group(noisy, groups).std(ddof=1) / math.sqrt(20), rel=0.02)
+
+
+def test_few_prompts_off_the_most_frequent_value_have_the_widest_variance() -> None:
+    """Three of 64 prompts repeat themselves a little: the t interval of that would be [-.001, .009]."""
+    values = np.zeros(64)
+    values[:3] = (0.05, 0.1, 0.1)
+    found, change = share(values, np.arange(64)), paired_share(np.zeros(64), values, np.arange(64))
+    assert (found.low, found.high) == pytest.approx((wilson(0.25, 64).low, wilson(0.25, 64).high))
+    assert found.high > 0.05
+    assert (change.low, change.test) == (pytest.approx(-0.0529, abs=1e-3), "score test by group")
     assert share([1.0] * 6, list("aabbcc")) == wilson(3.0, 3)
-    gain = paired_share([0.0] * 6, [1.0, 0.0, 1.0, 1.0, 1.0, 1.0], list("aabbcc"))
-    assert (gain.value, gain.test) == (pytest.approx(5 / 6), "paired bootstrap by group")
 
 
 def test_pairs_of_one_prompt_are_not_independent() -> None:

@@ -69,7 +69,7 @@ class Yield:
             "dropped": dict(self.dropped),
             "no_signal": self._share(self.silent),
             "passed_over": self._share(self.passed_over),
-            "ended": _mean(np.array(self.ended), range(len(self.ended))),
+            "ended": asdict(statistics.share(self.ended, range(len(self.ended)))) if self.ended else None,
             "echoes": self.echoes,
             "score": _mean(np.array(self.means), range(len(self.means))),
             "sd_within": within,

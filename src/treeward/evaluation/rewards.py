@@ -116,14 +116,14 @@ def paired(trees: Sequence[TokenTree], scores: Float[Tensor, "N"]) -> Table:
 
 
 def calibration_facts(table: Table) -> dict[str, Any]:
-    """ECE over ten equal-mass bins with its interval, the reliability plot, and the temperature that one half of the
-    groups asks for, with the other half's NLL before and after it.
+    """ECE over ten equal-mass bins (`calibration.CalibrationError`), the reliability plot, and the temperature that one
+    half of the groups asks for, with the other half's NLL before and after it.
     """
     p = table.columns["p"]
     half = np.array([unit(group, 1) < 0.5 for group in table.groups])
     facts: dict[str, Any] = {
-        "ece": asdict(calibration.bootstrapped(lambda rows: calibration.ece(p[rows]), table.groups)),
-        "reliability": [asdict(point) for point in calibration.reliability(p)],
+        "ece": asdict(calibration.calibration_error(p, table.groups)),
+        "reliability": [asdict(point) for point in calibration.reliability(p, table.groups)],
     }
     if half.any() and not half.all() and np.ptp(p) > 0:
         t = calibration.temperature(p[half])

@@ -13,39 +13,49 @@ from numpy.typing import ArrayLike
 from treeward.maths import statistics
 from treeward.maths.statistics import Difference, Floats, Interval
 
-Test = Literal["bootstrap", "accuracy"]
+Kind = Literal["accuracy", "bounded", "unbounded"]
+"""What its values are, which decides interval and test (`maths.statistics`): results of pairs, other values in [0, 1],
+or any numbers."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A named quantity: which way is better, how before and after are compared, and what it is in words."""
+    """A named quantity: which way is better, what its values are, and what it is in words.
+
+    `zero_at_start`: a start has 0 by construction, because it is measured against itself.
+    """
 
     name: str
     higher_is_better: bool
-    test: Test
+    kind: Kind
     meaning: str
+    zero_at_start: bool = False
 
 
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("nll", False, "bootstrap", "negative log-likelihood, nats a token (policy) or a pair (reward model)"),
+        Metric("nll", False, "unbounded", "negative log-likelihood, nats a token (policy) or a pair (reward model)"),
         Metric("accuracy", True, "accuracy", "share of pairs whose chosen side scores higher, ties one half"),
-        Metric("log_ratio_chosen", True, "bootstrap", "log(policy / start) of the chosen response, nats"),
-        Metric("log_ratio_rejected", False, "bootstrap", "log(policy / start) of the rejected response, nats"),
-        Metric("brier", False, "bootstrap", "squared error of the stated probability of the chosen side"),
-        Metric("mae", False, "bootstrap", "distance of the mean score from the rating, in bins"),
-        Metric("crps", False, "bootstrap", "continuous ranked probability score against the rating, in bins"),
-        Metric("cross_entropy", False, "bootstrap", "cross-entropy of the rating's two-hot target, nats"),
-        Metric("score", True, "bootstrap", "the scorer's raw score of fresh samples"),
-        Metric("kl", False, "bootstrap", "KL(policy, start) a response in nats, Rao-Blackwellised"),
-        Metric("kl_token", False, "bootstrap", "KL(policy, start) a scored token in nats, mean over responses"),
-        Metric("entropy", True, "bootstrap", "conditional entropy, nats a token"),
-        Metric("start_nll", False, "bootstrap", "NLL of fresh samples under the start model, nats a token"),
-        Metric("self_bleu", False, "bootstrap", "BLEU-4 of each sample against the others of its prompt, 0 to 1"),
-        Metric("repetition", False, "bootstrap", "share of a response's 4-grams that stand in it before"),
-        Metric("length", True, "bootstrap", "scored tokens a response"),
-        Metric("ended", True, "bootstrap", "share of responses that end by themselves"),
+        Metric("log_ratio_chosen", True, "unbounded", "log(policy / start) of the chosen response, nats",
+               zero_at_start=True),
+        Metric("log_ratio_rejected", False, "unbounded", "log(policy / start) of the rejected response, nats",
+               zero_at_start=True),
+        Metric("brier", False, "bounded", "squared error of the stated probability of the chosen side"),
+        Metric("mae", False, "unbounded", "distance of the mean score from the rating, in bins"),
+        Metric("crps", False, "unbounded", "continuous ranked probability score against the rating, in bins"),
+        Metric("cross_entropy", False, "unbounded", "cross-entropy of the rating's two-hot target, nats"),
+        Metric("score", True, "unbounded", "the scorer's raw score of fresh samples"),
+        Metric("kl", False, "unbounded", "KL(policy, start) a response in nats, Rao-Blackwellised",
+               zero_at_start=True),
+        Metric("kl_token", False, "unbounded", "KL(policy, start) a scored token in nats, mean over responses",
+               zero_at_start=True),
+        Metric("entropy", True, "unbounded", "conditional entropy, nats a token"),
+        Metric("start_nll", False, "unbounded", "NLL of fresh samples under the start model, nats a token"),
+        Metric("self_bleu", False, "bounded", "BLEU-4 of each sample against the others of its prompt, 0 to 1"),
+        Metric("repetition", False, "bounded", "share of a response's 4-grams that stand in it before"),
+        Metric("length", True, "unbounded", "scored tokens a response"),
+        Metric("ended", True, "bounded", "share of responses that end by themselves"),
     )
 }
 
@@ -66,7 +76,7 @@ def metric(name: str) -> Metric:
         ValueError: there is none; the known ones are listed.
     """
     if name.startswith(JUDGE):
-        return Metric(name, True, "bootstrap", f"raw score of fresh samples by {name.removeprefix(JUDGE)}")
+        return Metric(name, True, "unbounded", f"raw score of fresh samples by {name.removeprefix(JUDGE)}")
     if name not in METRICS:
         raise ValueError(f"metric {name!r} is unknown; known are {', '.join(sorted(METRICS))}")
     return METRICS[name]
@@ -84,11 +94,9 @@ class Table:
             assert len(column) == len(self.groups), f"column {name} has {len(column)} values, not {len(self.groups)}"
 
     def interval(self, name: str) -> Interval:
-        """The mean over groups with its interval, clustered by group; Wilson's for accuracies of single rows."""
-        column = self.columns[name]
-        if metric(name).test == "accuracy":
-            return statistics.share(column, self.groups)
-        return statistics.clustered_mean(column, self.groups)
+        """The mean over groups with its interval, clustered by group: Wilson's in [0, 1], else the t interval."""
+        interval = statistics.clustered_mean if metric(name).kind == "unbounded" else statistics.share
+        return interval(self.columns[name], self.groups)
 
     def mean(self, name: str) -> float:
         """Mean over groups."""
@@ -115,11 +123,9 @@ class Comparison:
     @property
     def outcome(self) -> Literal["improved", "no detectable change", "worse"]:
         """What the interval of the difference says, in the metric's own direction."""
-        sign = 1 if self.metric.higher_is_better else -1
-        low, high = sorted((sign * self.difference.low, sign * self.difference.high))
-        if low > 0 and self.difference.p < 0.05:
-            return "improved"
-        return "worse" if high < 0 and self.difference.p < 0.05 else "no detectable change"
+        if not self.difference.excludes_zero:
+            return "no detectable change"
+        return "improved" if (self.difference.low > 0) == self.metric.higher_is_better else "worse"
 
     def facts(self) -> dict[str, Any]:
         """As it stands in a receipt."""
@@ -132,24 +138,23 @@ class Comparison:
 
 
 def compare(name: str, before: Table, after: Table) -> Comparison:
-    """The comparison of one column of two tables over the same rows.
+    """The comparison of one column of two tables over the same rows, by the intervals and tests of `maths.statistics`.
 
-    Accuracies of single rows: McNemar's exact test or, where every pair was a tie before (a zero head, policy =
-    anchor), the exact sign test against one half. All else, and accuracies where a group has several rows: paired
-    bootstrap by group.
+    Accuracies where every pair was a tie before (a zero head, policy = reference) are held against one half. Metrics
+    with `zero_at_start` that are 0 before have that value by construction.
     """
     assert list(before.groups) == list(after.groups), "both sides are measured on the same examples"
-    own = metric(name)
+    about = metric(name)
     a, b = before.columns[name], after.columns[name]
-    if own.test == "accuracy":
-        if bool((a == 0.5).all()):
-            found = after.interval(name)
-            half = Interval(0.5, 0.5, 0.5, found.n)
-            return Comparison(own, half, found, statistics.against_half(b, after.groups), True)
-        difference = statistics.paired_share(a, b, after.groups)
-        return Comparison(own, before.interval(name), after.interval(name), difference)
-    difference = statistics.paired_bootstrap(a, b, after.groups)
-    return Comparison(own, before.interval(name), after.interval(name), difference)
+    later = after.interval(name)
+    if about.kind == "accuracy" and bool((a == 0.5).all()):
+        half = Interval(0.5, 0.5, 0.5, later.n)
+        return Comparison(about, half, later, statistics.against_half(b, after.groups), True)
+    paired = statistics.paired_mean if about.kind == "unbounded" else statistics.paired_share
+    difference = paired(a, b, after.groups)
+    if about.zero_at_start and not a.any():
+        return Comparison(about, Interval(0.0, 0.0, 0.0, later.n), later, difference, True)
+    return Comparison(about, before.interval(name), later, difference)
 
 
 @dataclass(frozen=True)

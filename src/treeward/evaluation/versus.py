@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from treeward.evaluation.tables import JUDGE, Measurement, Table, compare
+from treeward.evaluation.tables import JUDGE, Measurement, Table, compare, wins
 from treeward.maths import best_of_n, diversity
-from treeward.maths.statistics import Floats, by_group, clustered_mean, wilson
+from treeward.maths.statistics import Floats, by_group, clustered_mean, share
 
 AGAIN = "again"
 """The table of the start's samples under another seed."""
@@ -60,8 +60,8 @@ def pool(samples: Sequence[Any]) -> diversity.Pool:
 def win_rate(before: Floats, after: Floats, groups: Sequence[str]) -> dict[str, Any]:
     """Share of prompts whose mean score is above the start's, ties half, with Wilson's interval."""
     gain = by_group(after, groups) - by_group(before, groups)
-    ties = int((gain == 0).sum())
-    return {**asdict(wilson(float((gain > 0).sum()) + ties / 2, len(gain))), "ties": ties}
+    won = wins(gain, np.zeros(len(gain)))
+    return {**asdict(share(won, np.arange(len(won)))), "ties": int((gain == 0).sum())}
 
 
 def best_of_n_facts(before: Table, after: Table) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def aa_facts(first: Table, again: Table) -> dict[str, Any]:
     found = {}
     for name in (n for n in again.columns if n in AA or n.startswith(JUDGE)):
         difference = compare(name, first, again).difference
-        found[name] = {**asdict(difference), "covers_zero": difference.low <= 0 <= difference.high}
+        found[name] = {**asdict(difference), "covers_zero": not difference.excludes_zero}
     return found
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from treeward.maths.diversity import Gap, draws, gap
-from treeward.maths.statistics import Floats
+from treeward.maths.diversity import Gap
+from treeward.maths.statistics import Floats, clustered_mean
 
 
 def kl_bound(n: int) -> float:
@@ -48,21 +48,24 @@ def at_equal_kl(scores: ArrayLike, after: ArrayLike, kl: ArrayLike) -> AtEqualKL
     The curve is linear in KL between the bounds of n = 1..K, which mixing two neighbouring n reaches (KL is convex).
     A bound is the most that best of n can have: where responses repeat or scores are tied its true KL is lower, so the
     curve truly lies further left, and the comparison favours the policy. `scores` is the start's (G, K), `after` and
-    `kl` the tuned policy's means by prompt. Prompts are resampled, KL and curve with them; a replicate past the curve's
-    end takes the end.
+    `kl` the tuned policy's means by prompt.
+
+    The interval is the t interval of the prompts' shares in the difference, which is linear in their scores, curves and
+    KL as long as the mean KL stays between two neighbouring bounds (the delta method).
     """
     table = np.asarray(scores, dtype=np.float64)
-    ns = range(1, table.shape[1] + 1)
-    bounds = np.array([kl_bound(n) for n in ns])
-    curve = np.stack([unbiased(table, n) for n in ns], 1)
+    bounds = np.array([kl_bound(n) for n in range(1, table.shape[1] + 1)])
+    curve = np.stack([unbiased(table, n) for n in range(1, table.shape[1] + 1)], 1)
     tuned, far = np.asarray(after, dtype=np.float64), np.asarray(kl, dtype=np.float64)
     at = float(far.mean())
     if at > bounds[-1]:
         return AtEqualKL(at, float(bounds[-1]), None, None)
-    value = float(np.interp(at, bounds, curve.mean(0)))
-    drawn = draws(len(table)) / len(table)
-    replicates = np.array([
-        score - np.interp(where, bounds, points)
-        for score, where, points in zip(drawn @ tuned, drawn @ far, drawn @ curve, strict=True)
-    ])  # fmt: skip
-    return AtEqualKL(at, float(bounds[-1]), value, gap(float(tuned.mean()) - value, replicates, len(table)))
+    left = min(max(int(np.searchsorted(bounds, at, side="right")) - 1, 0), max(len(bounds) - 2, 0))
+    right = min(left + 1, len(bounds) - 1)
+    width = bounds[right] - bounds[left]
+    slope = float((curve[:, right] - curve[:, left]).mean() / width) if width else 0.0
+    weight = (at - bounds[left]) / width if width else 0.0
+    reached = (1 - weight) * curve[:, left] + weight * curve[:, right]
+    above = clustered_mean(tuned - reached - slope * (far - at), np.arange(len(table)))
+    gap = Gap(above.value, above.low, above.high, above.reliable)
+    return AtEqualKL(at, float(bounds[-1]), float(reached.mean()), gap)

@@ -6,23 +6,44 @@ Letters: P pairs, `p` the stated probability that the chosen response is the bet
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 
-from treeward.maths.statistics import Floats, Interval
+from treeward.maths.statistics import Floats, Interval, by_group, clustered_mean, share
 
 REPLICATES = 1_000
+CHUNK = 4_000_000
+"""Random numbers drawn at a time, to bound memory."""
 
 
 @dataclass(frozen=True)
 class Bin:
-    """One point of a reliability plot: mean confidence, accuracy (ties half), and how many pairs."""
+    """One point of a reliability plot: mean confidence and accuracy (ties half) over groups, the accuracy's interval,
+    and how many pairs.
+    """
 
     confidence: float
     accuracy: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class CalibrationError:
+    """The expected calibration error (ECE) over bins of equal mass, and whether it is more than chance.
+
+    `plug_in` is the mean over pairs of |accuracy - confidence| of their bin. It is above zero for right probabilities
+    too: `expected_if_exact` is what they show on average at this n. `value` is debiased. `p` tests that the stated
+    probabilities are right. n counts the groups. There is no interval: resampling repeats the bias and covers nothing.
+    """
+
+    value: float
+    plug_in: float
+    expected_if_exact: float
+    p: float
     n: int
 
 
@@ -38,14 +59,13 @@ class Level:
 
 
 def levels(x: ArrayLike, y: ArrayLike, groups: Sequence[str], bins: int = 8) -> list[Level]:
-    """Means of `y` in bins of equal mass of `x`; equal values of `x` share a bin."""
-    across, up = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    names = np.asarray(groups)
-    found = []
+    """Means of `y` over groups in bins of equal mass of `x`; equal values of `x` share a bin."""
+    across, up, names = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64), np.asarray(groups)
+    points = []
     for part in equal_mass(across, bins):
-        mean = bootstrapped(partial(_mean, up[part]), list(names[part]))
-        found.append(Level(float(across[part].mean()), mean.value, mean.low, mean.high, len(part)))
-    return found
+        mean = clustered_mean(up[part], names[part])
+        points.append(Level(float(across[part].mean()), mean.value, mean.low, mean.high, len(part)))
+    return points
 
 
 def equal_mass(values: Floats, bins: int) -> list[NDArray[np.intp]]:
@@ -54,19 +74,56 @@ def equal_mass(values: Floats, bins: int) -> list[NDArray[np.intp]]:
     return [np.flatnonzero(place == number) for number in np.unique(place)]
 
 
-def reliability(p: ArrayLike, bins: int = 10) -> list[Bin]:
+def reliability(p: ArrayLike, groups: Sequence[str], bins: int = 10) -> list[Bin]:
     """Equal-mass bins of the confidence max(p, 1 - p) with the accuracy of the side that it names, ties half."""
-    stated = np.asarray(p, dtype=np.float64)
-    confidence = np.maximum(stated, 1 - stated)
-    right = np.where(stated == 0.5, 0.5, (stated > 0.5).astype(np.float64))
+    confidence, right = _sides(p)
+    names = np.asarray(groups)
+    points = []
+    for part in equal_mass(confidence, bins):
+        accuracy = share(right[part], names[part])
+        stated = float(by_group(confidence[part], names[part]).mean())
+        points.append(Bin(stated, accuracy.value, accuracy.low, accuracy.high, len(part)))
+    return points
+
+
+def calibration_error(p: ArrayLike, groups: Sequence[str], bins: int = 10, seed: int = 0) -> CalibrationError:
+    """ECE, debiased, beside the value that exactly right probabilities would show, and a test of calibration.
+
+    The gap g_b of bin b (accuracy - confidence) varies by s_b around its true size. Were that size d in every bin, the
+    plug-in would be sum_b w_b E|N(d, s_b^2)| on average, w_b the bin's share of the pairs. `value` is the d at which
+    this is the plug-in that was seen, and 0 where d = 0 gives as much; `expected_if_exact` is the average at d = 0.
+
+    p is the share of tables drawn under right probabilities whose plug-in is at least as large. With one pair a group
+    outcomes are drawn from the stated probabilities and s_b follows from them. Pairs of one group may go together: then
+    whole groups' deviations change their sign at random (wild bootstrap, Liu 1988), and s_b is clustered by group.
+    """
+    confidence, right = _sides(p)
     parts = equal_mass(confidence, bins)
-    return [Bin(float(confidence[part].mean()), float(right[part].mean()), len(part)) for part in parts]
+    of = np.empty(len(confidence), dtype=np.intp)
+    for number, part in enumerate(parts):
+        of[part] = number
+    total = len(confidence)
+    gaps = np.bincount(of, right - confidence) / total
+    plug_in = float(np.abs(gaps).sum())
+    names, group = np.unique(np.asarray(groups), return_inverse=True)
+    draws = np.random.default_rng(seed)
+    if len(names) == total:
+        doubt = np.sqrt(np.bincount(of, np.where(confidence == 0.5, 0.0, confidence * (1 - confidence)))) / total
+        drawn = _outcomes_drawn(confidence, of, draws)
+    else:
+        sums = np.zeros((len(names), len(parts)))
+        centred = right - confidence - (gaps * total / np.bincount(of))[of]
+        np.add.at(sums, (group, of), centred / total)
+        doubt = np.sqrt((sums**2).sum(0))
+        drawn = _signs_drawn(sums, draws)
+    at_least = int((drawn >= plug_in - 1e-12).sum())
 
+    def shown(d: float) -> float:
+        return float(_folded(d * np.bincount(of) / total, doubt).sum())
 
-def ece(p: ArrayLike, bins: int = 10) -> float:
-    """Expected calibration error: the mean over pairs of |accuracy - confidence| of their bin."""
-    found = reliability(p, bins)
-    return sum(b.n * abs(b.accuracy - b.confidence) for b in found) / max(1, sum(b.n for b in found))
+    exact = shown(0.0)
+    value = 0.0 if shown(0.0) >= plug_in else float(optimize.brentq(lambda d: shown(d) - plug_in, 0.0, 2.0))
+    return CalibrationError(value, plug_in, exact, (1 + at_least) / (1 + REPLICATES), len(names))
 
 
 def temperature(p: ArrayLike) -> float:
@@ -111,8 +168,40 @@ def bootstrapped(statistic: Callable[[NDArray[np.intp]], float], groups: Sequenc
     return Interval(statistic(np.arange(len(index))), float(low), float(high), len(names))
 
 
-def _mean(values: Floats, rows: NDArray[np.intp]) -> float:
-    return float(values[rows].mean())
+def _sides(p: ArrayLike) -> tuple[Floats, Floats]:
+    """The confidence max(p, 1 - p) of each pair, and whether the side that it names is the better one (ties half)."""
+    stated = np.asarray(p, dtype=np.float64)
+    return np.maximum(stated, 1 - stated), np.where(stated == 0.5, 0.5, (stated > 0.5).astype(np.float64))
+
+
+def _folded(mean: Floats, sd: Floats) -> Floats:
+    """E|N(mean, sd^2)|: sd sqrt(2 / pi) exp(-mean^2 / (2 sd^2)) + mean (1 - 2 Phi(-mean / sd))."""
+    z = mean / np.maximum(sd, 1e-300)
+    return np.asarray(sd * math.sqrt(2 / math.pi) * np.exp(-(z**2) / 2) + mean * (1 - 2 * stats.norm.cdf(-z)))
+
+
+def _outcomes_drawn(confidence: Floats, of: NDArray[np.intp], draws: np.random.Generator) -> Floats:
+    """The plug-in ECE of tables whose outcomes come from the stated probabilities."""
+    bins = np.zeros((len(of), int(of.max()) + 1))
+    bins[np.arange(len(of)), of] = 1 / len(of)
+    stated = confidence @ bins
+    size = max(1, CHUNK // len(of))
+    parts = []
+    for start in range(0, REPLICATES, size):
+        uniform = draws.random((min(size, REPLICATES - start), len(of)))
+        right = np.where(confidence == 0.5, 0.5, uniform < confidence)
+        parts.append(np.abs(right @ bins - stated).sum(1))
+    return np.concatenate(parts)
+
+
+def _signs_drawn(sums: Floats, draws: np.random.Generator) -> Floats:
+    """The plug-in ECE where each group's deviations, (G, bins), change their sign at random."""
+    size = max(1, CHUNK // len(sums))
+    parts = []
+    for start in range(0, REPLICATES, size):
+        signs = draws.integers(0, 2, (min(size, REPLICATES - start), len(sums))) * 2.0 - 1.0
+        parts.append(np.abs(signs @ sums).sum(1))
+    return np.concatenate(parts)
 
 
 def _logits(p: ArrayLike) -> Floats:

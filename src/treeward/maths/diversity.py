@@ -4,10 +4,12 @@ All models are compared at one token budget m, the smallest pool's: a longer poo
 the first response of every prompt, then the second, and so on (`cut`). The entropy has the Miller-Madow correction
 (1955): the plug-in value is too low by about (V_seen - 1) / (2m).
 
-Intervals are bootstraps over prompts, whole groups with one draw for all models. A replicate repeats prompts, which
-lowers every one of these figures by itself, so the replicates are moved to their own mean: only their spread is used.
+Intervals are of what the figure would be on average, at this budget and number of prompts. Their standard error is the
+jackknife's over prompts, every model losing the same prompt at a time: for any such figure its variance is on average
+too large rather than too small (Efron and Stein 1981), whatever the bias of the figure, where a bootstrap that repeats
+prompts is off on either side. bench/calibration.py simulates what they cover.
 
-Letters: m pooled tokens, G groups (prompts), V distinct n-grams seen, B replicates.
+Letters: m pooled tokens, G groups (prompts), V distinct n-grams seen.
 Left out: n-grams across two responses.
 """
 
@@ -17,14 +19,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
-from scipy import sparse
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 
-from treeward.maths.statistics import Floats, Interval
+from treeward.maths.statistics import FEW, Floats, Interval, off_mode
 
-REPLICATES = 1_000
-CHUNK = 20
-"""Replicates whose counts are held at a time."""
 Ids = Sequence[int]
 
 
@@ -43,23 +42,58 @@ class Pool:
 
 @dataclass(frozen=True)
 class Gap:
-    """A difference to the first model, with its interval."""
+    """A difference to the first model, with its interval; `reliable` and NaN bounds as those of an `Interval`."""
 
     value: float
     low: float
     high: float
+    reliable: bool = True
 
 
-def miller_madow(counts: Floats) -> Floats:
-    """The entropy of each column of counts, (V, B), plus (V_seen - 1) / (2m), in nats; 0 where there are none."""
-    m, seen = np.maximum(counts.sum(0), 1.0), (counts > 0).sum(0)
-    logs = np.log(np.where(counts > 0, counts, 1.0))
-    return np.asarray(np.log(m) - (counts * logs).sum(0) / m + np.maximum(seen - 1, 0) / (2 * m))
+@dataclass(frozen=True)
+class Counts:
+    """How often each n-gram stands in each group, as lists of the pairs that occur: n-gram, group, count."""
+
+    gram: NDArray[np.intp]
+    group: NDArray[np.intp]
+    count: Floats
+    groups: int
+
+    def without_each(self, of_grams: Callable[[Floats], Floats]) -> tuple[float, Floats]:
+        """The sum of a function of the n-grams' counts, and that sum without each group, (G,)."""
+        total = np.asarray(np.bincount(self.gram, self.count), dtype=np.float64)
+        lost = of_grams(total[self.gram] - self.count) - of_grams(total[self.gram])
+        whole = float(of_grams(total).sum())
+        return whole, np.asarray(whole + np.bincount(self.group, lost, self.groups), dtype=np.float64)
+
+    @property
+    def tokens(self) -> tuple[float, Floats]:
+        """The number of n-grams, and that number without each group."""
+        return self.without_each(lambda count: count)
+
+    @property
+    def seen(self) -> tuple[float, Floats]:
+        """V, and V without each group."""
+        return self.without_each(lambda count: (count > 0).astype(np.float64))
 
 
-def distinct(counts: Floats) -> Floats:
-    """Unique n-grams as a share of all of them, by column of counts, (V, B); 0 where there are none."""
-    return np.asarray((counts > 0).sum(0) / np.maximum(counts.sum(0), 1.0))
+def miller_madow(counts: Counts) -> tuple[float, Floats]:
+    """Entropy of the n-grams plus (V_seen - 1) / (2m), in nats, and that without each group; 0 where there are none."""
+    (m, m_less), (seen, seen_less) = counts.tokens, counts.seen
+    logs, logs_less = counts.without_each(lambda c: c * np.log(np.maximum(c, 1.0)))
+
+    def entropy(tokens: Floats, grams: Floats, total: Floats) -> Floats:
+        size = np.maximum(tokens, 1.0)
+        return np.asarray(np.log(size) - total / size + np.maximum(grams - 1, 0.0) / (2 * size))
+
+    whole = entropy(np.array(m), np.array(seen), np.array(logs))
+    return float(whole), entropy(m_less, seen_less, logs_less)
+
+
+def distinct(counts: Counts) -> tuple[float, Floats]:
+    """Unique n-grams as a share of all of them, and that without each group; 0 where there are none."""
+    (m, m_less), (seen, seen_less) = counts.tokens, counts.seen
+    return seen / max(m, 1.0), seen_less / np.maximum(m_less, 1.0)
 
 
 def repetition(ids: Ids, n: int = 4) -> float:
@@ -102,21 +136,11 @@ def measured(pools: Sequence[Pool]) -> dict[str, tuple[list[Interval], list[Gap]
     names = sorted(set(pools[0].groups))
     budget = min(pool.tokens for pool in pools)
     parts = [cut(pool, budget) for pool in pools]
-    weights = draws(len(names))
-    found = {}
+    figures = {}
     for name, (n, statistic) in _STATISTICS.items():
-        most = 1.0 if name.startswith("distinct") else math.inf
-        tables = [_counts(part, n, names) for part in parts]
-        values = [float(_replicated(t, np.ones((1, len(names))), statistic)[0]) for t in tables]
-        replicates = np.stack([_replicated(t, weights, statistic) for t in tables])
-        found[name] = (
-            [spread(value, row, len(names), most) for value, row in zip(values, replicates, strict=True)],
-            [
-                gap(value - values[0], row - replicates[0], len(names))
-                for value, row in zip(values, replicates, strict=True)
-            ],
-        )
-    return found
+        values = [statistic(_counts(part, n, names)) for part in parts]
+        figures[name] = _jackknifed(values, 1.0 if name.startswith("distinct") else math.inf)
+    return figures
 
 
 def perplexity(nll: Sequence[ArrayLike], lengths: Sequence[ArrayLike], groups: Sequence[Sequence[str]]) -> tuple[
@@ -127,66 +151,55 @@ def perplexity(nll: Sequence[ArrayLike], lengths: Sequence[ArrayLike], groups: S
     `nll` and `lengths` hold one number a response: the sum over its tokens under the start model, and their count.
     """
     names = sorted(set(groups[0]))
-    weights = draws(len(names))
-    values, rows = [], []
+    values = []
     for losses, counts, of in zip(nll, lengths, groups, strict=True):
         index = np.searchsorted(names, np.asarray(of))
         sums, tokens = (np.bincount(index, np.asarray(x, dtype=np.float64), len(names)) for x in (losses, counts))
-        values.append(float(np.exp(sums.sum() / tokens.sum())))
-        rows.append(np.exp(weights @ sums / (weights @ tokens)))
-    return (
-        [spread(value, row, len(names)) for value, row in zip(values, rows, strict=True)],
-        [gap(value - values[0], row - rows[0], len(names)) for value, row in zip(values, rows, strict=True)],
-    )
+        rest = np.maximum(tokens.sum() - tokens, 1e-300)
+        values.append((math.exp(sums.sum() / tokens.sum()), np.exp((sums.sum() - sums) / rest)))
+    return _jackknifed(values, math.inf)
 
 
-def draws(groups: int, replicates: int = REPLICATES, seed: int = 0) -> Floats:
-    """How often each group stands in each bootstrap replicate, (B, G); the same for equal numbers of groups."""
-    found = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), replicates)
-    return np.asarray(found, dtype=np.float64)
+def _jackknifed(values: Sequence[tuple[float, Floats]], most: float) -> tuple[list[Interval], list[Gap]]:
+    """Intervals of values given with those without each group, within 0 and `most`, and of the gaps to the first."""
+    n = len(values[0][1])
+    intervals, gaps = [], []
+    for value, less in values:
+        half, reliable = _half_width(less)
+        intervals.append(Interval(value, max(value - half, 0.0), min(value + half, most), n, reliable))
+        gap = value - values[0][0]
+        half, reliable = _half_width(less - values[0][1])
+        gaps.append(Gap(gap, gap - half, gap + half, reliable))
+    return intervals, gaps
 
 
-def spread(value: float, replicates: Floats, n: int, most: float = math.inf) -> Interval:
-    """The value with the replicates' 95 % spread about their own mean, within 0 and `most`; unknown for one group."""
-    low, high = _reach(replicates, n)
-    return Interval(float(value), float(np.maximum(0.0, value + low)), float(np.minimum(most, value + high)), n)
+def _half_width(less: Floats) -> tuple[float, bool]:
+    """Half the jackknife's 95 % interval from the values without each group, (G,), and whether it is reliable.
+
+    NaN where no group makes a difference: then nothing is known of others.
+    """
+    n, off = len(less), off_mode(less)
+    if off == 0:
+        return math.nan, False
+    error = math.sqrt((n - 1) / n * float(((less - less.mean()) ** 2).sum()))
+    return float(stats.t.ppf(0.975, n - 1)) * error, off >= FEW
 
 
-def gap(value: float, replicates: Floats, n: int) -> Gap:
-    """A difference with the replicates' 95 % spread about their own mean; unknown for one group."""
-    low, high = _reach(replicates, n)
-    return Gap(float(value), float(value) + low, float(value) + high)
-
-
-def _reach(replicates: Floats, n: int) -> tuple[float, float]:
-    if n < 2:
-        return math.nan, math.nan
-    low, high = np.quantile(replicates - replicates.mean(), [0.025, 0.975])
-    return float(low), float(high)
-
-
-def _counts(pool: Pool, n: int, names: Sequence[str]) -> sparse.csr_array:
-    """How often each n-gram stands in each group: (V, G)."""
+def _counts(pool: Pool, n: int, names: Sequence[str]) -> Counts:
+    """How often each n-gram stands in each group."""
     place = {name: number for number, name in enumerate(names)}
-    known: dict[tuple[int, ...], int] = {}
-    rows, columns = [], []
+    numbers: dict[tuple[int, ...], int] = {}
+    grams, groups = [], []
     for ids, group in zip(pool.responses, pool.groups, strict=True):
         for gram in ngrams(ids, n):
-            rows.append(known.setdefault(gram, len(known)))
-            columns.append(place[group])
-    shape = (max(1, len(known)), len(names))
-    return sparse.csr_array((np.ones(len(rows)), (rows, columns)), shape=shape)
+            grams.append(numbers.setdefault(gram, len(numbers)))
+            groups.append(place[group])
+    cells, count = np.unique(np.array(grams, dtype=np.intp) * len(names) + np.array(groups, dtype=np.intp),
+                             return_counts=True)  # fmt: skip
+    return Counts(cells // len(names), cells % len(names), count.astype(np.float64), len(names))
 
 
-def _replicated(table: sparse.csr_array, weights: Floats, statistic: "Statistic") -> Floats:
-    parts = []
-    for start in range(0, len(weights), CHUNK):
-        counts = np.asarray(table @ weights[start : start + CHUNK].T)
-        parts.append(statistic(counts))
-    return np.concatenate(parts)
-
-
-Statistic = Callable[[Floats], Floats]
+Statistic = Callable[[Counts], tuple[float, Floats]]
 _STATISTICS: Mapping[str, tuple[int, Statistic]] = {
     "token_entropy": (1, miller_madow), "distinct_1": (1, distinct), "distinct_2": (2, distinct),
     "distinct_3": (3, distinct),

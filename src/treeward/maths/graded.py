@@ -91,11 +91,20 @@ def crps(log_probs: Float[Tensor, "*n B"], s: Float[Tensor, "*n"]) -> Float[Tens
 
 
 def pit(log_probs: Float[Tensor, "*n B"], s: Float[Tensor, "*n"], uniform: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """Randomised probability integral transform, F(s - 1) + u p(s) for the nearest bin s: uniform iff calibrated."""
+    """Randomised probability integral transform, F(k - 1) + v p(k): uniform if the model is calibrated  (Smith 1985;
+    Czado, Gneiting and Held 2009).
+
+    The bin k is drawn from the score's two-hot target, as in training: floor(s) + 1 with probability phi, else
+    floor(s). Both come from `uniform`, in [0, 1): k by whether it is below 1 - phi, v by how far it lies in that part.
+    """
     probabilities = log_probs.exp()
-    nearest = (s + 0.5).floor().clamp(1, log_probs.shape[-1]).long()[..., None] - 1
-    at = probabilities.gather(-1, nearest)[..., 0]
-    return probabilities.cumsum(-1).gather(-1, nearest)[..., 0] - at + uniform * at
+    down = s.floor().clamp(1, log_probs.shape[-1])
+    phi = s - down
+    up = uniform >= 1 - phi
+    v = torch.where(up, (uniform - (1 - phi)) / phi.clamp(min=1e-300), uniform / (1 - phi).clamp(min=1e-300))
+    k = (down + up).clamp(max=log_probs.shape[-1]).long()[..., None] - 1
+    at = probabilities.gather(-1, k)[..., 0]
+    return probabilities.cumsum(-1).gather(-1, k)[..., 0] - at + v * at
 
 
 def marginal_entropy(targets: Float[Tensor, "n B"]) -> float:
