@@ -134,7 +134,9 @@ def test_calibration_facts_split_their_halves_by_group() -> None:
     asked = table.columns["p"][[unit(group, 1) < 0.5 for group in table.groups]]
     assert facts["temperature"] == pytest.approx(calibration.temperature(asked))
     assert facts["n_temperature"] == 400 - len(asked)
-    assert facts["ece"]["low"] <= facts["ece"]["value"] <= facts["ece"]["high"] + 0.05
+    assert set(facts["ece"]) == {"value", "plug_in", "expected_if_exact", "p", "n"}
+    assert 0 < facts["ece"]["expected_if_exact"] < facts["ece"]["value"] < facts["ece"]["plug_in"] < 0.3
+    assert facts["ece"]["p"] < 0.05
     assert sum(point["n"] for point in facts["reliability"]) == 400
 
 
@@ -150,7 +152,7 @@ def test_pairs_of_one_prompt_count_as_one() -> None:
     subset = rewards.subset_facts(table, trees)["all"]
     assert lengths["length_matched_accuracy"] == subset == vars(table.interval("accuracy"))
     assert (subset["value"], subset["n"], lengths["longer_wins"]["n"]) == (0.7, 10, 10)
-    assert (rule.before.n, rule.after.n, rule.difference.test) == (10, 10, "paired bootstrap by group")
+    assert (rule.before.n, rule.after.n, rule.difference.test) == (10, 10, "score test by group")
 
 
 def test_subsets_are_reported_apart() -> None:

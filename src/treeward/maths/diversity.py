@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from treeward.maths.statistics import FEW, Floats, Interval, off_mode
+from treeward.maths.statistics import FEW, Floats, Interval, all_alike, off_mode
 
 Ids = Sequence[int]
 
@@ -165,24 +165,23 @@ def _jackknifed(values: Sequence[tuple[float, Floats]], most: float) -> tuple[li
     n = len(values[0][1])
     intervals, gaps = [], []
     for value, less in values:
-        half, reliable = _half_width(less)
-        intervals.append(Interval(value, max(value - half, 0.0), min(value + half, most), n, reliable))
+        low, high, reliable = _jackknife(value, less)
+        intervals.append(Interval(value, max(low, 0.0), min(high, most), n, reliable))
         gap = value - values[0][0]
-        half, reliable = _half_width(less - values[0][1])
-        gaps.append(Gap(gap, gap - half, gap + half, reliable))
+        low, high, reliable = _jackknife(gap, less - values[0][1])
+        gaps.append(Gap(gap, *((low, high) if reliable or low < high else all_alike(gap, n)), reliable))
     return intervals, gaps
 
 
-def _half_width(less: Floats) -> tuple[float, bool]:
-    """Half the jackknife's 95 % interval from the values without each group, (G,), and whether it is reliable.
-
-    NaN where no group makes a difference: then nothing is known of others.
+def _jackknife(value: float, less: Floats) -> tuple[float, float, bool]:
+    """The jackknife's 95 % interval from the values without each group, (G,), and whether it is reliable; NaN where
+    every group makes the same difference, since nothing is known of others then.
     """
     n, off = len(less), off_mode(less)
     if off == 0:
-        return math.nan, False
-    error = math.sqrt((n - 1) / n * float(((less - less.mean()) ** 2).sum()))
-    return float(stats.t.ppf(0.975, n - 1)) * error, off >= FEW
+        return math.nan, math.nan, False
+    half = float(stats.t.ppf(0.975, n - 1)) * math.sqrt((n - 1) / n * float(((less - less.mean()) ** 2).sum()))
+    return value - half, value + half, off >= FEW
 
 
 def _counts(pool: Pool, n: int, names: Sequence[str]) -> Counts:

@@ -125,20 +125,26 @@ def share(results: ArrayLike, groups: ArrayLike) -> Interval:
     return Interval(mean, *_wilson_limits(mean, n, q), len(means))
 
 
+def all_alike(change: float, n: int) -> tuple[float, float]:
+    """Bounds of a mean change where n groups all change by the same amount, if others do so too or do not change: the
+    amount times Wilson's interval of n out of n. Of no change, or of one group, nothing is known: NaN.
+    """
+    if change == 0 or n == 1:
+        return math.nan, math.nan
+    least = change * _wilson_limits(1.0, n, Z)[0]
+    return min(change, least), max(change, least)
+
+
 def paired_mean(before: ArrayLike, after: ArrayLike, groups: ArrayLike) -> Difference:
     """Mean over groups of after - before, of unbounded values, with the t interval and test of the group means.
 
-    Where all groups differ by the same amount v, the interval says what is known of other groups if they change by v or
-    not at all: v times Wilson's interval of n out of n. Of v = 0 nothing is known, and the bounds are NaN.
+    Where all groups differ by the same amount, the bounds are those of `all_alike`.
     """
     gain = by_group(np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64), groups)
     n, mean, off, test = len(gain), float(gain.mean()), off_mode(gain), "paired t by group"
     if off == 0:
         p = _floor(gain)
-        if mean == 0 or n == 1:
-            return Difference(mean, math.nan, math.nan, p, test, math.nan, reliable=False)
-        low, high = sorted((mean, mean * _wilson_limits(1.0, n, Z)[0]))
-        return Difference(mean, *_agreeing(low, high, p), p, test, math.nan, reliable=False)
+        return Difference(mean, *_agreeing(*all_alike(mean, n), p), p, test, math.nan, reliable=False)
     error = float(gain.std(ddof=1)) / math.sqrt(n)
     half = float(stats.t.ppf(0.975, n - 1)) * error
     p = max(float(2 * stats.t.sf(abs(mean) / error, n - 1)), _floor(gain))
