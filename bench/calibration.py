@@ -15,6 +15,7 @@ import re
 import sys
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,13 +27,21 @@ from numpy.typing import NDArray
 from scipy import stats
 from scipy.special import expit, logit
 
+from treeward.data.prepare import Prepared
+from treeward.data.render import Account
+from treeward.data.splits import Part
 from treeward.evaluation.rewards import calibration_facts
-from treeward.evaluation.tables import Measurement, Table, compare
+from treeward.evaluation.tables import Comparison, Measurement, Table, compare
 from treeward.evaluation.versus import diversity_facts
 from treeward.maths.best_of_n import at_equal_kl, kl_bound
 from treeward.maths.calibration import equal_mass, rank_correlation
 from treeward.maths.diversity import Gap
-from treeward.maths.statistics import Difference, Interval
+from treeward.maths.frontier import Point, standings
+from treeward.maths.statistics import Difference, Interval, against_half
+from treeward.proof.guards import judge_guards, k1_check
+from treeward.proof.verdict import decide
+from treeward.trees.text import Tree
+from treeward.trees.tokens import TokenTree
 
 Floats = NDArray[np.float64]
 Draw = np.random.Generator
@@ -371,7 +380,193 @@ DIVERSITY = [
 
 # --- verdicts -------------------------------------------------------------------------------------------------------
 
-VERDICTS: list[Scenario] = []
+VERDICT_TABLES = 10_000
+FRONTIERS = 500
+BOUNDS = {"improved": 0.025, "worse": 0.03, "broken": 0.001}
+"""The largest rate of each word that a run without effect may have."""
+ROWS = 4
+"""Rows a prompt where prompts have several."""
+
+
+def rates(
+    draw: Draw, n: int, once: Callable[[Draw], str], bounds: Mapping[str, float], tables: int = VERDICT_TABLES
+) -> Figures:
+    """`once` draws a run and returns its verdict; a rate fails if it is above its bound beyond chance (99 %)."""
+    counts = Counter(once(draw) for _ in range(tables))
+    sound = all(lower(counts[word], tables) <= bound for word, bound in bounds.items())
+    return {"n": n, "tables": tables, **{word: counts[word] / tables for word in bounds}, "passed": sound}
+
+
+Sides = tuple[Floats, Floats]
+"""A column before and after, `ROWS` rows a prompt or one."""
+Columns = Callable[[Draw, int, float], Sides]
+"""(draw, prompts, effect) to a column before and after; an effect of 0 leaves its truth as it is."""
+
+
+def constant_start(draw: Draw, n: int, effect: float) -> Sides:
+    """A reward model whose head starts at zero: all ties before."""
+    return np.full(n, 0.5), draw.binomial(1, 0.5 + effect, n).astype(np.float64)
+
+
+def single_rows(draw: Draw, n: int, effect: float) -> Sides:
+    """Accuracies of one pair a prompt: hard and easy pairs, both models right as often on each."""
+    p = draw.beta(2, 1.5, n)
+    return draw.binomial(1, p).astype(np.float64), draw.binomial(1, p + effect * (1 - p)).astype(np.float64)
+
+
+def at_one_half(draw: Draw, n: int, effect: float) -> Sides:
+    """Accuracies of a start that is at one half without being constant."""
+    return draw.binomial(1, 0.5, n).astype(np.float64), draw.binomial(1, 0.5 + effect, n).astype(np.float64)
+
+
+def clustered_rows(draw: Draw, n: int, effect: float) -> Sides:
+    """Accuracies of several pairs a prompt that are right or wrong together."""
+    p = np.repeat(draw.beta(0.8, 0.6, n), ROWS)
+    return draw.binomial(1, p).astype(np.float64), draw.binomial(1, p + effect * (1 - p)).astype(np.float64)
+
+
+def normal_scores(draw: Draw, n: int, effect: float) -> Sides:
+    """Scores of several samples a prompt."""
+    level = np.repeat(draw.normal(size=n), ROWS)
+    return level + draw.normal(size=n * ROWS), level + draw.normal(size=n * ROWS) + effect
+
+
+def tied_scores(draw: Draw, n: int, effect: float) -> Sides:
+    """Counts, most of them 0 or 1, one sample a prompt."""
+    level = draw.gamma(2, 0.3, n)
+    return draw.poisson(level).astype(np.float64), draw.poisson(level + effect).astype(np.float64)
+
+
+def bounded_scores(draw: Draw, n: int, effect: float) -> Sides:
+    """Scores between 0 and 1 that crowd at both ends."""
+    level = np.repeat(draw.beta(1, 1, n), ROWS)
+    return draw.beta(2 * level + 0.1, 2 - 2 * level + 0.1), draw.beta(2 * level + 0.1 + 4 * effect, 2 - 2 * level + 0.1)
+
+
+ACCURACIES = {
+    "accuracy from a constant start": constant_start, "accuracy, single rows": single_rows,
+    "accuracy from one half": at_one_half, "accuracy, clustered": clustered_rows,
+}  # fmt: skip
+SCORES = {"normal scores": normal_scores, "tied scores": tied_scores, "bounded scores": bounded_scores}
+
+
+def compared(name: str, sides: Sides, n: int) -> Comparison:
+    """One metric before and after of n prompts."""
+    groups: Any = np.repeat(np.arange(n), len(sides[0]) // n)
+    return compare(name, *(Table(groups, {name: side}) for side in sides))
+
+
+def word_of(main: Comparison, judges: Sequence[Comparison] = (), accuracy: Sides | None = None) -> str:
+    """The verdict as a receipt gives it; an accuracy is also held against one half."""
+    half = None
+    if accuracy is not None:
+        groups = np.repeat(np.arange(main.after.n), len(accuracy[1]) // main.after.n)
+        half = against_half(accuracy[1], groups)
+    return decide(main, judge_guards([main, *judges]), scorer="gold", half=half).word
+
+
+def no_effect(name: str, columns: Columns, n: int) -> Scenario:
+    """A run after which the truth is what it was."""
+
+    def once(draw: Draw) -> str:
+        sides = columns(draw, n, 0.0)
+        accurate = columns in ACCURACIES.values()
+        return word_of(compared("accuracy" if accurate else "score", sides, n), accuracy=sides if accurate else None)
+
+    return Scenario("verdicts without effect", f"{name}, n={n}", lambda draw: rates(draw, n, once, BOUNDS))
+
+
+def sound_samples(n: int) -> Scenario:
+    """Guards of the samples of a policy that moved a little from its start: is k1 taken for another quantity than KL?
+
+    Samples are of 20 tokens from 8, the logits' differences normal with sd 0.3; their two estimates are drawn again and
+    again from 100,000 such samples.
+    """
+
+    def run(draw: Draw) -> Figures:
+        logits = draw.normal(size=(100_000, 20, 8))
+        p, q = (np.exp(x) / np.exp(x).sum(-1, keepdims=True) for x in (logits, logits + draw.normal(0, 0.3, 8)))
+        token = (draw.uniform(size=(100_000, 20, 1)) > p.cumsum(-1)[..., :-1]).sum(-1)
+        log_ratio = np.log(p / q)
+        kl = (p * log_ratio).sum((1, 2))
+        k1 = np.take_along_axis(log_ratio, token[..., None], 2).sum((1, 2))
+        groups: Any = np.repeat(np.arange(n), ROWS)
+
+        def once(draw: Draw) -> str:
+            rows = draw.integers(0, len(kl), n * ROWS)
+            check = k1_check(Table(groups, {"kl": kl[rows], "k1": k1[rows]}), 1.0)
+            return "broken" if check.passed is False else "sound"
+
+        return rates(draw, n, once, {"broken": BOUNDS["broken"]})
+
+    return Scenario("k1 of sound samples", f"20 tokens a sample, n={n}", run)
+
+
+def improved(name: str, columns: Columns, judges: int, n: int) -> Scenario:
+    """A run that improved beyond doubt, and judges who see no difference."""
+
+    def once(draw: Draw) -> str:
+        main = compared("score", normal_scores(draw, n, 3.0), n)
+        unchanged = [compared(f"judge:{number}", columns(draw, n, 0.0), n) for number in range(judges)]
+        return word_of(main, unchanged)
+
+    title = f"{judges} unchanged judge{'s' if judges > 1 else ''} of {name}, n={n}"
+    bounds = {"worse": BOUNDS["worse"]}
+    return Scenario("verdicts of a true improvement", title, lambda draw: rates(draw, n, once, bounds))
+
+
+def chosen(name: str, columns: Columns, measurements: int, n: int) -> Scenario:
+    """A run without a test part and without effect: the best of several checkpoints on one half of the validation
+    groups, the verdict on the other half, as `Prepared.apart` parts them.
+    """
+    trees = [TokenTree((1,), ((2,),), f"prompt {number}") for number in range(n)]
+    texts = [Tree("prompt", ["response"]) for _ in trees]
+    parts: dict[Part, list[TokenTree]] = {"train": [], "validation": trees, "test": []}
+    data = Prepared(parts, {"train": [], "validation": texts, "test": []}, Account(rows=n), "preference")
+    accurate = columns in ACCURACIES.values()
+
+    def once(draw: Draw) -> str:
+        held_out = data.apart(chooses=True, seed=int(draw.integers(2**31))).held_out
+        judging = np.zeros(n, dtype=bool)
+        judging[[int(tree.group.split()[1]) for tree in held_out]] = True
+        drawn = [columns(draw, n, 0.0) for _ in range(measurements)]
+        rows = np.repeat(judging, len(drawn[0][0]) // n)
+        before, after = max(drawn, key=lambda sides: float(sides[1][~rows].mean()))
+        sides = before[rows], after[rows]
+        metric = "accuracy" if accurate else "score"
+        return word_of(compared(metric, sides, int(judging.sum())), accuracy=sides if accurate else None)
+
+    title = f"{name}, the best of {measurements} measurements, n={n // 2} and {n // 2}"
+    return Scenario(
+        "verdicts after a choice without a test part", title, lambda draw: rates(draw, n // 2, once, BOUNDS)
+    )
+
+
+def equal_models(name: str, n: int) -> Scenario:
+    """Thirty equal models on one frontier: is any called clearly beaten?"""
+    points = [Point(str(kl), Interval(0, 0, 0, n), Interval(kl, kl, kl, n)) for kl in range(30)]
+
+    def once(draw: Draw) -> str:
+        level = draw.gamma(2, 0.3, (1, n))
+        scores = draw.poisson(level, (30, n)) if name == "tied" else draw.normal(level, 1.0, (30, n))
+        called = any(standing.beaten_by for standing in standings(points, list(scores.astype(np.float64))))
+        return "any clearly beaten" if called else "none"
+
+    bounds = {"any clearly beaten": 0.05}
+    title = f"{name} scores, n={n}"
+    return Scenario("frontiers of thirty equal models", title, lambda draw: rates(draw, n, once, bounds, FRONTIERS))
+
+
+JUDGES = (1, 3, 6)
+VERDICTS: list[Scenario] = [
+    *(no_effect(name, columns, n) for name, columns in (ACCURACIES | SCORES).items() for n in (64, 400)),
+    *(sound_samples(n) for n in (64, 400)),
+    *(improved(name, columns, judges, 64) for name, columns in SCORES.items() for judges in JUDGES),
+    improved("normal scores", normal_scores, 6, 400),
+    *(chosen(name, columns, k, 128) for k in (3, 10, 20)
+      for name, columns in (("accuracy", single_rows), ("scores", tied_scores))),
+    *(equal_models(name, 64) for name in ("normal", "tied")),
+]  # fmt: skip
 
 SCENARIOS: Sequence[Scenario] = [*COVERAGE, *ECE, *DIVERSITY, *VERDICTS]
 

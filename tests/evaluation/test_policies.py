@@ -20,6 +20,7 @@ from treeward.proof.guards import k1_check
 from treeward.rewards import scorers
 from treeward.trees.forest import plant
 from treeward.trees.forward import TreeLM
+from treeward.trees.text import beside
 from treeward.trees.tokens import TokenTree
 from treeward.trees.verify import verified
 
@@ -103,7 +104,7 @@ def test_labelled_responses_without_a_counterpart_are_counted(moved: Any, caplog
     policy, anchor = moved(0.1)
     labels = (1.0, 1.0, 0.0, 1.0, 1.0)
     trees = [TokenTree((n, n + 1), ((n, 7),), f"p{n}", ((label,),)) for n, label in enumerate(labels, 5)]
-    assert implicit(policy, anchor, trees).groups == ["p5 / p7"]
+    assert implicit(policy, anchor, trees).groups == [beside("p5", "p7")]
     assert "3 of 5 labelled responses have no counterpart" in caplog.text
     with pytest.raises(ValueError, match="nothing to compare is held out"):
         implicit(policy, anchor, trees[:2])

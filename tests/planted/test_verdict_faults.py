@@ -1,14 +1,21 @@
 """Faults of the verdict: data that chose something, too few prompts, labels, scores and disks that fail at the end."""
 
+import errno
+import importlib
 import json
+import os
+import pathlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from treeward.cli.main import run
 from treeward.jobs.tasks import RewardTask
+from treeward.runs.directory import RunDirectory
 
 TINY = ["--model.config.num_hidden_layers", "1", "--model.device", "cpu", "--batch-size", "16", "--lr", "1e-3",
         "--require", "any"]  # fmt: skip
@@ -295,3 +302,93 @@ def test_f28_a_reward_model_without_finite_scores_is_broken(tmp_path: Path, monk
     receipt = receipt_of(tmp_path / "run")
     assert "F28" in failed(receipt)
     assert "chosen is nan" in receipt["reason"]
+
+
+def test_both_sides_of_a_labelled_pair_stand_apart_in_evaluation(tmp_path: Path) -> None:
+    """Two texts with slashes of their own, one pair: the row names both."""
+    from treeward.data import world
+
+    rows = [
+        {"text": f"{row[side]} / take {n}", "label": label, "split": "test" if n % 3 == 0 else "train"}
+        for n, row in enumerate(world.pairs(0, 150)) for side, label in (("chosen", 1), ("rejected", 0))
+    ]  # fmt: skip
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert reward(tmp_path / "run", "--data.source", str(tmp_path / "texts.jsonl"), "--steps", "2") == 0
+    labels = {row["text"]: row["label"] for row in rows}
+    found = rows_of(tmp_path / "run")
+    assert len(found) >= 30
+    assert all([labels[side] for side in row["sides"]] == [1, 0] for row in found)
+
+
+def test_the_movement_of_a_head_that_starts_at_zero_is_from_zero(tmp_path: Path) -> None:
+    assert reward(tmp_path / "run", "--data.test", "0.2", "--steps", "3") == 0
+    moved = receipt_of(tmp_path / "run")["movement"]
+    assert moved["by_module"]["score"] == "from zero"
+    assert 0 < moved["by_module"]["model.layers.0"] < 1
+    assert 0 < moved["relative_update"] < 1
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+RUST = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+def fails_once(honest: Any, problem: Exception, when: Callable[..., bool]) -> Any:
+    """`honest`, but the first call for which `when` holds raises; the disk has room again afterwards."""
+    left = [problem]
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        if left and when(*arguments):
+            raise left.pop()
+        return honest(*arguments, **named)
+
+    return call
+
+
+def writes(*, weights: str = "", optimizer: str = "", text: str = "") -> dict[str, Any]:
+    """The function through which a file goes, and when its path holds these words."""
+    if weights:
+        return {"target": "treeward.algorithms.state.save_file", "when": lambda _, file, *rest: weights in str(file)}
+    if optimizer:
+        return {"target": "torch.save", "when": lambda _, file: optimizer in str(file.name)}
+    return {"target": "pathlib.Path.write_text", "when": lambda file, _: text in str(file)}
+
+
+@pytest.mark.parametrize(
+    ("write", "problem", "done"),
+    [
+        (writes(weights="step-000004"), RUST, "after step 2"), (writes(optimizer="step-000004"), FULL, "after step 2"),
+        (writes(weights="best"), RUST, "after step 4"), (writes(text="receipt"), FULL, "after step 4"),
+        (writes(text="report"), FULL, "the receipt is written"),
+    ],
+)  # fmt: skip
+def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_kept(
+    write: dict[str, Any], problem: Exception, done: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    module, _, name = write["target"].rpartition(".")
+    owner = pathlib.Path if module == "pathlib.Path" else importlib.import_module(module)
+    monkeypatch.setattr(owner, name, fails_once(getattr(owner, name), problem, write["when"]))
+    out = tmp_path / "run"
+    words = ["--data.test", "0.2", "--data.validation", "0.1", "--steps", "5", "--save-every", "2"]
+    assert reward(out, *words) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith(f"treeward: no space left on the disk of {str(out)!r}")
+    assert done in line
+    assert not [path for path in out.rglob(".*") if path.name != ".lock"], "nothing half-written is left"
+    if "report" in done or "receipt is" in done:
+        assert "treeward report" in line
+        assert receipt_of(out)["verdict"] != "broken"
+        return
+    assert f"treeward resume {out}" in line
+    assert run(["resume", str(out)]) == 0
+    assert [path.name for path in RunDirectory(out).checkpoints()] == ["step-000004"]
+
+
+def test_a_disk_that_is_full_from_the_start_leaves_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Path, "write_text", fails_once(Path.write_text, FULL, lambda file, _: "config" in str(file)))
+    assert reward(tmp_path / "run", "--data.test", "0.2") == 2
+    assert "no space left on the disk" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert reward(tmp_path / "run", "--data.test", "0.2", "--steps", "2") == 0

@@ -26,7 +26,8 @@ def facts(before: float, after: float) -> dict[str, Any]:
 
 
 def a_run(path: Path, score: float, kl: float, *, seed: int = 0, beta: float = 0.1, **over: Any) -> Path:
-    """A run directory with three prompts of two samples each."""
+    """A run directory with three prompts of two samples each, or `prompts` of them; all samples score alike but for a
+    tenth of the prompt's number."""
     path.mkdir(parents=True)
     receipt = {
         "schema": 1, "command": "dpo", "verdict": over.get("verdict", "improved"), "metric": "score",
@@ -43,8 +44,8 @@ def a_run(path: Path, score: float, kl: float, *, seed: int = 0, beta: float = 0
     length = over.get("length", 4)
     samples = [
         {"group": f"p{n}", "sample": k, "prompt": over.get("prompt", "why"), "ids_before": [n, k, 1, 2],
-         "ids_after": list(range(n, n + length))}
-        for n in range(3) for k in range(2)
+         "ids_after": list(range(n, n + length)), "score_before": n / 10, "score_after": n / 10 + score + n % 2 / 10}
+        for n in range(over.get("prompts", 3)) for k in range(2)
     ]  # fmt: skip
     (path / "receipt.json").write_text(json.dumps(receipt))
     (path / "config.yaml").write_text(yaml.safe_dump(config))
@@ -62,7 +63,10 @@ def test_numbers_of_neighbours_stand_apart() -> None:
 
 
 def test_table_figure_and_png(tmp_path: Path) -> None:
-    runs = [a_run(tmp_path / "good", 1.0, 0.5), a_run(tmp_path / "poor", 0.5, 0.6, beta=0.3, divergence="reverse-kl")]
+    poor = {"beta": 0.3, "divergence": "reverse-kl"}
+    runs = [
+        a_run(tmp_path / "good", 1.0, 0.5, prompts=12), a_run(tmp_path / "poor", 0.5, 0.6, prompts=12, **poor)
+    ]  # fmt: skip
     out = write_frontier(runs, tmp_path / "pages" / "frontier.html")
     page = out.read_text()
     assert page.count("<svg") == 1
@@ -72,7 +76,7 @@ def test_table_figure_and_png(tmp_path: Path) -> None:
     assert "1  good · dpo sigmoid js" in page
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     for words in ("dpo sigmoid js", "dpo sigmoid<", "judge length", "pooled token entropy", "distinct-3",
-                  "perplexity under the start", "24 tokens a model"):  # fmt: skip
+                  "perplexity under the start", "96 tokens a model"):  # fmt: skip
         assert words in page
     row = page[page.index("<td>poor</td>") :]
     assert row[: row.index("</tr>")].count("good") == 1

@@ -18,6 +18,7 @@ from transformers import get_scheduler
 
 from treeward.algorithms import ranks
 from treeward.models.weights import trainable
+from treeward.runs.directory import whole
 
 log = logging.getLogger(__name__)
 
@@ -123,18 +124,19 @@ class TrainState:
         temporary = directory.with_name(f".{directory.name}.{os.getpid()}")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        save_trainable(self.model, temporary / "weights.safetensors")
-        for name, companion in self.companions.items():
-            save_file(
-                {n: p.detach().contiguous() for n, p in companion.named_parameters()}, temporary / f"{name}.safetensors"
-            )
-        random = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state(self._gpu) if self._gpu else None}
-        torch.save({"optimizer": self.optimizer.state_dict(), "random": random}, temporary / "state.pt")
-        facts = {
-            "index": self.index, "notes": self.notes, "plan": self._plan, "next_rows": self.order.batch(self.index),
-            "under": _circumstances(),
-        }  # fmt: skip
-        (temporary / "state.json").write_text(json.dumps(facts))
+        with whole(temporary):
+            save_trainable(self.model, temporary / "weights.safetensors")
+            for name, companion in self.companions.items():
+                tensors = {n: p.detach().contiguous() for n, p in companion.named_parameters()}
+                save_file(tensors, temporary / f"{name}.safetensors")
+            random = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state(self._gpu) if self._gpu else None}
+            with (temporary / "state.pt").open("wb") as file:
+                torch.save({"optimizer": self.optimizer.state_dict(), "random": random}, file)
+            facts = {
+                "index": self.index, "notes": self.notes, "plan": self._plan, "next_rows": self.order.batch(self.index),
+                "under": _circumstances(),
+            }  # fmt: skip
+            (temporary / "state.json").write_text(json.dumps(facts))
         old = directory.with_name(f".{directory.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         if directory.exists():

@@ -13,6 +13,7 @@ from importlib import import_module
 
 from treeward.jobs.progress import Interrupted
 from treeward.proof.checks import ChecksFailed
+from treeward.runs.directory import is_full
 
 VERBS = {
     "quickstart": "the whole path on the embedded world: sft, reward model, DPO, one page",
@@ -54,6 +55,10 @@ def run(arguments: Sequence[str]) -> int:
         return int(module.run(verb, rest))
     except (ValueError, FloatingPointError, PermissionError) as problem:
         return _complain(" ".join(str(problem).split()))
+    except OSError as problem:
+        if not is_full(problem):
+            raise
+        return _complain(f"no space left on the disk ({problem}): free some, or write elsewhere with --out")
     except ChecksFailed as problem:
         return _checks_failed(problem)
     except Interrupted as problem:

@@ -168,10 +168,20 @@ def show_sweep(found: Swept) -> int:
         print(f"{name}: {after}; change {change}{kl}; {receipt['verdict']}")
     for name, reason in found.failed.items():
         print(f"{name}: not trained: {reason}")
+    if len(found.runs) > 1:
+        print(f"choice     {chosen_on(len(found.runs), 'points')}")
     print(f"sweep      {found.path}")
     if found.frontier or found.no_frontier:
         print(f"frontier   {found.frontier or f'none: {found.no_frontier}'}")
     return found.exit_code
+
+
+def chosen_on(count: int, what: str) -> str:
+    """What figures of several models on the same held-out groups do not say."""
+    return (
+        f"{count} {what} on the same held-out groups: the best by these figures was chosen on them and looks better "
+        "than it is; measure it on other data before quoting it"
+    )
 
 
 def show_members(found: Ensembled) -> int:
@@ -180,6 +190,7 @@ def show_members(found: Ensembled) -> int:
         accuracy, gain = facts["accuracy"], facts["against_member_1"]
         told = f"against member 1 {interval(gain, sign=True)}, {p_value(gain['p'], accuracy['n'])}"
         print(f"{name:<16} accuracy {interval(accuracy)}, n={accuracy['n']}; {told}")
+    print(f"choice     {chosen_on(len(found.ways), 'ways')}")
     print(f"run        {found.path}\nmodel      {found.path / 'model'} (WARM)")
     return found.exit_code
 

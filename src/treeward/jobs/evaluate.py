@@ -26,6 +26,8 @@ from treeward.trees.tokens import TokenTree
 log = logging.getLogger(__name__)
 
 REWARD = "SequenceClassification"
+SEEN = {"train": "models are trained on it", "validation": "checkpoints are chosen on it"}
+"""Why figures of a part are no held-out ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +79,9 @@ def evaluate(config: EvaluateRun) -> Evaluated:
         ValueError: the model, the data or the place to write cannot be used, or an option has no effect.
     """
     path = free_path("evaluate", config.out) if config.out else None
+    if config.part != "test":
+        log.warning("part %s: %s, so the figures of a model of this data are too good here", config.part,
+                    SEEN[config.part])  # fmt: skip
     reward = _is_reward(config.model)
     if reward:
         config.evaluation.refuse_samples()

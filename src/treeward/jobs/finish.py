@@ -23,7 +23,7 @@ from treeward.proof.receipt import receipt
 from treeward.proof.verdict import decide
 from treeward.report.page import write_page
 from treeward.rewards.texts import BadScore
-from treeward.runs.directory import RunDirectory, finite
+from treeward.runs.directory import RunDirectory, finite, whole
 from treeward.trees.text import sides
 
 LOOKED_AT = 1_000
@@ -64,7 +64,8 @@ def conclude(
     """Write model, evaluation, samples, receipt and report; returns the receipt and the exit code."""
     task, data = begun.task, begun.data
     task.model.budgets = Budgets(config.data.max_prompt, config.data.max_response)
-    task.model.save(run.path / "model", run.path / "adapter")
+    with whole(run.path / "model", run.path / "adapter"):
+        task.model.save(run.path / "model", run.path / "adapter")
     after, broken = _after(task, data, before, broken)
     main = compare(task.metric, before.table_of(task.metric), after.table_of(task.metric))
     others = _others(task, before, after)
@@ -132,9 +133,9 @@ def _labels(task: Task, data: Prepared, config: AnyRun, held_out: Difference) ->
     """F05, from the accuracy on a sample of the training part, which is measured for this alone."""
     trees = shuffled(((f"looked at again: {tree.group}", tree) for tree in data.train), config.data.seed)
     table = task.pairs(trees[:LOOKED_AT])
-    return (
-        [] if table is None else [guards.labels_check(held_out, against_half(table.columns["accuracy"], table.groups))]
-    )
+    if table is None:
+        return []
+    return [guards.labels_check(held_out, against_half(table.columns["accuracy"], table.groups))]
 
 
 def _closing_checks(

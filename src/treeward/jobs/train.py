@@ -7,13 +7,15 @@ before the first step, so that nothing but the optimiser steps already taken is 
 import logging
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import yaml
+from safetensors import SafetensorError
 
 from treeward.algorithms.loop import Step, accumulate
 from treeward.algorithms.state import TrainState, load_trainable, save_trainable
@@ -34,7 +36,7 @@ from treeward.proof.closing import Movement
 from treeward.proof.data_checks import data_checks, enough_groups, vocabulary_checks
 from treeward.proof.rates import rate_check
 from treeward.rewards.texts import BadScore
-from treeward.runs.directory import RunDirectory, alone, created, free_path
+from treeward.runs.directory import DiskFull, RunDirectory, alone, created, free_path, is_full, whole
 from treeward.trees.tokens import TokenTree
 from treeward.trees.verify import verify
 
@@ -57,6 +59,7 @@ def train(config: AnyRun, resume: RunDirectory | None = None) -> Finished:
         ChecksFailed: a check before the first step failed; no run directory is left.
         ValueError: the configuration, model or data cannot be used, or another process works on this run; before the
             first step no run directory is left.
+        DiskFull: a file of the run could not be written; the last checkpoint is kept.
         Interrupted: Ctrl-C; the state is saved.
     """
     if resume is None:
@@ -67,10 +70,32 @@ def train(config: AnyRun, resume: RunDirectory | None = None) -> Finished:
     before.check_finite()
     begun.checks += require([*_all_measured(begun.task, before, begun.data.held_out), *_sampled(begun.task, before)])
     run = resume or created(config.name or verb_of(config), config.out)
-    with alone(run.path):
+    with _room(run, resume is not None), alone(run.path):
         if resume is None:
             run.write("config.yaml", yaml.safe_dump({"command": verb_of(config), **dump(config)}, sort_keys=False))
         return _run(config, begun, before, run, resume is not None)
+
+
+@contextmanager
+def _room(run: RunDirectory, resumed: bool) -> Iterator[None]:
+    """Turn a write that failed for want of space into one line on what is kept and how to go on.
+
+    A new run that took no step yet leaves no directory.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as problem:  # torch's archives raise RuntimeError
+        if not is_full(problem):
+            raise
+        said = f"no space left on the disk of {str(run.path)!r}: free some, then "
+        if (run.path / "receipt.json").exists():
+            raise DiskFull(f"{said}`treeward report {run.path}` for the page; the receipt is written") from problem
+        if not resumed and not run.lines("metrics.jsonl"):
+            shutil.rmtree(run.path)
+            raise DiskFull(f"{said}start the run again, or name another place with --out") from problem
+        done = _done(run)
+        kept = f"after step {done} of its last checkpoint" if done else "from the start, since it has no checkpoint"
+        raise DiskFull(f"{said}`treeward resume {run.path}`, which goes on {kept}") from problem
 
 
 def _run(config: AnyRun, begun: Prologue, before: Measurement, run: RunDirectory, resumed: bool) -> Finished:
@@ -258,8 +283,9 @@ def _validate(task: Task, trees: Sequence[TokenTree], step: Step, run: RunDirect
         step.state.notes |= {"best": value, "best_step": step.index}
         temporary = run.best.with_name(".best.safetensors")
         temporary.parent.mkdir(exist_ok=True)
-        save_trainable(task.model.tree, temporary)
-        temporary.rename(run.best)
+        with whole(temporary):
+            save_trainable(task.model.tree, temporary)
+            temporary.rename(run.best)
     found = {known.name: value}
     if "samples" in measured.tables:
         samples = measured.tables["samples"]

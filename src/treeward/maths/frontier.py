@@ -1,18 +1,22 @@
 """Score against KL: which models stand on the frontier, and which are clearly beaten. It reads nothing.
 
 A model is on the frontier if no other has at least its score at no more than its KL, one of them strictly. It is
-clearly beaten by another if that one's score is higher by more than both intervals together leave open (half widths in
-quadrature, as if the samples were independent, which is cautious for models that answered the same prompts), at a KL
-that is no higher.
+clearly beaten by another if that one's score is higher on the same prompts, at a KL that is no higher: a one-sided
+paired t test by prompt, whose p value is corrected for all such comparisons that are made (Holm 1979). Among equal
+models any is then called clearly beaten in at most 5 % of frontiers, however many they are. Differences of equal models
+are symmetric, for which the t test's tails are right or cautious; bench/calibration.py simulates thirty.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import permutations
 
 import numpy as np
 
-from treeward.maths.statistics import Interval, clustered_mean
+from treeward.maths.statistics import Floats, Interval, clustered_mean, holm, paired_mean
+
+LEVEL = 0.05
+"""Chance that any of several equal models is called clearly beaten."""
 
 
 @dataclass(frozen=True)
@@ -35,22 +39,27 @@ class Standing:
     beaten_by: tuple[str, ...]
 
 
-def standings(points: Sequence[Point]) -> list[Standing]:
-    """The standing of every point, in order."""
+def standings(points: Sequence[Point], scores: Sequence[Floats]) -> list[Standing]:
+    """The standing of every point, in order. `scores` holds each point's mean score a prompt, prompts in one order."""
+    beaten = _clearly_beaten(points, scores)
     return [
-        Standing(
-            point,
-            not any(_dominates(other, point) for other in points),
-            tuple(o.label for o in points if o is not point and o.kl.value <= point.kl.value and clearly(o, point)),
-        )
-        for point in points
+        Standing(point, not any(_dominates(other, point) for other in points), by)
+        for point, by in zip(points, beaten, strict=True)
     ]
 
 
-def clearly(a: Point, b: Point) -> bool:
-    """Whether a's score is above b's with the interval of the (unpaired) difference clear of zero."""
-    half = math.hypot(a.score.value - a.score.low, b.score.high - b.score.value)
-    return not math.isnan(half) and a.score.value - b.score.value > half
+def _clearly_beaten(points: Sequence[Point], scores: Sequence[Floats]) -> list[tuple[str, ...]]:
+    """The labels of the points that clearly beat each point."""
+    pairs = [(a, b) for a, b in permutations(range(len(points)), 2) if points[a].kl.value <= points[b].kl.value]
+    corrected = holm([_above(scores[a], scores[b]) for a, b in pairs])
+    clear = [pair for pair, p in zip(pairs, corrected, strict=True) if p < LEVEL]
+    return [tuple(points[a].label for a, b in clear if b == place) for place in range(len(points))]
+
+
+def _above(a: Floats, b: Floats) -> float:
+    """One-sided p value of a's scores being above b's, on the same prompts."""
+    found = paired_mean(b, a, range(len(a)))
+    return found.p / 2 if found.value > 0 else 1 - found.p / 2
 
 
 def over_seeds(points: Sequence[Point]) -> list[Point]:

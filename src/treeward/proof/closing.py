@@ -1,5 +1,6 @@
 """After the last step: how far the weights moved, and whether what was saved is what was trained."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,10 +25,13 @@ CLIPPED = 0.01
 
 @dataclass(frozen=True)
 class Movement:
-    """How far the trainable weights went: relative to their start, in all and by module; and those that did not."""
+    """How far the trainable weights went: relative to their start, in all and by module; and those that did not.
+
+    A module that was all zeros, such as a new head, moved "from zero", which no ratio says.
+    """
 
     relative_update: float
-    by_module: dict[str, float]
+    by_module: dict[str, float | str]
     parameters_unmoved: list[str]
 
     @classmethod
@@ -41,8 +45,16 @@ class Movement:
             total[1] += norm**2
         change = sum(c for c, _ in modules.values()) ** 0.5
         norm = sum(n for _, n in modules.values()) ** 0.5
-        by_module = {name: (c**0.5) / max(n**0.5, 1e-12) for name, (c, n) in modules.items()}
-        return cls(change / max(norm, 1e-12), by_module, [name for name, (c, _) in norms.items() if c == 0])
+        by_module = {name: _ratio(c**0.5, n**0.5) for name, (c, n) in modules.items()}
+        whole = change / norm if norm else math.inf if change else 0.0
+        return cls(whole, by_module, [name for name, (c, _) in norms.items() if c == 0])
+
+
+def _ratio(change: float, norm: float) -> float | str:
+    """The change as a multiple of the norm at the start; "from zero" where that was zero."""
+    if norm == 0:
+        return "from zero" if change else 0.0
+    return change / norm
 
 
 def movement_checks(moved: Movement, expected: bool) -> list[Check]:

@@ -97,8 +97,8 @@ def labels_check(held_out: Difference, training: Difference) -> Check:
     """
     fell = clearly_below_half(held_out) and training.value > 0 and training.p < OPPOSITE
     detail = (
-        f"accuracy {0.5 + held_out.value:.3g} held out (p={held_out.p:.2g}), {0.5 + training.value:.3g} on the training "
-        f"part (p={training.p:.2g})"
+        f"accuracy {0.5 + held_out.value:.3g} held out (p={held_out.p:.2g}), {0.5 + training.value:.3g} on the "
+        f"training part (p={training.p:.2g})"
     )
     more = "; the labels or their order are reversed in one of the parts: look at both" if fell else ""
     return Check("F05", "both parts on one side of one half", not fell, ("F05",), "after", None, None, detail + more)

@@ -17,7 +17,7 @@ import yaml
 
 from treeward.maths import diversity
 from treeward.maths.frontier import Point, over_seeds, standings
-from treeward.maths.statistics import Interval
+from treeward.maths.statistics import Floats, Interval, by_group
 from treeward.report import frontier_figure
 from treeward.report.html import write_html
 
@@ -32,9 +32,12 @@ _DRAWN = ("samples", "max_new_tokens", "temperature")
 
 @dataclass(frozen=True)
 class Row:
-    """One model: its point, and every figure with its interval; `verdict` and `config` are empty for the start."""
+    """One model: its point, its mean score a prompt (prompts in sorted order), and every figure with its interval;
+    `verdict` and `config` are empty for the start.
+    """
 
     point: Point
+    scores: Floats
     figures: Mapping[str, Mapping[str, Any] | None]
     verdict: str
     config: Mapping[str, Any]
@@ -98,7 +101,8 @@ class Runs:
                 self.names[place - 1] if place else START, _interval(figures["score"]), _interval(figures["kl"]),
                 family_of(config) if place else START, config.get("seed"),
             )  # fmt: skip
-            found.append(Row(point, figures, receipt["verdict"] if place else "", config))
+            scores = _scores(self.samples[max(0, place - 1)], side)
+            found.append(Row(point, scores, figures, receipt["verdict"] if place else "", config))
         return sorted(found, key=lambda row: row.verdict == BROKEN)
 
     @property
@@ -121,7 +125,8 @@ def write_frontier(paths: Sequence[Path], out: Path) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
     picture = frontier_figure.draw(points, curve, short(str(runs.receipts[0]["scorer"])), out.with_suffix(".png"))
     return write_html(
-        "frontier.html", out, title=out.stem, columns=columns(rows), rows=rows, standings=standings(points),
+        "frontier.html", out, title=out.stem, columns=columns(rows), rows=rows,
+        standings=standings(points, [row.scores for row in sound]),
         budget=min(pool.tokens for pool in runs.pools), between=_between_runs(sound[1:]), vars=vars,
         scorer=runs.receipts[0]["scorer"], picture=picture, best_of_n=len(curve) > 1,
         colours=frontier_figure.colours([point.family for point in points[1:]]),
@@ -178,6 +183,10 @@ def _pool(rows: Sequence[Mapping[str, Any]], side: str) -> diversity.Pool:
     return diversity.Pool([row[f"ids_{side}"] for row in ordered], [row["group"] for row in ordered])
 
 
+def _scores(rows: Sequence[Mapping[str, Any]], side: str) -> Floats:
+    return by_group([row[f"score_{side}"] for row in rows], [row["group"] for row in rows])
+
+
 def _between_runs(rows: Sequence[Row]) -> list[Point]:
     """Settings that were run under several seeds: the mean and the interval between runs."""
     settings = [json.dumps({k: v for k, v in r.config.items() if k not in _OWN}, sort_keys=True) for r in rows]
@@ -208,7 +217,8 @@ def _comparable(
     other: Mapping[str, Any], others: Sequence[Mapping[str, Any]],
 ) -> None:  # fmt: skip
     have = every(receipt)
-    if "score" not in have or "kl" not in have or not rows or "ids_after" not in rows[0]:
+    scored = bool(rows) and "ids_after" in rows[0] and rows[0].get("score_after") is not None
+    if "score" not in have or "kl" not in have or not scored:
         raise ValueError(
             f"{str(path)!r} has no score and KL: run it with evaluation.scorer, at temperature 1, and this version"
         )

@@ -10,6 +10,7 @@ import jinja2
 from markupsafe import Markup
 
 from treeward.maths import meanings, numbers
+from treeward.runs.directory import whole
 
 
 def write_html(template: str, out: Path, **facts: Any) -> Path:
@@ -23,8 +24,9 @@ def write_html(template: str, out: Path, **facts: Any) -> Path:
     style = Markup((folder / "style.css").read_text(encoding="utf-8"))
     text = environment.from_string((folder / template).read_text(encoding="utf-8")).render(style=style, **facts)
     temporary = out.with_name(f".{out.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.rename(out)
+    with whole(temporary):
+        temporary.write_text(text, encoding="utf-8")
+        temporary.rename(out)
     return out
 
 

@@ -5,11 +5,13 @@ runs/<name>/
   model/  adapter/  checkpoints/step-000100/  checkpoints/best.safetensors
 """
 
+import errno
 import fcntl
 import json
 import logging
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +23,41 @@ log = logging.getLogger(__name__)
 ROOT = Path("runs")
 ENDED = ("receipt.json", "report.json")
 """What a run writes last."""
+
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+class DiskFull(ValueError):
+    """A write failed because the disk is full; the place and the fix are named."""
+
+
+def is_full(problem: BaseException | None) -> bool:
+    """Whether a write failed for want of space or quota, by this error or by one that it came after.
+
+    Libraries in Rust say it in their text alone, and torch's archives fail once more while they are closed.
+    """
+    while problem is not None:
+        if isinstance(problem, OSError) and problem.errno in NO_SPACE:
+            return True
+        if any(f"(os error {number})" in str(problem) for number in NO_SPACE):
+            return True
+        problem = problem.__context__
+    return False
+
+
+@contextmanager
+def whole(*places: Path) -> Iterator[None]:
+    """Within this, files or directories are written whole or not at all: what an error leaves of them is deleted."""
+    try:
+        yield
+    except BaseException:
+        for place in places:
+            if place.is_dir():
+                shutil.rmtree(place, ignore_errors=True)
+            else:
+                place.unlink(missing_ok=True)
+        raise
 
 
 def free_path(name: str, out: str | None, option: str = "--out") -> Path:
@@ -117,8 +154,9 @@ class RunDirectory:
     def write(self, name: str, text: str) -> None:
         """Write a whole file: to a temporary name first, then renamed."""
         temporary = self.path / f".{name}.{os.getpid()}"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.rename(self.path / name)
+        with whole(temporary):
+            temporary.write_text(text, encoding="utf-8")
+            temporary.rename(self.path / name)
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file; NaN and infinities become null."""

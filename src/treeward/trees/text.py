@@ -95,8 +95,9 @@ def normalised(prompt: Prompt) -> str:
     return " ".join(text.lower().split())
 
 
-BESIDE = "\n/\n"
-"""Between the two group names of a pair that was made of two labelled texts; a normalised name has no line ends."""
+BESIDE = " \x1f "
+"""Between the two group names of a pair that was made of two labelled texts: ASCII's unit separator, which no text
+has."""
 
 
 def beside(a: str, b: str) -> str:
