@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -25,8 +26,26 @@ from treeward.runs.directory import finite
 from treeward.trees.text import Message, Tree
 from treeward.trees.tokens import TokenTree
 
+log = logging.getLogger(__name__)
+
 CHUNK = 256
 """Rows scored and written at a time: what a stopped run loses at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreData:
+    """Which rows are scored, and how they are read and cut."""
+
+    source: str = ""
+    """JSONL (.gz too) or any source of rows: prompt with response, responses, or chosen and rejected; or text alone."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Renames: {ours: theirs}, such as {response: answer}."""
+    limit: int | None = None
+    """Score only this many rows."""
+    max_prompt: int = 512
+    """Longest prompt in tokens, by default what the model was trained with; a longer one is cut on the left."""
+    max_response: int = 512
+    """Longest response in tokens, by default what the model was trained with; a longer one is cut on the right."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,18 +56,12 @@ class ScoreRun:
     """The reward model."""
     members: tuple[str, ...] = ()
     """Further reward models; scores are then the members' mean, and the spread is written beside."""
-    data: str = ""
-    """JSONL (.gz too) or any source of rows: prompt with response, responses, or chosen and rejected."""
+    data: ScoreData = field(default_factory=ScoreData)
+    """The rows to score."""
     out: str = "scores.jsonl"
     """The file to write; what a stopped run left beside it is continued."""
     against: str | None = None
     """Rows in the same order with `scores` (a list, higher is better): the accuracy against them is printed."""
-    limit: int | None = None
-    """Score only this many rows."""
-    max_prompt: int = 512
-    """Longest prompt in tokens; a longer one is cut on the left."""
-    max_response: int = 512
-    """Longest response in tokens; a longer one is cut on the right."""
 
 
 @dataclass(frozen=True)
@@ -68,27 +81,37 @@ def score(config: ScoreRun) -> Scored:
     Raises:
         ValueError: a model, row or place cannot be used, `out` exists, or what stands beside it is of another run.
     """
-    if not config.data:
-        raise ValueError("data is not given: name the file to score with --data FILE")
+    if not config.data.source:
+        raise ValueError("data.source is not given: name the file to score")
     out = Path(config.out)
     if out.exists():
-        raise ValueError(f"--out {config.out!r} exists; name another file")
-    rows = _rows(config.data)
+        raise ValueError(f"out {config.out!r} exists; name another file")
+    rows = _rows(config.data.source)
     loaded = [RewardModel.trained(config.model)] + [RewardModel.load(path) for path in config.members]
+    for path, model in zip(config.members, loaded[1:], strict=True):
+        for name, trained in vars(model.budgets).items() if model.budgets else ():
+            if trained != getattr(config.data, name):
+                log.warning("data.%s is %d; member %r was trained with %d", name, getattr(config.data, name), path, trained)
     partial, done = _claim(out, config)
     clock, fresh = time.monotonic(), 0
-    with partial.open("a", encoding="utf-8") as file:
-        waiting = islice(rows, done, config.limit)
-        while chunk := list(islice(waiting, CHUNK)):
-            lines = _scored(chunk, done, Ensemble(loaded), config)
-            file.write("".join(json.dumps(finite(line), ensure_ascii=False) + "\n" for line in lines))
-            file.flush()
-            done += len(chunk)
-            fresh += sum(len(line["scores"]) for line in lines)
+    try:
+        with partial.open("a", encoding="utf-8") as file:
+            waiting = islice(rows, done, config.data.limit)
+            while chunk := list(islice(waiting, CHUNK)):
+                lines = _scored(chunk, done, Ensemble(loaded), config)
+                file.write("".join(json.dumps(finite(line), ensure_ascii=False) + "\n" for line in lines))
+                file.flush()
+                done += len(chunk)
+                fresh += sum(len(line["scores"]) for line in lines)
+    except ValueError:
+        if not done:
+            partial.unlink()
+            _claim_file(out).unlink()
+        raise
     seconds = time.monotonic() - clock
     if not done:
         partial.unlink()
-        raise ValueError(f"data {config.data!r} has no rows")
+        raise ValueError(f"data.source {config.data.source!r} has no rows")
     found = _summary(partial, config, done, fresh, seconds)
     partial.rename(out)
     _claim_file(out).unlink()
@@ -96,21 +119,36 @@ def score(config: ScoreRun) -> Scored:
 
 
 def tree_of(row: Mapping[str, Any], number: int) -> Tree:
-    """The tree of a row: `chosen` and `rejected`, `responses`, or `response`, after `prompt` (text or messages).
+    """The tree of a row, `number` counted from 1: `chosen` and `rejected`, `responses`, or `response`, after `prompt`
+    (text or messages); or `text`, which has no prompt. The row is the group, since prompts may be empty.
 
     Raises:
-        ValueError: a column is missing; the row is named.
+        ValueError: a column is missing or a response is empty; the row is named.
     """
     sides = [row[name] for name in ("chosen", "rejected") if name in row]
-    answers = sides if len(sides) == 2 else row.get("responses", [row["response"]] if "response" in row else [])
-    if not answers:
-        raise ValueError(f"row {number} has the columns {', '.join(sorted(row))}; it needs response or responses")
-    prompt: str | list[Message] = row.get("prompt", "")
+    answers: Any = sides if len(sides) == 2 else row.get("responses")
+    if answers is None:
+        whole = "response" not in row and not row.get("prompt")
+        answers = [row[name] for name in (("text",) if whole else ("response",)) if name in row]
+    if not isinstance(answers, list) or not answers:
+        raise ValueError(
+            f"row {number} has the columns {', '.join(sorted(row))}; it needs response, responses, chosen and rejected, "
+            "or text: rename with data.columns, such as {response: NAME}"
+        )
+    prompt: str | list[Message] = row.get("prompt") or ""
     if not isinstance(answers[0], str):
         prompt, answers = answers[0][:-1] or prompt, [spoken[-1]["content"] for spoken in answers]
     if any(not answer for answer in answers):
         raise ValueError(f"row {number} has an empty response; there is nothing to score")
     return Tree(prompt, answers, group=f"row {number}")
+
+
+def _named(row: Mapping[str, Any], config: ScoreRun) -> Mapping[str, Any]:
+    """The row with the columns renamed as data.columns says."""
+    missing = [theirs for theirs in config.data.columns.values() if theirs not in row]
+    if missing:
+        raise ValueError(f"data.columns names {missing[0]!r}; the data has {', '.join(sorted(row))}")
+    return {**row, **{ours: row[theirs] for ours, theirs in config.data.columns.items()}}
 
 
 def _rows(source: str) -> Iterator[Mapping[str, Any]]:
@@ -130,8 +168,10 @@ def _rows(source: str) -> Iterator[Mapping[str, Any]]:
 def _scored(chunk: list[Mapping[str, Any]], first: int, ensemble: Ensemble, config: ScoreRun) -> list[dict[str, Any]]:
     model = ensemble.members[0]
     trees = [
-        token_tree(tree_of(row, first + n), model.tokenizer, config.max_prompt, config.max_response)
-        for n, row in enumerate(chunk)
+        token_tree(
+            tree_of(_named(row, config), first + n), model.tokenizer, config.data.max_prompt, config.data.max_response
+        )
+        for n, row in enumerate(chunk, 1)
     ]
     if len(ensemble.members) > 1:
         scores = ensemble.scores(trees)
@@ -150,8 +190,8 @@ def _lines(trees: list[TokenTree], first: int, columns: Mapping[str, Any]) -> li
         ends = slice(at, at := at + len(tree.branches))
         if not bool(columns["scores"][ends].isfinite().all()):
             raise ValueError(
-                f"row {first + number} gets a score that is not finite: the model's weights are broken, or its "
-                "products overflow (try --model.precision fp32)"
+                f"row {first + number + 1} gets a score that is not finite: the model's weights are broken, or its "
+                "products overflow (try model.precision fp32)"
             )
         lines.append({"row": first + number, **{name: values[ends].tolist() for name, values in columns.items()}})
     return lines
@@ -164,11 +204,12 @@ def _claim_file(out: Path) -> Path:
 def _claim(out: Path, config: ScoreRun) -> tuple[Path, int]:
     """The partial file and how many of its rows are whole; begun anew where there is none."""
     partial, claim = out.with_name(f".{out.name}.partial"), _claim_file(out)
-    asked = {"model": config.model.path, "members": list(config.members), "data": _stamp(config.data),
-             "max_prompt": config.max_prompt, "max_response": config.max_response}  # fmt: skip
+    asked = {"model": config.model.path, "members": list(config.members), "data": _stamp(config.data.source),
+             "columns": config.data.columns, "max_prompt": config.data.max_prompt,
+             "max_response": config.data.max_response}  # fmt: skip
     if partial.exists() and claim.exists():
         if json.loads(claim.read_text()) != asked:
-            raise ValueError(f"{str(partial)!r} was left by a run of another model or file; remove it or name --out")
+            raise ValueError(f"{str(partial)!r} was left by a run of another model or file; remove it or name another out")
         text = partial.read_text(encoding="utf-8")
         whole = text[: text.rfind("\n") + 1]
         temporary = partial.with_name(f"{partial.name}.{os.getpid()}")
@@ -178,7 +219,7 @@ def _claim(out: Path, config: ScoreRun) -> tuple[Path, int]:
     try:
         claim.write_text(json.dumps(asked))
     except OSError as problem:
-        raise ValueError(f"--out {str(out)!r} cannot be written ({problem.strerror}); name another place") from None
+        raise ValueError(f"out {str(out)!r} cannot be written ({problem.strerror}); name another place") from None
     partial.write_text("")
     return partial, 0
 
@@ -193,27 +234,27 @@ def _stamp(source: str) -> str:
 
 
 def _summary(partial: Path, config: ScoreRun, rows: int, fresh: int, seconds: float) -> Scored:
-    judged = _rows(config.against) if config.against else _rows(config.data)
+    judged = _rows(config.against) if config.against else (_named(row, config) for row in _rows(config.data.source))
     right: list[float] = []
     prompts: list[str] = []
     responses = 0
     with partial.open(encoding="utf-8") as lines:
-        for number, (line, row) in enumerate(zip(lines, judged, strict=False)):
-            own = np.array(json.loads(line)["scores"], dtype=np.float64)
-            responses += len(own)
-            found = _pairwise(own, row, bool(config.against))
-            right += found
-            prompts += [json.dumps(row.get("prompt", number))] * len(found)
+        for number, (line, row) in enumerate(zip(lines, judged, strict=False), 1):
+            scores = np.array(json.loads(line)["scores"], dtype=np.float64)
+            responses += len(scores)
+            outcomes = _pairwise(scores, row, number, bool(config.against))
+            right += outcomes
+            prompts += [json.dumps(row.get("prompt") or f"row {number}")] * len(outcomes)
     accuracy = share(right, prompts) if right else None
     return Scored(rows, responses, fresh, seconds, accuracy)
 
 
-def _pairwise(own: Floats, row: Mapping[str, Any], against: bool) -> list[float]:
+def _pairwise(scores: Floats, row: Mapping[str, Any], number: int, against: bool) -> list[float]:
     """1, 0 or 1/2 for each pair of responses that the judged row tells apart."""
     if not against:
-        return list(wins(own[:1], own[1:])) if {"chosen", "rejected"} <= set(row) else []
-    if "scores" not in row or len(row["scores"]) != len(own):
-        raise ValueError(f"against has a row without {len(own)} 'scores': {str(dict(row))[:80]}")
+        return list(wins(scores[:1], scores[1:])) if {"chosen", "rejected"} <= set(row) else []
+    if "scores" not in row or len(row["scores"]) != len(scores):
+        raise ValueError(f"against, row {number} has no {len(scores)} 'scores': {str(dict(row))[:80]}")
     other = np.array(row["scores"], dtype=np.float64)
     better, worse = np.nonzero(other[:, None] > other[None, :])
-    return list(wins(own[better], own[worse]))
+    return list(wins(scores[better], scores[worse]))
