@@ -76,7 +76,7 @@ def _run(config: AnyRun, begun: Prologue, before: Measurement, run: RunDirectory
     broken: Check | None = None
     done = _done(run)
     try:
-        taken = _loop(config, begun.task, begun.data, run)
+        taken = _loop(config, begun.task, begun.data, run, resumed)
     except FloatingPointError as problem:
         taken = max([done, *(row["step"] for row in run.lines("metrics.jsonl"))])
         broken = Check("F28", "finite losses and gradients", False, ("F28",), "during", detail=str(problem))
@@ -164,19 +164,24 @@ def _all_measured(task: Task, measured: Measurement, trees: Sequence[TokenTree])
     return [below("F49", name, abs(rows - len(trees)), 0, ["F49"], detail=detail)]
 
 
-def _loop(config: AnyRun, task: Task, data: Prepared, run: RunDirectory) -> int:
+def _loop(config: AnyRun, task: Task, data: Prepared, run: RunDirectory, resumed: bool) -> int:
     """Take the steps; log, measure, keep the best, save. Returns the number of updates taken."""
     total = config.total(len(data.train))
     every = config.evaluate_every or config.order(len(data.train)).steps_per_epoch
     done = _done(run)
     resume = run.checkpoint(done) if done else None
     run.write_lines("metrics.jsonl", [row for row in run.lines("metrics.jsonl") if row["step"] <= done])
+    if resumed:
+        log.info("resuming from step %d of %d%s", done, total, "" if done else ": no checkpoint was saved")
     step: Step | None = None
+    figures: dict[str, float] = {}
     with interruptible() as pressed:
-        for step in follow(task.steps(data.train, resume), total, verb_of(config), done):
+        for step in follow(task.steps(data.train, resume), total, verb_of(config), done, figures):
             row: dict[str, Any] = {"step": step.index, **step.metrics}
+            figures["loss"] = step.metrics["loss"]
             if data.parts["validation"] and (step.index % every == 0 or step.index == total):
                 row |= _validate(task, data.parts["validation"], step, run)
+                figures[f"validation {task.metric}"] = row[f"validation/{task.metric}"]
             run.append("metrics.jsonl", row)
             if step.index % config.save_every == 0 or pressed:
                 _save(step, run)
