@@ -10,8 +10,8 @@ from treeward.cli.main import run
 from treeward.jobs import progress
 from treeward.jobs import train as job
 
-SHORT = ["--data.limit", "400", "--steps", "4", "--evaluate-every", "2", "--evaluation.prompts", "2", "--require", "any",
-         "--evaluation.samples", "1", "--evaluation.max-new-tokens", "4"]  # fmt: skip
+SHORT = ["--data.limit", "400", "--steps", "4", "--evaluate-every", "2", "--evaluation.prompts", "2", "--require",
+         "any", "--evaluation.samples", "1", "--evaluation.max-new-tokens", "4"]  # fmt: skip
 
 
 def test_a_line_has_rate_time_left_and_the_figures_as_they_are(
@@ -40,7 +40,10 @@ def test_without_figures_a_line_ends_with_the_time_left(
 
 
 def test_a_run_shows_its_loss_and_metric_and_a_resumed_one_its_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO")
     monkeypatch.setattr(progress, "QUIET_SECONDS", -1.0)

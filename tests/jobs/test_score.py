@@ -164,8 +164,9 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
 
 
 def test_a_model_without_a_trained_head_scores_nothing(tmp_path: Path) -> None:
+    data = ScoreData(source=written(tmp_path / "rows.jsonl", ROWS))
     with pytest.raises(ValueError, match="has no trained head"):
-        score(ScoreRun(data=ScoreData(source=written(tmp_path / "rows.jsonl", ROWS)), out=str(tmp_path / "scores.jsonl")))
+        score(ScoreRun(data=data, out=str(tmp_path / "scores.jsonl")))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["rows.jsonl"]
 
 
@@ -187,7 +188,8 @@ def test_rows_of_text_alone_and_columns_by_other_names(tmp_path: Path) -> None:
 
 def test_rows_with_empty_prompts_are_groups_of_their_own(tmp_path: Path) -> None:
     saved(tmp_path)
-    rows = [{"prompt": "", "chosen": f" good {word} .", "rejected": f" bad {word} ."} for word in ("plot", "cast", "film")]
+    words = ("plot", "cast", "film")
+    rows = [{"prompt": "", "chosen": f" good {word} .", "rejected": f" bad {word} ."} for word in words]
     found = score(plan(tmp_path, data=written(tmp_path / "rows.jsonl", rows)))
     assert found.accuracy is not None
     assert found.accuracy.n == 3

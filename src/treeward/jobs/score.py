@@ -91,7 +91,8 @@ def score(config: ScoreRun) -> Scored:
     for path, model in zip(config.members, loaded[1:], strict=True):
         for name, trained in vars(model.budgets).items() if model.budgets else ():
             if trained != getattr(config.data, name):
-                log.warning("data.%s is %d; member %r was trained with %d", name, getattr(config.data, name), path, trained)
+                given = getattr(config.data, name)
+                log.warning("data.%s is %d; member %r was trained with %d", name, given, path, trained)
     partial, done = _claim(out, config)
     clock, fresh = time.monotonic(), 0
     try:
@@ -132,8 +133,8 @@ def tree_of(row: Mapping[str, Any], number: int) -> Tree:
         answers = [row[name] for name in (("text",) if whole else ("response",)) if name in row]
     if not isinstance(answers, list) or not answers:
         raise ValueError(
-            f"row {number} has the columns {', '.join(sorted(row))}; it needs response, responses, chosen and rejected, "
-            "or text: rename with data.columns, such as {response: NAME}"
+            f"row {number} has the columns {', '.join(sorted(row))}; it needs response, responses, chosen and "
+            "rejected, or text: rename with data.columns, such as {response: NAME}"
         )
     prompt: str | list[Message] = row.get("prompt") or ""
     if not isinstance(answers[0], str):
@@ -209,7 +210,9 @@ def _claim(out: Path, config: ScoreRun) -> tuple[Path, int]:
              "max_response": config.data.max_response}  # fmt: skip
     if partial.exists() and claim.exists():
         if json.loads(claim.read_text()) != asked:
-            raise ValueError(f"{str(partial)!r} was left by a run of another model or file; remove it or name another out")
+            raise ValueError(
+                f"{str(partial)!r} was left by a run of another model or file; remove it or name another out"
+            )
         text = partial.read_text(encoding="utf-8")
         whole = text[: text.rfind("\n") + 1]
         temporary = partial.with_name(f"{partial.name}.{os.getpid()}")
@@ -234,7 +237,8 @@ def _stamp(source: str) -> str:
 
 
 def _summary(partial: Path, config: ScoreRun, rows: int, fresh: int, seconds: float) -> Scored:
-    judged = _rows(config.against) if config.against else (_named(row, config) for row in _rows(config.data.source))
+    source = config.against or config.data.source
+    judged = (row if config.against else _named(row, config) for row in _rows(source))
     right: list[float] = []
     prompts: list[str] = []
     responses = 0
