@@ -7,6 +7,8 @@ import pytest
 
 from treeward.cli.main import run
 
+WORLD = ("--model.path", "world")
+
 
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     """The complaint of a command line that must exit with 2 and say one line."""
@@ -46,7 +48,7 @@ def test_an_evaluation_that_cannot_be_drawn_is_refused(
     key: str, value: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert f"evaluation.{key} is {value}" in refused(capsys, "dpo", "world-dpo", f"--evaluation.{key}", value)
-    assert f"evaluation.{key} is {value}" in refused(capsys, "evaluate", "--model.path", "world", f"--evaluation.{key}", value)
+    assert f"evaluation.{key} is {value}" in refused(capsys, "evaluate", *WORLD, f"--evaluation.{key}", value)
 
 
 def test_f52_a_metric_is_known_by_name_before_anything_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
@@ -62,20 +64,22 @@ def test_samples_of_a_reward_model_are_refused(key: str, value: str, capsys: pyt
 
 
 def test_missing_and_empty_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert "does not exist" in refused(capsys, "sft", "--model.path", "world", "--data.source", str(tmp_path / "no.jsonl"))
+    assert "does not exist" in refused(capsys, "sft", *WORLD, "--data.source", str(tmp_path / "no.jsonl"))
     (tmp_path / "empty.jsonl").write_text("")
-    assert "is empty" in refused(capsys, "sft", "--model.path", "world", "--data.source", str(tmp_path / "empty.jsonl"))
+    assert "is empty" in refused(capsys, "sft", *WORLD, "--data.source", str(tmp_path / "empty.jsonl"))
 
 
 def test_wrong_columns_are_listed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "odd.jsonl").write_text(json.dumps({"question": "?", "answer": "!"}) + "\n")
-    assert "answer, question fit no format" in refused(capsys, "dpo", "--model.path", "world", "--data.source", str(tmp_path / "odd.jsonl"))
+    assert "answer, question fit no format" in refused(
+        capsys, "dpo", *WORLD, "--data.source", str(tmp_path / "odd.jsonl")
+    )
 
 
 def test_zero_rows_after_filtering(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     row = {"prompt": "a", "chosen": "b", "rejected": "b"}
     (tmp_path / "same.jsonl").write_text((json.dumps(row) + "\n") * 3)
-    said = refused(capsys, "dpo", "--model.path", "world", "--data.source", str(tmp_path / "same.jsonl"))
+    said = refused(capsys, "dpo", *WORLD, "--data.source", str(tmp_path / "same.jsonl"))
     assert "3 identical pair" in said
 
 
@@ -103,7 +107,7 @@ def test_unwritable_place(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_unreachable_hub_names_the_local_way(capsys: pytest.CaptureFixture[str]) -> None:
     assert "local directory or 'world'" in refused(capsys, "reward", "--model.path", "some-org/some-model")
-    assert "local file or 'world'" in refused(capsys, "sft", "--model.path", "world", "--data.source", "some-org/some-data")
+    assert "local file or 'world'" in refused(capsys, "sft", *WORLD, "--data.source", "some-org/some-data")
 
 
 def test_failed_check_leaves_no_run_directory(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

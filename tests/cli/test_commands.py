@@ -10,6 +10,7 @@ import yaml
 
 from treeward.cli.main import VERBS, run
 
+WORLD = ["--model.path", "world"]
 SHORT = ["--data.limit", "400", "--steps", "6", "--evaluation.prompts", "3", "--evaluation.samples", "2"]
 
 
@@ -98,7 +99,7 @@ def test_not_learned_is_exit_3_unless_asked_for_less(tmp_path: Path) -> None:
 
 
 def test_sample_prints_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["sample", "--model.path", "world", "--prompt", "this new film by a team : the plot is", "--samples", "2"]) == 0
+    assert run(["sample", *WORLD, "--prompt", "this new film by a team : the plot is", "--samples", "2"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [set(row) for row in rows] == [{"prompt", "response", "ended", "tokens"}] * 2
 

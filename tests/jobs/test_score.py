@@ -11,7 +11,7 @@ import torch
 
 from treeward.cli.main import run
 from treeward.jobs import score as job
-from treeward.jobs.score import ScoreRun, score
+from treeward.jobs.score import ScoreData, ScoreRun, score
 from treeward.maths.scores import AnyHead, Categorical, Scalar
 from treeward.models.heads import output_layer
 from treeward.models.loading import ModelConfig
@@ -44,10 +44,11 @@ def lines(path: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
-def plan(folder: Path, **fields: Any) -> ScoreRun:
+def plan(folder: Path, data: str, columns: dict[str, str] | None = None, **fields: Any) -> ScoreRun:
     return ScoreRun(
-        model=ModelConfig(path=str(folder / "model"), device="cpu"), out=str(folder / "scores.jsonl"), **fields
-    )
+        model=ModelConfig(path=str(folder / "model"), device="cpu"), out=str(folder / "scores.jsonl"),
+        data=ScoreData(source=data, columns=columns or {}), **fields,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz"])
@@ -163,6 +164,40 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
 
 
 def test_a_model_without_a_trained_head_scores_nothing(tmp_path: Path) -> None:
+    data = ScoreData(source=written(tmp_path / "rows.jsonl", ROWS))
     with pytest.raises(ValueError, match="has no trained head"):
-        score(ScoreRun(data=written(tmp_path / "rows.jsonl", ROWS), out=str(tmp_path / "scores.jsonl")))
+        score(ScoreRun(data=data, out=str(tmp_path / "scores.jsonl")))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["rows.jsonl"]
+
+
+def test_rows_of_text_alone_and_columns_by_other_names(tmp_path: Path) -> None:
+    model = saved(tmp_path)
+    rows = [{"text": "the plot is good .", "label": 1}, {"text": "the plot is bad .", "label": 0}]
+    score(plan(tmp_path, data=written(tmp_path / "texts.jsonl", rows)))
+    expected = model.score([Tree("", [str(row["text"])], group="") for row in rows]).tolist()
+    assert [line["scores"][0] for line in lines(str(tmp_path / "scores.jsonl"))] == pytest.approx(expected, abs=1e-5)
+    (tmp_path / "scores.jsonl").unlink()
+    renamed = [{"question": "", "answer": row["text"]} for row in rows]
+    data = written(tmp_path / "renamed.jsonl", renamed)
+    score(plan(tmp_path, data=data, columns={"prompt": "question", "response": "answer"}))
+    assert [line["scores"][0] for line in lines(str(tmp_path / "scores.jsonl"))] == pytest.approx(expected, abs=1e-5)
+    (tmp_path / "scores.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"data\.columns names 'reply'; the data has answer, question"):
+        score(plan(tmp_path, data=data, columns={"response": "reply"}))
+
+
+def test_rows_with_empty_prompts_are_groups_of_their_own(tmp_path: Path) -> None:
+    saved(tmp_path)
+    words = ("plot", "cast", "film")
+    rows = [{"prompt": "", "chosen": f" good {word} .", "rejected": f" bad {word} ."} for word in words]
+    found = score(plan(tmp_path, data=written(tmp_path / "rows.jsonl", rows)))
+    assert found.accuracy is not None
+    assert found.accuracy.n == 3
+
+
+def test_rows_are_counted_from_1_as_editors_do(tmp_path: Path) -> None:
+    saved(tmp_path)
+    with pytest.raises(ValueError, match=r"row 2 has the columns odd; it needs .* or text: rename with data\.columns"):
+        score(plan(tmp_path, data=written(tmp_path / "rows.jsonl", [ROWS[0], {"odd": 1}])))
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["model", "rows.jsonl"], "a call that scored nothing leaves nothing"

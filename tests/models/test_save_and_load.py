@@ -74,7 +74,8 @@ def test_a_run_without_a_model_says_that_it_has_not_ended(tmp_path: Path) -> Non
 
 
 def test_a_hub_id_and_the_world_stand_as_they_are() -> None:
-    assert [model_directory(path) for path in ("world", "some/model", "/nowhere")] == ["world", "some/model", "/nowhere"]
+    paths = ["world", "some/model", "/nowhere"]
+    assert [model_directory(path) for path in paths] == paths
 
 
 @pytest.mark.parametrize("path", ["/nowhere/at/all", "nobody/nothing"])

@@ -1,4 +1,4 @@
-"""F09: a tokenizer of another model, and one that cannot end a response; and every pair that belongs together is silent."""
+"""F09: a tokenizer of another model, and one that cannot end a response; pairs that belong together are silent."""
 
 import json
 from collections.abc import Callable
@@ -20,7 +20,8 @@ Config = Callable[..., ModelConfig]
 
 def words(order: list[str], **special: Any) -> Any:
     """A word-level tokenizer with these tokens at the ids 3, 4, ...; <pad> 0, <bos> 1, <eos> 2."""
-    core = Tokenizer(models.WordLevel({w: n for n, w in enumerate(["<pad>", "<bos>", "<eos>", *order])}, unk_token="w3"))
+    ids = {word: n for n, word in enumerate(["<pad>", "<bos>", "<eos>", *order])}
+    core = Tokenizer(models.WordLevel(ids, unk_token="w3"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     named = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"} | special
     return transformers.PreTrainedTokenizerFast(tokenizer_object=core, **named)

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from treeward.models.artifact import annotate
+from treeward.models.artifact import Budgets, annotate
 from treeward.models.loading import ModelConfig
 from treeward.models.reward_model import RewardModel
 from treeward.rewards import scorers
@@ -188,6 +188,18 @@ def test_a_judge_of_another_vocabulary_says_that_it_reads_chats_as_text(
         judge([chat], tiny_tokenizer)
     assert len(caplog.messages) == 1
     assert "'mine' has another vocabulary and reads these chats as plain text" in caplog.messages[0]
+
+
+def test_a_judge_reads_samples_at_the_budgets_it_was_trained_with(caplog: pytest.LogCaptureFixture) -> None:
+    model = RewardModel.from_config(ModelConfig())
+    torch.nn.init.ones_(model.tree.module.score.weight)  # type: ignore[union-attr, arg-type]
+    trees = [TokenTree((1, 5, 6, 7), ((8, 9, 10), (11,))), TokenTree((5, 6), ((8,),))]
+    cut = model.score([TokenTree((1, 6, 7), ((8, 9), (11,))), trees[1]])
+    model.budgets = Budgets(3, 2)
+    judge = Judge(model, "mine")
+    torch.testing.assert_close(judge(trees, model.tokenizer), cut)
+    assert judge.cut == 1
+    assert "'mine' was trained with prompts of 3 and responses of 2 tokens; longer ones are cut" in caplog.messages[0]
 
 
 def test_a_judge_is_neither_the_scorer_nor_twice_itself() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from treeward.cli.parse import field_lines, overridden, parse
 from treeward.cli.training import with_model
 from treeward.jobs import settings
+from treeward.jobs.budgets import with_budgets
 from treeward.jobs.evaluate import EvaluateRun, evaluate
 from treeward.maths.meanings import meaning
 from treeward.maths.numbers import interval, p_value
@@ -17,7 +18,7 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     if "help" in words.flags:
         print("\n".join([str(EvaluateRun.__doc__), "", *field_lines(EvaluateRun)]))
         return 0
-    done = evaluate(settings.build(EvaluateRun, with_model(verb, overridden(words))))
+    done = evaluate(settings.build(EvaluateRun, with_budgets(with_model(verb, overridden(words)))))
     for name, facts in done.figures.items():
         print(f"{name:<10} {interval(facts)}, n={facts['n']}; {meaning(name)}")
         if "difference" in facts:

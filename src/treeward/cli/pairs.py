@@ -9,6 +9,7 @@ import yaml
 from treeward.cli.parse import field_lines, overridden, parse
 from treeward.cli.training import recipe_of, with_model
 from treeward.jobs import settings
+from treeward.jobs.budgets import with_budgets
 from treeward.jobs.pairs import Made, PairsRun, make_pairs
 from treeward.jobs.rounds import Round, rounds
 from treeward.maths.numbers import interval
@@ -22,7 +23,7 @@ def run(verb: str, arguments: Sequence[str]) -> int:
         names = ", ".join(name for name in settings.recipes() if settings.recipe(name).get("command") == verb)
         print("\n".join([str(PairsRun.__doc__), "", f"recipes: {names}", "", *field_lines(PairsRun)]))
         return 0
-    config = settings.build(PairsRun, with_model(verb, overridden(words, recipe_of(verb, words))))
+    config = settings.build(PairsRun, with_budgets(with_model(verb, overridden(words, recipe_of(verb, words)))))
     if "print-config" in words.flags:
         print(yaml.safe_dump({"command": verb, **settings.dump(config)}, sort_keys=False), end="")
         return 0

@@ -1,9 +1,9 @@
-"""Progress of a long loop: a bar with rate and time left on a terminal, one line now and then without one."""
+"""Progress of a long loop: a bar with rate, time left and figures on a terminal, one line now and then without one."""
 
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import TypeVar
@@ -16,18 +16,23 @@ console = Console(stderr=True)
 QUIET_SECONDS = 20.0
 
 
-def follow(items: Iterable[Item], total: int, what: str, start: int = 0) -> Iterator[Item]:
-    """Pass `items` on while showing how far they are."""
+def follow(
+    items: Iterable[Item], total: int, what: str, start: int = 0, figures: Mapping[str, float] | None = None
+) -> Iterator[Item]:
+    """Pass `items` on while showing how far they are, and the `figures` (loss, metric) as the caller keeps them."""
+    shown = figures if figures is not None else {}
     if sys.stderr.isatty():
         columns = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[said]}"),
         )  # fmt: skip
+        begun = time.monotonic()
         with Progress(*columns, console=console) as bar:
-            task = bar.add_task(what, total=total, completed=start)
-            for item in items:
+            task = bar.add_task(what, total=total, completed=start, rate="", said="")
+            for done, item in enumerate(items, 1):
                 yield item
-                bar.advance(task)
+                rate = done / max(1e-9, time.monotonic() - begun)
+                bar.update(task, advance=1, rate=f"{rate:.2g}/s", said=words(shown))
         return
     said = begun = time.monotonic()
     for done, item in enumerate(items, start + 1):
@@ -36,7 +41,14 @@ def follow(items: Iterable[Item], total: int, what: str, start: int = 0) -> Iter
         if now - said > QUIET_SECONDS:
             said = now
             rate = (done - start) / (now - begun)
-            console.print(f"{what}: {done}/{total}, {rate:.2g}/s, {(total - done) / rate:.0f} s left", highlight=False)
+            left = f"{rate:.2g}/s, {(total - done) / rate:.0f} s left"
+            more = f"; {words(shown)}" if shown else ""
+            console.print(f"{what}: {done}/{total}, {left}{more}", highlight=False, soft_wrap=True)
+
+
+def words(figures: Mapping[str, float]) -> str:
+    """Figures in a line: "loss 0.612, validation accuracy 0.58"."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
 
 
 class Interrupted(Exception):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -24,8 +25,26 @@ from treeward.runs.directory import finite
 from treeward.trees.text import Tree
 from treeward.trees.tokens import TokenTree
 
+log = logging.getLogger(__name__)
+
 CHUNK = 256
 """Rows scored and written at a time: what a stopped run loses at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreData:
+    """Which rows are scored, and how they are read and cut."""
+
+    source: str = ""
+    """JSONL (.gz too) or any source of rows: prompt with response, responses, or chosen and rejected; or text alone."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Renames: {ours: theirs}, such as {response: answer}."""
+    limit: int | None = None
+    """Score only this many rows."""
+    max_prompt: int = 512
+    """Longest prompt in tokens, by default what the model was trained with; a longer one is cut on the left."""
+    max_response: int = 512
+    """Longest response in tokens, by default what the model was trained with; a longer one is cut on the right."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,18 +55,12 @@ class ScoreRun:
     """The reward model."""
     members: tuple[str, ...] = ()
     """Further reward models; scores are then the members' mean, and the spread is written beside."""
-    data: str = ""
-    """JSONL (.gz too) or any source of rows: prompt with response, responses, or chosen and rejected."""
+    data: ScoreData = field(default_factory=ScoreData)
+    """The rows to score."""
     out: str = "scores.jsonl"
     """The file to write; what a stopped run left beside it is continued."""
     against: str | None = None
     """Rows in the same order with `scores` (a list, higher is better): the accuracy against them is printed."""
-    limit: int | None = None
-    """Score only this many rows."""
-    max_prompt: int = 512
-    """Longest prompt in tokens; a longer one is cut on the left."""
-    max_response: int = 512
-    """Longest response in tokens; a longer one is cut on the right."""
 
 
 @dataclass(frozen=True)
@@ -67,27 +80,38 @@ def score(config: ScoreRun) -> Scored:
     Raises:
         ValueError: a model, row or place cannot be used, `out` exists, or what stands beside it is of another run.
     """
-    if not config.data:
-        raise ValueError("data is not given: name the file to score with --data FILE")
+    if not config.data.source:
+        raise ValueError("data.source is not given: name the file to score")
     out = Path(config.out)
     if out.exists():
-        raise ValueError(f"--out {config.out!r} exists; name another file")
-    rows = sources.flow(config.data, option="data")
+        raise ValueError(f"out {config.out!r} exists; name another file")
+    rows = sources.flow(config.data.source)
     loaded = [RewardModel.trained(config.model)] + [RewardModel.load(path) for path in config.members]
+    for path, model in zip(config.members, loaded[1:], strict=True):
+        for name, trained in vars(model.budgets).items() if model.budgets else ():
+            if trained != getattr(config.data, name):
+                given = getattr(config.data, name)
+                log.warning("data.%s is %d; member %r was trained with %d", name, given, path, trained)
     partial, done = _claim(out, config)
     clock, fresh = time.monotonic(), 0
-    with rows.located(), partial.open("a", encoding="utf-8") as file:
-        waiting = islice(rows, done, config.limit)
-        while chunk := list(islice(waiting, CHUNK)):
-            lines = _scored(chunk, done, Ensemble(loaded), config)
-            file.write("".join(json.dumps(finite(line), ensure_ascii=False) + "\n" for line in lines))
-            file.flush()
-            done += len(chunk)
-            fresh += sum(len(line["scores"]) for line in lines)
+    try:
+        with rows.located(), partial.open("a", encoding="utf-8") as file:
+            waiting = islice(rows, done, config.data.limit)
+            while chunk := list(islice(waiting, CHUNK)):
+                lines = _scored(chunk, done, Ensemble(loaded), config)
+                file.write("".join(json.dumps(finite(line), ensure_ascii=False) + "\n" for line in lines))
+                file.flush()
+                done += len(chunk)
+                fresh += sum(len(line["scores"]) for line in lines)
+    except ValueError:
+        if not done:
+            partial.unlink()
+            _claim_file(out).unlink()
+        raise
     seconds = time.monotonic() - clock
     if not done:
         partial.unlink()
-        raise ValueError(f"data {config.data!r} has no rows")
+        raise ValueError(f"data.source {config.data.source!r} has no rows")
     found = _summary(partial, config, done, fresh, seconds)
     partial.rename(out)
     _claim_file(out).unlink()
@@ -95,18 +119,22 @@ def score(config: ScoreRun) -> Scored:
 
 
 def tree_of(row: Mapping[str, Any], number: int) -> Tree:
-    """The tree of a row: `chosen` and `rejected`, `responses`, or `response`, after `prompt` (text or messages).
-    `number` counts rows from 0.
+    """The tree of a row, `number` counted from 0: `chosen` and `rejected`, `responses`, or `response`, after `prompt`
+    (text or messages); or `text`, which has no prompt. The row is the group, since prompts may be empty.
 
     Raises:
-        BadRow: a column is missing, or its value is no text.
+        BadRow: a column is missing, its value is no text, or a response is empty.
     """
     sides = [(name, row[name]) for name in ("chosen", "rejected") if name in row]
     several = [("responses", each) for each in row["responses"]] if isinstance(row.get("responses"), list) else []
-    single = [("response", row["response"])] if "response" in row else []
-    given = sides if len(sides) == 2 else several or single
+    single = [(name, row[name]) for name in ("response",) if name in row]
+    whole = [("text", row["text"])] if "text" in row and not row.get("prompt") else []
+    given = sides if len(sides) == 2 else several or single or whole
     if not given:
-        raise sources.BadRow(number, f"it has the columns {', '.join(sorted(row))}; it needs response or responses")
+        raise sources.BadRow(
+            number, f"it has the columns {', '.join(sorted(row))}; it needs response, responses, chosen and rejected, "
+            "or text: rename with data.columns, such as {response: NAME}"
+        )  # fmt: skip
     try:
         answers = [values.spoken(answer, name) for name, answer in given]
         prompt = values.optional(values.spoken)(row.get("prompt"), "prompt") or ""
@@ -118,14 +146,24 @@ def tree_of(row: Mapping[str, Any], number: int) -> Tree:
                  for answer in answers]  # fmt: skip
     if any(not response for response in responses):
         raise sources.BadRow(number, "it has an empty response; there is nothing to score")
-    return Tree(prompt, responses, group=f"row {number}")
+    return Tree(prompt, responses, group=f"row {number + 1}")
+
+
+def _named(row: Mapping[str, Any], config: ScoreRun) -> Mapping[str, Any]:
+    """The row with the columns renamed as data.columns says."""
+    missing = [theirs for theirs in config.data.columns.values() if theirs not in row]
+    if missing:
+        raise ValueError(f"data.columns names {missing[0]!r}; the data has {', '.join(sorted(row))}")
+    return {**row, **{ours: row[theirs] for ours, theirs in config.data.columns.items()}}
 
 
 def _scored(chunk: list[Mapping[str, Any]], first: int, ensemble: Ensemble, config: ScoreRun) -> list[dict[str, Any]]:
     model = ensemble.members[0]
     trees = [
-        token_tree(tree_of(row, first + n), model.tokenizer, config.max_prompt, config.max_response)
-        for n, row in enumerate(chunk)
+        token_tree(
+            tree_of(_named(row, config), first + n), model.tokenizer, config.data.max_prompt, config.data.max_response
+        )
+        for n, row in enumerate(chunk, 1)
     ]
     if len(ensemble.members) > 1:
         scores = ensemble.scores(trees)
@@ -145,7 +183,7 @@ def _lines(trees: list[TokenTree], first: int, columns: Mapping[str, Any]) -> li
         if not bool(columns["scores"][ends].isfinite().all()):
             raise ValueError(
                 f"row {first + number + 1} gets a score that is not finite: the model's weights are broken, or its "
-                "products overflow (try --model.precision fp32)"
+                "products overflow (try model.precision fp32)"
             )
         lines.append({"row": first + number, **{name: values[ends].tolist() for name, values in columns.items()}})
     return lines
@@ -158,11 +196,14 @@ def _claim_file(out: Path) -> Path:
 def _claim(out: Path, config: ScoreRun) -> tuple[Path, int]:
     """The partial file and how many of its rows are whole; begun anew where there is none."""
     partial, claim = out.with_name(f".{out.name}.partial"), _claim_file(out)
-    asked = {"model": config.model.path, "members": list(config.members), "data": _stamp(config.data),
-             "max_prompt": config.max_prompt, "max_response": config.max_response}  # fmt: skip
+    asked = {"model": config.model.path, "members": list(config.members), "data": _stamp(config.data.source),
+             "columns": config.data.columns, "max_prompt": config.data.max_prompt,
+             "max_response": config.data.max_response}  # fmt: skip
     if partial.exists() and claim.exists():
         if json.loads(claim.read_text()) != asked:
-            raise ValueError(f"{str(partial)!r} was left by a run of another model or file; remove it or name --out")
+            raise ValueError(
+                f"{str(partial)!r} was left by a run of another model or file; remove it or name another out"
+            )
         text = partial.read_text(encoding="utf-8")
         whole = text[: text.rfind("\n") + 1]
         temporary = partial.with_name(f"{partial.name}.{os.getpid()}")
@@ -172,7 +213,7 @@ def _claim(out: Path, config: ScoreRun) -> tuple[Path, int]:
     try:
         claim.write_text(json.dumps(asked))
     except OSError as problem:
-        raise ValueError(f"--out {str(out)!r} cannot be written ({problem.strerror}); name another place") from None
+        raise ValueError(f"out {str(out)!r} cannot be written ({problem.strerror}); name another place") from None
     partial.write_text("")
     return partial, 0
 
@@ -187,31 +228,32 @@ def _stamp(source: str) -> str:
 
 
 def _summary(partial: Path, config: ScoreRun, rows: int, fresh: int, seconds: float) -> Scored:
-    judged = sources.flow(config.against, option="against") if config.against else sources.flow(config.data)
+    judged = sources.flow(config.against, option="against") if config.against else sources.flow(config.data.source)
     right: list[float] = []
     prompts: list[str] = []
     responses = 0
     with judged.located(), partial.open(encoding="utf-8") as lines:
-        for number, (line, row) in enumerate(zip(lines, judged, strict=False)):
-            own = np.array(json.loads(line)["scores"], dtype=np.float64)
-            responses += len(own)
+        for number, (line, raw) in enumerate(zip(lines, judged, strict=False)):
+            scores = np.array(json.loads(line)["scores"], dtype=np.float64)
+            responses += len(scores)
+            row = raw if config.against else _named(raw, config)
             try:
-                found = _pairwise(own, row, bool(config.against))
+                outcomes = _pairwise(scores, row, bool(config.against))
             except ValueError as problem:
                 raise sources.BadRow(number, str(problem)) from None
-            right += found
-            prompts += [json.dumps(row.get("prompt", number))] * len(found)
+            right += outcomes
+            prompts += [json.dumps(row.get("prompt") or f"row {number + 1}")] * len(outcomes)
     accuracy = share(right, prompts) if right else None
     return Scored(rows, responses, fresh, seconds, accuracy)
 
 
-def _pairwise(own: Floats, row: Mapping[str, Any], against: bool) -> list[float]:
+def _pairwise(scores: Floats, row: Mapping[str, Any], against: bool) -> list[float]:
     """1, 0 or 1/2 for each pair of responses that the judged row tells apart."""
     if not against:
-        return list(wins(own[:1], own[1:])) if {"chosen", "rejected"} <= set(row) else []
-    scores = values.listed(values.number)(row.get("scores"), "scores")
-    if len(scores) != len(own) or None in scores:
-        raise ValueError(f"column 'scores' has {len(scores)} values; there are {len(own)} responses")
-    other = np.array(scores, dtype=np.float64)
+        return list(wins(scores[:1], scores[1:])) if {"chosen", "rejected"} <= set(row) else []
+    given = values.listed(values.number)(row.get("scores"), "scores")
+    if len(given) != len(scores) or None in given:
+        raise ValueError(f"column 'scores' has {len(given)} values; there are {len(scores)} responses")
+    other = np.array(given, dtype=np.float64)
     better, worse = np.nonzero(other[:, None] > other[None, :])
-    return list(wins(own[better], own[worse]))
+    return list(wins(scores[better], scores[worse]))

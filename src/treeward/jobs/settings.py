@@ -193,13 +193,7 @@ def kind_of(cls: type[Any]) -> str:
 
 
 def _value(hint: Any, value: Any, path: str) -> Any:
-    classes = _classes(hint)
-    if _item(hint) is str:
-        value = _texts(value)
-    elif isinstance(value, Repeated):
-        value = value[-1]
-    if isinstance(value, Raw):
-        value = value.read(hint)
+    classes, value = _classes(hint), _read(hint, value)
     if _classes(_item(hint)):
         if not isinstance(value, list | tuple):
             raise ValueError(f"{path} is {value!r}; it is a list of groups of fields: [{{...}}, {{...}}]")
@@ -223,6 +217,14 @@ def _value(hint: Any, value: Any, path: str) -> Any:
                 raise ValueError(f"{path}.kind {kind!r} is not offered: {reasons[kind]}")
         raise ValueError(f"{path}.kind is {kind!r}{_nearest(kind, list(kinds))}; it may be {', '.join(kinds)}")
     return _build(kinds[kind], {key: item for key, item in value.items() if key != "kind"}, f"{path}.")
+
+
+def _read(hint: Any, value: Any) -> Any:
+    """The value of an override for a field of this type; of one given several times the last, or all of a list."""
+    if _item(hint) is str:
+        return _texts(value)
+    last = value[-1] if isinstance(value, Repeated) else value
+    return last.read(hint) if isinstance(last, Raw) else last
 
 
 def _texts(value: Any) -> Any:

@@ -107,7 +107,7 @@ def _run(config: AnyRun, begun: Prologue, before: Measurement, run: RunDirectory
     done = _done(run)
     trained: Movement | None = None
     try:
-        taken = _loop(config, begun.task, begun.data, run)
+        taken = _loop(config, begun.task, begun.data, run, resumed)
         trained = Movement.since(begun.task.model, start)
         _keep_best(begun.task, run)
     except (FloatingPointError, BadScore) as problem:
@@ -236,19 +236,24 @@ def _sampled(task: Task, measured: Measurement) -> list[Check]:
     return [] if table is None else identities.sampled_table(table, task.model.tree.precision)
 
 
-def _loop(config: AnyRun, task: Task, data: Prepared, run: RunDirectory) -> int:
+def _loop(config: AnyRun, task: Task, data: Prepared, run: RunDirectory, resumed: bool) -> int:
     """Take the steps; log, measure, keep the best, save. Returns the number of updates taken."""
     total, every = _schedule(config, data)
     done = _done(run)
     resume = run.checkpoint(done) if done else None
     run.write_lines("metrics.jsonl", [row for row in run.lines("metrics.jsonl") if row["step"] <= done])
+    if resumed:
+        log.info("resuming from step %d of %d%s", done, total, "" if done else ": no checkpoint was saved")
     step: Step | None = None
+    figures: dict[str, float] = {}
     with interruptible() as pressed:
-        for step in follow(task.steps(data.train, resume), total, verb_of(config), done):
+        for step in follow(task.steps(data.train, resume), total, verb_of(config), done, figures):
             row: dict[str, Any] = {"step": step.index, **step.metrics}
+            figures["loss"] = step.metrics["loss"]
             try:
                 if data.parts["validation"] and (step.index % every == 0 or step.index == total):
                     row |= _validate(task, data.parts["validation"], step, run)
+                    figures[f"validation {task.metric}"] = row[f"validation/{task.metric}"]
             finally:
                 run.append("metrics.jsonl", row)
             if step.index % config.save_every == 0 or pressed:

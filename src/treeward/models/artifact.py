@@ -1,7 +1,8 @@
-"""What a saved model carries beside its weights: `treeward.json`, and for a reward model a card with the lines to a score.
+"""What a saved model carries beside its weights: `treeward.json`, and a reward model's card with the lines to a score.
 
-The weights load with plain transformers. Of every model that a run trained, the file holds the budgets of its data. Of a
-reward model it also says what the logits mean, how text must be rendered for them, and how good they were measured to be.
+The weights load with plain transformers. Of every model the file holds the fingerprint of its vocabulary and, where a
+run trained it, the budgets of its data. Of a reward model it also says what the logits mean, how text must be rendered
+for them, and how good they were measured to be.
 """
 
 import hashlib
@@ -43,7 +44,7 @@ class Budgets:
 
 
 def write_policy(directory: Path, tokenizer: Tokenizer, budgets: Budgets | None) -> None:
-    """Write the `treeward.json` of a policy: the fingerprint of its vocabulary and, where a run trained it, its budgets."""
+    """Write the `treeward.json` of a policy: its vocabulary's fingerprint and, where a run trained it, its budgets."""
     facts = {"schema": 1, "tokenizer": vocabulary_hash(tokenizer), **(budgets.facts() if budgets else {})}
     (directory / NAME).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 

@@ -169,7 +169,7 @@ def load_tokenizer(config: ModelConfig) -> Tokenizer:
 
 
 def own_tokenizer(config: ModelConfig) -> Tokenizer | None:
-    """The tokenizer that lies with the model, where another one is named; None where none is named or none lies there."""
+    """The tokenizer that lies with the model, where another one is named; else, or where there is none, None."""
     if config.tokenizer is None or config.path == "world":
         return None
     place = Path(model_directory(config.path)).expanduser()

@@ -86,9 +86,10 @@ class Policy:
         return TOKEN_BUDGET[self.tree.device.type]
 
     def save(self, directory: str | Path, adapter_directory: Path | None = None) -> None:
-        """Write the Hugging Face layout into `directory`: weights (adapter merged), tokenizer, template. `load` reads it.
+        """Write the Hugging Face layout into `directory`: weights (adapter merged), tokenizer, template.
 
-        With LoRA the adapter goes to `adapter_directory` in peft's layout, by default `directory/adapter`.
+        `load` reads it. With LoRA the adapter goes to `adapter_directory` in peft's layout, by default
+        `directory/adapter`.
         """
         directory = Path(directory)
         adapters.save(self.adapter, self.tree.module, directory, adapter_directory)

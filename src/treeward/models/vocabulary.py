@@ -13,7 +13,8 @@ from treeward.models import artifact
 from treeward.models.loading import ModelConfig, own_tokenizer
 
 SPARE_ROWS, SPARE_SHARE = 1024, 0.05
-"""Embeddings are padded to round sizes: Phi-2 has 905 rows more than tokens, DeepSeek 2.4 %. A gap is judged beyond both."""
+"""Embeddings are padded to round sizes: Phi-2 has 905 rows more than tokens, DeepSeek-LLM 2.3 % more. A gap counts only
+beyond both."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Finding:
 
 
 def compare(config: ModelConfig, tokenizer: Tokenizer, module: Any) -> list[Finding]:
-    """What speaks for or against this tokenizer for this model; empty where the weights have no vocabulary yet, or where
+    """What speaks for or against this tokenizer; empty where the weights have no vocabulary yet, or where
     `model.any_tokenizer` accepts every tokenizer."""
     if config.random or config.any_tokenizer:
         return []
@@ -54,7 +55,8 @@ def refuse_foreign(config: ModelConfig, tokenizer: Tokenizer, module: Any) -> No
     for finding in compare(config, tokenizer, module):
         if not finding.passed:
             raise ValueError(
-                f"F09: {finding.detail}; name the model's own tokenizer, or set model.any_tokenizer to true to accept it"
+                f"F09: {finding.detail}; name the model's own tokenizer, or accept it by setting "
+                "model.any_tokenizer to true"
             )
 
 
@@ -111,7 +113,8 @@ def _special_ids(config: ModelConfig, tokenizer: Tokenizer, module: Any, agree: 
                 other.append(f"{where} has {kind} {first} ({ids[first]!r}), the tokenizer of {name!r} "
                              f"({len(ids)} tokens) has {given}")  # fmt: skip
     detail = (lacking + other + [f"{len(ids)} tokens, {rows} embedding rows"])[0]
-    return Finding("special ids of the configuration that the tokenizer does not share", len(lacking + other), 0, detail)
+    name = "special ids of the configuration that the tokenizer does not share"
+    return Finding(name, len(lacking + other), 0, detail)
 
 
 def _size(config: ModelConfig, tokenizer: Tokenizer, module: Any) -> Finding:
