@@ -3,8 +3,12 @@
 JUDGE = "judge:"
 
 FIGURES: dict[str, tuple[str, str]] = {
-    "nll": ("NLL", "mean negative log-probability of the held-out answers, in nats a token (policy) or of the held-out "
-            "choices, in nats a pair (reward model); lower is better"),
+    "nll": ("NLL", "mean negative log-probability of held-out text, in nats a token (policy), or of the held-out choice, "
+            "in nats a pair (reward model); lower is better"),
+    "nll_token": ("NLL a token", "mean negative log-probability of the held-out responses, in nats a token; lower is "
+                  "better"),
+    "nll_pair": ("NLL a pair", "mean negative log-probability that the model gives to the held-out choices, in nats a "
+                 "pair; lower is better, and always saying one half gives 0.69"),
     "accuracy": ("pair accuracy", "share of held-out pairs in which the chosen response scores higher than the rejected "
                  "one; a tie counts one half"),
     "log_ratio_chosen": ("log-ratio, chosen", "log-probability of the chosen response, trained model minus start, in "

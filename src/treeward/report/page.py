@@ -3,20 +3,18 @@ samples.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from treeward.maths.meanings import label
 from treeward.maths.numbers import number
 from treeward.report import figures
 from treeward.report.html import write_html
 
 SHOWN_SAMPLES = 6
-PER = {"reward": " a pair", "sft": " a token", "dpo": " a token"}
-"""What an NLL is counted by, by command."""
 ACCEPTED = "accepted"
 """How the detail of a check begins that failed and was accepted by the user."""
 
@@ -45,6 +43,7 @@ def stage_facts(run: Path) -> dict[str, Any]:
         "receipt": receipt,
         "about": about(run, receipt, metrics),
         "main": rows[0],
+        "why": why(receipt["reason"]),
         "rows": rows,
         "curves": [figures.svg(figure) for figure in figures.curves(metrics, receipt["metric"])] if metrics else [],
         "frontier": _frontier(receipt, metrics),
@@ -58,6 +57,11 @@ def stage_facts(run: Path) -> dict[str, Any]:
         "accepted": list(dict.fromkeys(accepted)),
         "skipped": sum(check["passed"] is None for check in receipt["checks"]) - len(accepted),
     }  # fmt: skip
+
+
+def why(reason: str) -> str:
+    """What a verdict's reason says beside the main metric's numbers, which the page shows by itself."""
+    return re.sub(r"^\S+ \S+ -> .*?, n=\d+[,;:]? ?", "", reason)
 
 
 def about(run: Path, receipt: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -130,11 +134,11 @@ def _layout(environment: Mapping[str, Any]) -> str:
 def _rows(receipt: dict[str, Any]) -> list[dict[str, Any]]:
     main = {key: receipt[key] for key in ("higher_is_better", "before", "after", "difference")}
     every = {receipt["metric"]: main, **receipt["metrics"]}
+    nll = "nll_pair" if receipt["command"] == "reward" else "nll_token"
     return [
-        {"key": name, "label": label(name) + (PER.get(receipt["command"], "") if name == "nll" else ""),
-         "main": name == receipt["metric"], **facts}
+        {"key": nll if name == "nll" else name, "main": name == receipt["metric"], **facts}
         for name, facts in every.items()
-    ]  # fmt: skip
+    ]
 
 
 def _frontier(receipt: dict[str, Any], metrics: list[dict[str, Any]]) -> str:
