@@ -118,7 +118,7 @@ def drawn() -> dict[str, Figure]:
         "frontier": figures.frontier(models, near),
         "reliability": figures.reliability(POINTS),
         **{f"spread {n}": figure for n, figure in enumerate(figures.spread(GRADED))},
-        **{f"lengths {title}": figure for title, figure in inspection.lengths(sides, "words").items()},
+        **{f"lengths {n}": figure for n, figure in enumerate(inspection.lengths(sides, "words"))},
         "several runs": frontier_figure.with_legend(points, [], "gold"),
     }
 

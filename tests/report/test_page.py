@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
+from treeward.algorithms.reward import suited
+from treeward.jobs.settings import kind_of
+from treeward.maths.scores import AnyHead, Attributes, Categorical, Logistic, Ordinal, Scalar
 from treeward.report.figures import smoothed
 from treeward.report.page import stage_facts, why, write_page
 
@@ -63,6 +66,15 @@ def test_what_was_run_stands_at_the_top(tmp_path: Path) -> None:
         "date": "2026-03-01 12:30:00 UTC, 1.5 minutes",
     }  # fmt: skip
     assert page.index("pairs.jsonl") < page.index("Held-out metrics")
+
+
+@pytest.mark.parametrize("head", [Scalar(), Categorical(), Ordinal(), Logistic(), Attributes(("a",))], ids=str)
+def test_a_default_loss_is_the_one_that_trains(head: AnyHead, tmp_path: Path) -> None:
+    path = run_directory(tmp_path / "run", command="reward")
+    kind = kind_of(type(head))
+    config = {"command": "reward", "loss": None, "head": {"kind": kind}}
+    (path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert stage_facts(path)["about"]["loss"] == f"{kind_of(type(suited(None, head)))}, head {kind}"
 
 
 def test_every_metric_says_what_it_means_and_how_many_it_counts(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """`treeward score --model.path DIR --data FILE [--out scores.jsonl] [--against FILE]`."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from treeward.cli.parse import field_lines, overridden, parse
 from treeward.jobs import settings
 from treeward.jobs.score import ScoreRun, score
+from treeward.maths.numbers import interval
 
 
 def run(verb: str, arguments: Sequence[str]) -> int:
@@ -18,6 +20,6 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     rate = f", {found.fresh / found.seconds:.1f} responses/s" if found.fresh else ""
     print(f"{found.rows} rows, {found.responses} responses{rate}")
     if found.accuracy is not None:
-        print(f"accuracy   {found.accuracy}, ties half")
+        print(f"accuracy   {interval(asdict(found.accuracy))}, n={found.accuracy.n}, ties half")
     print(config.out)
     return 0

@@ -39,11 +39,10 @@ def _figures(path: Path, facts: Mapping[str, Any], bars: Bars) -> dict[str, list
     with plt.rc_context({**STYLE, "svg.hashsalt": "treeward"}):
         for place, tokens in enumerate(facts["tokens"]):
             unit = "words" if tokens["vocabulary"] is None else f"tokens of {tokens['tokenizer']}"
-            title = f"lengths in {unit}"
-            shown[title] = []
-            for part, figure in lengths(bars[tokens["tokenizer"]], unit).items():
-                name = "-".join(["lengths", *([str(place + 1)] if place else []), part.replace(" ", "-")])
-                shown[title].append(_written(figure, path / f"{name}.png"))
+            together, *apart = lengths(bars[tokens["tokenizer"]], unit)
+            _save(together, path / f"lengths{f'-{place + 1}' if place else ''}.png")
+            plt.close(together)
+            shown[f"lengths in {unit}"] = [svg(figure) for figure in apart]
         if bars["rating_gap"]:
             figure = one(bars["rating_gap"], "chosen minus rejected rating", "pairs")
             shown["ratings"] = [_written(figure, path / "rating_gaps.png")]
@@ -56,28 +55,35 @@ def _figures(path: Path, facts: Mapping[str, Any], bars: Bars) -> dict[str, list
     return shown
 
 
-def lengths(bars: Bars, unit: str) -> dict[str, Figure]:
-    """Histograms of prompts, responses and whole paths; the two sides of a pair over each other."""
+def lengths(bars: Bars, unit: str) -> list[Figure]:
+    """Histograms of prompts, responses and whole paths: first one figure of all, then one each, which fit a phone."""
     panels = {
         "prompts": {"prompt": ACCENT},
         "responses": {"chosen": ACCENT, "rejected": INK} if bars.get("chosen") else {"response": ACCENT},
         "whole paths": {"whole": ACCENT},
     }
-    drawn: dict[str, Figure] = {}
-    for title, sides in panels.items():
-        if not all(bars.get(side) for side in sides):
-            continue
-        drawn[title], axis = plt.subplots(figsize=SIZE, layout="constrained")
-        for side, colour in sides.items():
-            if len(sides) == 1:
-                _filled(axis, bars[side])
-            else:
-                axis.stairs(bars[side]["counts"], bars[side]["edges"], color=colour, linewidth=1.3, label=side)
-        if len(sides) > 1:
-            legend_above(axis)
-        axis.set(xlabel=f"{title}, {unit}\n(the outermost 1 % are in the end bars)", ylabel=title)
-        axis.set_ylim(bottom=0)
-    return drawn
+    kept = {title: sides for title, sides in panels.items() if all(bars.get(side) for side in sides)}
+    together, axes = plt.subplots(1, len(kept), figsize=(3.3 * len(kept), 2.7), layout="constrained", squeeze=False)
+    figures = [together]
+    for above, (title, sides) in zip(axes[0], kept.items(), strict=True):
+        alone, below = plt.subplots(figsize=SIZE, layout="constrained")
+        figures.append(alone)
+        for axis in (above, below):
+            _panel(axis, title, sides, bars, unit)
+    return figures
+
+
+def _panel(axis: Axes, title: str, sides: Mapping[str, str], bars: Bars, unit: str) -> None:
+    """The two sides of a pair over each other, anything else filled."""
+    for side, colour in sides.items():
+        if len(sides) == 1:
+            _filled(axis, bars[side])
+        else:
+            axis.stairs(bars[side]["counts"], bars[side]["edges"], color=colour, linewidth=1.3, label=side)
+    if len(sides) > 1:
+        legend_above(axis)
+    axis.set(xlabel=f"{title}, {unit}\n(the outermost 1 % are in the end bars)", ylabel=title)
+    axis.set_ylim(bottom=0)
 
 
 def one(bars: Bars, label: str, unit: str) -> Figure:
@@ -96,5 +102,9 @@ def _filled(axis: Axes, bars: Bars) -> None:
 
 
 def _written(figure: Figure, path: Path) -> str:
-    figure.savefig(path, dpi=150, facecolor="white")
+    _save(figure, path)
     return svg(figure)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    figure.savefig(path, dpi=150, facecolor="white")

@@ -15,6 +15,8 @@ from treeward.report import figures
 from treeward.report.html import write_html
 
 SHOWN_SAMPLES = 6
+DEFAULT_LOSSES = {"scalar": "bradley-terry", "attributes": "graded"}
+"""The loss of a reward run whose configuration names none, by its head; half-ties for the others."""
 ACCEPTED = "accepted"
 """How the detail of a check begins that failed and was accepted by the user."""
 
@@ -82,8 +84,7 @@ def about(run: Path, receipt: Mapping[str, Any], metrics: Sequence[Mapping[str, 
         ),
         "data": _joined(data.get("source"), f"{number(receipt['data']['used'])} of {number(receipt['data']['rows'])} "
                         "rows used"),
-        "loss": _joined(_kind(config.get("loss")), _divergence(config), _head(config)) or
-                ("cross-entropy of the response tokens" if receipt["command"] == "sft" and config else ""),
+        "loss": _joined(_loss(config), _divergence(config), _head(config)),
         "learning rate": _joined(f"{config['lr']:g}", config.get("schedule"),
                                  f"{config['warmup']:.0%} warm-up" if config.get("warmup") else "")
                          if "lr" in config else "",
@@ -115,6 +116,14 @@ def _kind(section: Mapping[str, Any] | None) -> str:
     fields = {name: v for name, v in (section or {}).items() if name != "kind"}
     shown = [f"{name} {v:g}" for name, v in fields.items() if isinstance(v, int | float) and not isinstance(v, bool)]
     return _joined((section or {}).get("kind"), *shown)
+
+
+def _loss(config: Mapping[str, Any]) -> str:
+    if config.get("command") == "sft":
+        return "cross-entropy of the response tokens"
+    if config.get("command") == "reward" and config.get("loss") is None:
+        return DEFAULT_LOSSES.get(config["head"]["kind"], "half-ties")
+    return _kind(config.get("loss"))
 
 
 def _divergence(config: Mapping[str, Any]) -> str:
