@@ -119,16 +119,22 @@ def drawn() -> dict[str, Figure]:
         "reliability": figures.reliability(POINTS),
         **{f"spread {n}": figure for n, figure in enumerate(figures.spread(GRADED))},
         **{f"lengths {n}": figure for n, figure in enumerate(inspection.lengths(sides, "words"))},
+        "differences": inspection.one(bars, "chosen minus rejected length, tokens", "pairs"),
         "several runs": frontier_figure.with_legend(points, [], "gold"),
     }
 
 
-def test_no_legend_lies_on_the_axes() -> None:
+def test_no_legend_lies_on_the_axes_and_no_word_leaves_the_figure() -> None:
     seen = 0
     for name, figure in drawn().items():
         figure.canvas.draw()
         page = figure.bbox
         for axes in figure.axes:
+            for words in (axes.xaxis.label, axes.yaxis.label, axes.title):
+                told = words.get_window_extent()
+                assert told.x0 >= -1, f"{name}: {words.get_text()!r} leaves the figure"
+                assert told.x1 <= page.x1 + 1, f"{name}: {words.get_text()!r} leaves the figure"
+                assert told.y1 <= page.y1 + 1, f"{name}: {words.get_text()!r} leaves the figure"
             legend = axes.get_legend()
             if legend is None:
                 continue

@@ -93,8 +93,9 @@ def reliability(points: Sequence[Mapping[str, Any]]) -> Figure:
         axes.plot([0.5, 1], [0.5, 1], color=SOFT, linewidth=1.0, linestyle="--", label="exactly right")
         for place, point in enumerate(points):
             facts = {"value": point["accuracy"], **_accuracy_bounds(point)}
+            named = None if place else "a tenth of the pairs"
             axes.errorbar([point["confidence"]], [point["accuracy"]], yerr=_reach(facts), fmt="o", color=ACCENT,
-                          capsize=2, markersize=4, linewidth=1.0, label=None if place else "a tenth of the pairs")  # fmt: skip
+                          capsize=2, markersize=4, linewidth=1.0, label=named)  # fmt: skip
         axes.set(xlabel="stated confidence", ylabel="accuracy", xlim=(0.48, 1.02))
         legend_above(axes)
         return figure

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from treeward.report.figures import ACCENT, INK, SIZE, SOFT, STYLE, legend_above, svg
 from treeward.report.html import write_html
-from treeward.report.inspection_tables import remarks, sections
+from treeward.report.inspection_tables import remarks, sections, unit
 
 Bars = Mapping[str, Any]
 
@@ -27,8 +27,8 @@ def write_inspection(path: Path) -> Path:
     facts = json.loads((path / "inspect.json").read_text(encoding="utf-8"))
     bars = json.loads((path / "histograms.json").read_text(encoding="utf-8"))
     return write_html(
-        "inspection.html", path / "inspect.html", title=facts["source"], facts=facts, sections=sections(facts),
-        remarks=remarks(facts), figures=_figures(path, facts, bars),
+        "inspection.html", path / "inspect.html", title=Path(facts["source"]).name, facts=facts,
+        sections=sections(facts), remarks=remarks(facts), figures=_figures(path, facts, bars),
     )  # fmt: skip
 
 
@@ -38,24 +38,27 @@ def _figures(path: Path, facts: Mapping[str, Any], bars: Bars) -> dict[str, list
     shown: dict[str, list[str]] = {}
     with plt.rc_context({**STYLE, "svg.hashsalt": "treeward"}):
         for place, tokens in enumerate(facts["tokens"]):
-            unit = "words" if tokens["vocabulary"] is None else f"tokens of {tokens['tokenizer']}"
-            together, *apart = lengths(bars[tokens["tokenizer"]], unit)
+            together, *apart = lengths(bars[tokens["tokenizer"]], _unit(tokens))
             _save(together, path / f"lengths{f'-{place + 1}' if place else ''}.png")
             plt.close(together)
-            shown[f"lengths in {unit}"] = [svg(figure) for figure in apart]
+            shown[f"lengths in {unit(tokens)}"] = [svg(figure) for figure in apart]
         if bars["rating_gap"]:
             figure = one(bars["rating_gap"], "chosen minus rejected rating", "pairs")
             shown["ratings"] = [_written(figure, path / "rating_gaps.png")]
         first = bars[facts["tokens"][0]["tokenizer"]]
         title = "what length and words give away"
         if first.get("difference") and title in tables:
-            unit = "words" if facts["vocabulary"] is None else f"tokens of {facts['tokenizer']}"
-            figure = one(first["difference"], f"chosen minus rejected length, {unit}", "pairs")
+            figure = one(first["difference"], f"chosen minus rejected length, {_unit(facts)}", "pairs")
             shown[title] = [_written(figure, path / "length_differences.png")]
     return shown
 
 
-def lengths(bars: Bars, unit: str) -> list[Figure]:
+def _unit(tokens: Mapping[str, Any]) -> str:
+    """What lengths are counted in; the title above the figure names the tokenizer."""
+    return "words" if tokens["vocabulary"] is None else "tokens"
+
+
+def lengths(bars: Bars, counted_in: str) -> list[Figure]:
     """Histograms of prompts, responses and whole paths: first one figure of all, then one each, which fit a phone."""
     panels = {
         "prompts": {"prompt": ACCENT},
@@ -69,11 +72,11 @@ def lengths(bars: Bars, unit: str) -> list[Figure]:
         alone, below = plt.subplots(figsize=SIZE, layout="constrained")
         figures.append(alone)
         for axis in (above, below):
-            _panel(axis, title, sides, bars, unit)
+            _panel(axis, title, sides, bars, counted_in)
     return figures
 
 
-def _panel(axis: Axes, title: str, sides: Mapping[str, str], bars: Bars, unit: str) -> None:
+def _panel(axis: Axes, title: str, sides: Mapping[str, str], bars: Bars, counted_in: str) -> None:
     """The two sides of a pair over each other, anything else filled."""
     for side, colour in sides.items():
         if len(sides) == 1:
@@ -82,17 +85,17 @@ def _panel(axis: Axes, title: str, sides: Mapping[str, str], bars: Bars, unit: s
             axis.stairs(bars[side]["counts"], bars[side]["edges"], color=colour, linewidth=1.3, label=side)
     if len(sides) > 1:
         legend_above(axis)
-    axis.set(xlabel=f"{title}, {unit}\n(the outermost 1 % are in the end bars)", ylabel=title)
+    axis.set(xlabel=f"{counted_in}\n(the outermost 1 % are in the end bars)", ylabel=title)
     axis.set_ylim(bottom=0)
 
 
-def one(bars: Bars, label: str, unit: str) -> Figure:
+def one(bars: Bars, label: str, counted: str) -> Figure:
     """One histogram; a line stands at zero where there are negative values."""
     figure, axis = plt.subplots(figsize=SIZE, layout="constrained")
     _filled(axis, bars)
     if bars["edges"][0] < 0:
         axis.axvline(0, color=INK, linewidth=0.8)
-    axis.set(xlabel=label, ylabel=unit)
+    axis.set(xlabel=label, ylabel=counted)
     return figure
 
 

@@ -126,8 +126,8 @@ def _lengths(tokens: Facts) -> Section:
     if tokens["vocabulary"] is not None and len(rows) > 1:
         note += "; responses count their end token"
     if tokens["templated"] is False:
-        note = f"{note}\nno chat template here: prompts are counted as the text of their messages".strip()
-    return Section(f"lengths in {_unit(tokens)}", ("", *LEVEL_NAMES, "under 64", "64 to 127", "over 127"), rows, note)
+        note = f"{note}\nno chat template: prompts are counted as the text of their messages".strip()
+    return Section(f"lengths in {unit(tokens)}", ("", *LEVEL_NAMES, "under 64", "64 to 127", "over 127"), rows, note)
 
 
 def _cuts(tokens: Facts) -> Section:
@@ -140,14 +140,14 @@ def _cuts(tokens: Facts) -> Section:
     rows = tuple((str(limit), *(_counted(tokens, key, limit) for key in have)) for limit in limits)
     note = "rows: with a path over the limit; made identical: pairs that no longer differ once responses are cut" \
         if "identical_at" in have else ""  # fmt: skip
-    return Section(f"longer than a limit, in {_unit(tokens)}", ("limit", *have.values()), rows, note)
+    return Section(f"longer than a limit, in {unit(tokens)}", ("limit", *have.values()), rows, note)
 
 
 def _preference(facts: Facts) -> Section:
     rows: list[Line] = [("longer wins, in characters", *_interval(facts, "longer_wins_characters"))]
     rows.append(("  unequal lengths alone", *_interval(facts, "longer_wins_characters_unequal")))
     for tokens in facts["tokens"]:
-        rows.append((f"longer wins, in {_unit(tokens)}", *_interval(tokens, "longer_wins")))
+        rows.append((f"longer wins, in {unit(tokens)}", *_interval(tokens, "longer_wins")))
         rows.append(("  unequal lengths alone", *_interval(tokens, "longer_wins_unequal")))
         rows.append(("  length correlation", number(tokens["length_correlation"], 3), "", number(facts["pairs"])))
     note = f"ties count half; correlation: {facts['length_correlation_kind']}\n"
@@ -167,22 +167,22 @@ def _vocabulary(facts: Facts) -> Section:
 
 
 def _token_remarks(tokens: Facts, pairs: int, response: int, prompt: int) -> list[tuple[int, str]]:
-    unit = _unit(tokens)
+    counted_in = unit(tokens)
     rows, beyond = number(tokens["embedding_rows"]), number(tokens["tokens_beyond_model"])
     found = [
         (tokens["ids_beyond_model"] or 0, f"F09: {{n}} ids of {tokens['tokenizer']} lie beyond the model's "
          f"{rows} embedding rows; {beyond} tokens of this data"),
         (_over(tokens[f"cut_prompts_{prompt}"], None, 0),
-         f"F12: {{n}} prompts are longer than data.max_prompt {prompt} ({unit}) and are cut on the left"),
+         f"F12: {{n}} prompts are longer than data.max_prompt {prompt} ({counted_in}) and are cut on the left"),
     ]  # fmt: skip
     if pairs:
         sides = [tokens[f"cut_{side}_share_{response}"] for side in ("chosen", "rejected")]
         found += [
             (_over(tokens[f"identical_at_{response}"], pairs, 0.01),
-             f"F11: data.max_response {response} makes {{n}} pairs identical ({unit})"),
+             f"F11: data.max_response {response} makes {{n}} pairs identical ({counted_in})"),
             (tokens[f"cut_responses_{response}"] if abs(sides[0] - sides[1]) > 0.05 else 0,
              f"F13: data.max_response {response} cuts {_percent(sides[0])} of chosen, {_percent(sides[1])} of rejected "
-             f"({unit})"),
+             f"({counted_in})"),
         ]  # fmt: skip
     return found
 
@@ -208,7 +208,8 @@ def _interval(facts: Facts, key: str) -> tuple[str, str, str]:
     return numbers.value(measured), numbers.bounds(measured), number(facts[f"{key}_n"])
 
 
-def _unit(tokens: Facts) -> str:
+def unit(tokens: Facts) -> str:
+    """What lengths are counted in, with the tokenizer's name."""
     return "words" if tokens["vocabulary"] is None else f"tokens of {tokens['tokenizer']}"
 
 
