@@ -116,7 +116,8 @@ def test_accepted_checks_are_named(tmp_path: Path) -> None:
     ("reason", "rest"),
     [
         ("nll 4.5 -> 1.9, change -2.6 [-2.7, -2.5], n=567", ""),
-        ("score 0.1 -> 0.2, change +0.1 [+0.05, +0.2], n=64, by gold alone", "by gold alone"),
+        ("score 0.1 -> 0.2, change +0.1 [+0.05, +0.2], n=64, by gold alone",
+         "scored by gold alone: no second judge has looked at these samples"),
         ("kl 0 -> 1, change +1 [+1, +2], n=9; this n shows differences from 3", "this n shows differences from 3"),
         ("I12 FAILED: reload", "I12 FAILED: reload"),
     ],

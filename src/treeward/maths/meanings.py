@@ -24,7 +24,7 @@ FIGURES: dict[str, tuple[str, str]] = {
                       "distribution of scores, in nats; lower is better"),
     "score": ("score", "mean score of responses sampled from the model, as the scorer gives it"),
     "kl": ("KL to the start", "how far the model has moved from its start: KL divergence a response, in nats"),
-    "kl_token": ("KL a token", "the same a token of the response, in nats"),
+    "kl_token": ("KL a token", "the same divergence a token of the response, in nats"),
     "entropy": ("next-token entropy", "how undecided the model is about each next token of its samples, in nats"),
     "start_nll": ("NLL under the start", "mean negative log-probability that the start model gives to the samples, in "
                   "nats a token; a rise means text that the start would not write"),

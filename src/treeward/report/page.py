@@ -63,7 +63,8 @@ def stage_facts(run: Path) -> dict[str, Any]:
 
 def why(reason: str) -> str:
     """What a verdict's reason says beside the main metric's numbers, which the page shows by itself."""
-    return re.sub(r"^\S+ \S+ -> .*?, n=\d+[,;:]? ?", "", reason)
+    rest = re.sub(r"^\S+ \S+ -> .*?, n=\d+[,;:]? ?", "", reason)
+    return re.sub(r"^by (.*) alone$", r"scored by \1 alone: no second judge has looked at these samples", rest)
 
 
 def about(run: Path, receipt: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -112,9 +113,9 @@ def _random(model: Mapping[str, Any]) -> bool:
 
 
 def _kind(section: Mapping[str, Any] | None) -> str:
-    """The kind of a loss, head or divergence with its numbers: "sigmoid, beta 0.1"."""
-    fields = {name: v for name, v in (section or {}).items() if name != "kind"}
-    shown = [f"{name} {v:g}" for name, v in fields.items() if isinstance(v, int | float) and not isinstance(v, bool)]
+    """The kind of a loss, head or divergence with its numbers other than 0: "sigmoid, beta 0.1"."""
+    numbers = {name: v for name, v in (section or {}).items() if isinstance(v, int | float) and v is not True and v}
+    shown = [f"{name} {v:g}" for name, v in numbers.items()]
     return _joined((section or {}).get("kind"), *shown)
 
 
