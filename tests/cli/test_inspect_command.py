@@ -60,7 +60,7 @@ def test_the_page_is_self_contained_and_says_what_the_table_says(source: str) ->
     page = Path("looked/inspect.html").read_text()
     assert not re.findall(r"(?:src|href)\s*=\s*[\"'](?!#)", page)
     assert not re.findall(r"@import|url\((?!#)", page)
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == 5
     assert "lengths in words" in page.lower()
     Path("looked/inspect.html").unlink()
     assert write_inspection(Path("looked")).read_text() == page

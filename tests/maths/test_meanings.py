@@ -1,9 +1,8 @@
 """Every figure that a receipt compares has a name and a line that says what it is."""
 
 from treeward.evaluation.tables import METRICS
-from treeward.maths.diversity import measured
+from treeward.maths.diversity import Pool, measured
 from treeward.maths.meanings import FIGURES, label, meaning
-from treeward.maths.diversity import Pool
 
 
 def test_every_metric_is_named_and_explained() -> None:

@@ -53,6 +53,12 @@ def a_run(path: Path, score: float, kl: float, *, seed: int = 0, beta: float = 0
     return path
 
 
+def row_of(page: str, run: str) -> str:
+    """The table's row of a run."""
+    found = page[page.index(f"{run}</b>") :]
+    return found[: found.index("</tr>")]
+
+
 def test_numbers_of_neighbours_stand_apart() -> None:
     where = [(100.0 + 2 * n, 50.0 - n) for n in range(12)]
     boxes = []
@@ -70,17 +76,15 @@ def test_table_figure_and_png(tmp_path: Path) -> None:
     out = write_frontier(runs, tmp_path / "pages" / "frontier.html")
     page = out.read_text()
     assert page.count("<svg") == 1
-    assert "best of n of the start" in page
+    assert "best of n samples of the start" in page
     assert "n=4" in page
     assert "n=8" not in page
-    assert "1  good · dpo sigmoid js" in page
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    for words in ("dpo sigmoid js", "dpo sigmoid<", "judge length", "pooled token entropy", "distinct-3",
-                  "perplexity under the start", "96 tokens a model"):  # fmt: skip
+    for words in ("dpo sigmoid js", "dpo sigmoid,", "judge length", "pooled entropy", "distinct-3",
+                  "how surprising the start finds them", "first 96 sampled tokens of every model"):  # fmt: skip
         assert words in page
-    row = page[page.index("<td>poor</td>") :]
-    assert row[: row.index("</tr>")].count("good") == 1
-    assert page.index("<td>start</td>") < page.index("<td>good</td>") < page.index("<td>poor</td>")
+    assert row_of(page, "2 poor").count("good") == 1
+    assert page.index(" start</b>") < page.index("1 good</b>") < page.index("2 poor</b>")
 
 
 def test_diversity_is_computed_again_at_the_smallest_budget(tmp_path: Path) -> None:
@@ -101,7 +105,7 @@ def test_seeds_of_one_setting_are_joined_and_others_are_not(tmp_path: Path) -> N
     between = page[page.index("Between seeds") :]
     assert "dpo sigmoid js, beta 0.1" in between
     assert "beta 0.5" not in between
-    assert "<td>1.5<small>" in between
+    assert "<b>1.5</b> <small>[-4.9, 7.9]</small>" in between
     single = write_frontier([runs[0]], tmp_path / "g.html").read_text()
     assert "Between seeds" not in single
 
@@ -116,11 +120,11 @@ def test_a_broken_run_stands_last_and_beats_nothing(tmp_path: Path) -> None:
     broken = a_run(tmp_path / "wrong", 9.0, 0.1, verdict="broken")
     seeds = [a_run(tmp_path / f"s{n}", 1.0, 0.5, seed=n) for n in range(2)]
     page = write_frontier([broken, *seeds], tmp_path / "f.html").read_text()
-    assert page.index("<td>s0</td>") < page.index("<td>s1</td>") < page.index("<td>wrong</td>")
+    assert page.index("1 s0</b>") < page.index("2 s1</b>") < page.index(" wrong</b>")
     assert page.count('<tr class="front">') == 3
-    last = page[page.index("<td>wrong</td>") :]
-    assert "wrong" not in page[: page.index("<td>wrong</td>")]
-    assert last[: last.index("</tr>")].endswith("<td>–</td><td>broken</td>")
+    assert "wrong" not in page[: page.index(" wrong</b>")]
+    assert row_of(page, " wrong").endswith("<td>–</td>")
+    assert '<span class="verdict broken">broken</span>' in row_of(page, " wrong")
     assert "<td>2</td></tr>" in page[page.index("Between seeds") :]
 
 
@@ -134,16 +138,14 @@ def test_an_unknown_bound_is_unknown(tmp_path: Path) -> None:
     assert math.isnan(found.score.low)
     assert math.isnan(found.kl.high)
     page = write_frontier([path, a_run(tmp_path / "low", 0.5, 0.6)], tmp_path / "f.html").read_text()
-    low = page[page.index("<td>low</td>") :]
-    assert low[: low.index("</tr>")].endswith("<td>–</td><td>improved</td>")
+    assert row_of(page, "2 low").endswith("<td>–</td>")
 
 
 def test_a_run_called_start_does_not_take_the_starts_place(tmp_path: Path) -> None:
     runs = [a_run(tmp_path / "start", 1.0, 0.5), a_run(tmp_path / "other", 0.5, 0.6)]
     page = write_frontier(runs, tmp_path / "f.html").read_text()
-    start = page[page.index("<td>start</td>") :]
-    assert start[: start.index("</tr>")].endswith("<td>–</td><td>–</td>")
-    assert f"<td>{tmp_path / 'start'}</td>" in page
+    assert row_of(page, " start").endswith("<td>–</td>")
+    assert f"1 {tmp_path / 'start'}</b>" in page
 
 
 def test_families_are_named_by_loss_and_divergence() -> None:

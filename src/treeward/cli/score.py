@@ -1,12 +1,14 @@
 """`treeward score --model.path DIR --data FILE [--out scores.jsonl] [--against FILE]`."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from treeward.cli.parse import field_lines, overridden, parse
 from treeward.cli.training import with_model
 from treeward.jobs import settings
 from treeward.jobs.budgets import with_budgets
 from treeward.jobs.score import ScoreRun, score
+from treeward.maths.numbers import interval
 
 
 def run(verb: str, arguments: Sequence[str]) -> int:
@@ -20,6 +22,6 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     rate = f", {found.fresh / found.seconds:.1f} responses/s" if found.fresh else ""
     print(f"{found.rows} rows, {found.responses} responses{rate}")
     if found.accuracy is not None:
-        print(f"accuracy   {found.accuracy}, ties half")
+        print(f"accuracy   {interval(asdict(found.accuracy))}, n={found.accuracy.n}, ties half")
     print(config.out)
     return 0

@@ -90,11 +90,12 @@ def reliability(points: Sequence[Mapping[str, Any]]) -> Figure:
     """Accuracy against stated confidence, one point a bin of equal mass, with intervals."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(3.7, 3.1), layout="constrained")
-        axes.plot([0.5, 1], [0.5, 1], color=SOFT, linewidth=1.0, linestyle="--", label="confidence is right")
+        axes.plot([0.5, 1], [0.5, 1], color=SOFT, linewidth=1.0, linestyle="--", label="exactly right")
         for place, point in enumerate(points):
             facts = {"value": point["accuracy"], **_accuracy_bounds(point)}
+            named = None if place else "a tenth of the pairs"
             axes.errorbar([point["confidence"]], [point["accuracy"]], yerr=_reach(facts), fmt="o", color=ACCENT,
-                          capsize=2, markersize=4, linewidth=1.0, label=None if place else "a tenth of the pairs")  # fmt: skip
+                          capsize=2, markersize=4, linewidth=1.0, label=named)  # fmt: skip
         axes.set(xlabel="stated confidence", ylabel="accuracy", xlim=(0.48, 1.02))
         legend_above(axes)
         return figure
@@ -143,7 +144,8 @@ def smoothed(values: Sequence[float | None], keep: float = 0.9) -> list[float]:
 def svg(figure: Figure) -> str:
     """The figure as an SVG element, in the page's own colours; the figure is closed."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    with plt.rc_context(STYLE):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
     plt.close(figure)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]

@@ -129,7 +129,7 @@ def write_frontier(paths: Sequence[Path], out: Path) -> Path:
         standings=standings(points, [row.scores for row in sound]),
         budget=min(pool.tokens for pool in runs.pools), between=_between_runs(sound[1:]), vars=vars,
         scorer=runs.receipts[0]["scorer"], picture=picture, best_of_n=len(curve) > 1,
-        colours=frontier_figure.colours([point.family for point in points[1:]]),
+        colours=frontier_figure.page_colours([point.family for point in points[1:]]),
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from treeward.maths.frontier import Point
-from treeward.report.figures import INK, STYLE, svg
+from treeward.report.figures import INK, STYLE, VARIABLES, svg
 
 Box = tuple[float, float, float, float]
 """Left, bottom, right, top, in points."""
@@ -38,20 +38,28 @@ def draw(points: Sequence[Point], best_of_n: Sequence[Mapping[str, Any]], scorer
     """Write the figure as PNG with its legend at the right; return it as an SVG element without one, narrow enough for
     a phone, whose colours the page explains. The first point is the start.
     """
+    wide = with_legend(points, best_of_n, scorer)
+    wide.savefig(png, dpi=160, facecolor="white")
+    plt.close(wide)
     with plt.rc_context(STYLE):
-        wide = figure_of(points, best_of_n, scorer, (8.4, 4.4))
-        wide.axes[0].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-        _numbers(wide, points[1:])
-        wide.savefig(png, dpi=160, facecolor="white")
-        plt.close(wide)
-        narrow = figure_of(points, best_of_n, "", (5.0, 4.0))
+        narrow = figure_of(points, best_of_n, "", (4.1, 3.5))
         _numbers(narrow, points[1:])
         return svg(narrow)
 
 
-def colours(families: Sequence[str]) -> dict[str, str]:
-    """The colour of each family, in the order in which they come."""
-    return {family: COLOURS[place % len(COLOURS)] for place, family in enumerate(dict.fromkeys(families))}
+def with_legend(points: Sequence[Point], best_of_n: Sequence[Mapping[str, Any]], scorer: str) -> Figure:
+    """The figure that stands alone: runs by name in a legend at the right of the axes."""
+    with plt.rc_context(STYLE):
+        figure = figure_of(points, best_of_n, scorer, (8.4, 4.4))
+        figure.axes[0].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        _numbers(figure, points[1:])
+        return figure
+
+
+def page_colours(families: Sequence[str]) -> dict[str, str]:
+    """The colour of each family on the page, in the order in which they come."""
+    drawn = {family: COLOURS[place % len(COLOURS)] for place, family in enumerate(dict.fromkeys(families))}
+    return {family: VARIABLES.get(colour, colour) for family, colour in drawn.items()}
 
 
 def figure_of(
@@ -61,7 +69,7 @@ def figure_of(
     figure, axes = plt.subplots(figsize=size, layout="constrained")
     if len(best_of_n) > 1:
         _best_of_n(axes, best_of_n, 1.35 * float(np.nanmax([(point.kl.value, point.kl.high) for point in points])))
-    families = list(colours([point.family for point in points[1:]]))
+    families = list(dict.fromkeys(point.family for point in points[1:]))
     _point(axes, points[0], INK, "o", points[0].label)
     seen: set[str] = set()
     for number, point in enumerate(points[1:], 1):
@@ -89,7 +97,7 @@ def _best_of_n(axes: Axes, curve: Sequence[Mapping[str, Any]], furthest: float) 
     for point in curve:
         if point["kl_bound"] <= end and point["n"] > 1:
             axes.annotate(f"n={point['n']}", (point["kl_bound"], point["score"]["value"]), xytext=(-3, 4),
-                          textcoords="offset points", ha="right", fontsize=7, color=INK)  # fmt: skip
+                          textcoords="offset points", ha="right", fontsize=8, color=INK)  # fmt: skip
     axes.fill_between(x, low, high, color=INK, alpha=0.08, linewidth=0)
 
 

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from treeward.maths import numbers
+
 Facts = Mapping[str, Any]
 Line = tuple[str, ...]
 LEVELS = ("mean", "q05", "q25", "median", "q75", "q95", "max")
@@ -44,9 +46,9 @@ def remarks(facts: Facts) -> list[str]:
     lost = max(0, rows - facts["used"])
     held_out = facts["validation_rows"] + facts["test_rows"]
     said = [
-        (facts["prompts_in_both_splits"], "F04: {n} prompts stand in more than one split; "
+        (facts["prompts_in_both_splits"], "F04: {n} prompts are in more than one split; "
          f"{_share(facts['held_out_leaked'], held_out)} of the held-out rows leak"),
-        (facts["contradictions"], "F04: {n} pairs are there with both labels"),
+        (facts["contradictions"], "F04: {n} pairs appear with both labels"),
         (facts["duplicates"], "F04: {n} rows repeat an earlier one"),
         (_over(facts["rating_disagreements"], facts["rated_pairs"], 0.01),
          "F05: the ratings of {n} pairs contradict their order"),
@@ -88,8 +90,8 @@ def _rows(facts: Facts) -> Section:
         *((f"{part} rows", number(n), _share(n, used)) for part, n in parts if n),
         ("prompts in both splits", number(facts["prompts_in_both_splits"]), ""),
     ]
-    own = "rows of the data's own splits stay there, the rest is split by prompt" if facts["own_split"] else \
-        "split by prompt; a prompt is its words, white space and capitals apart"  # fmt: skip
+    own = "rows that name a split stay in it, the others are split by prompt" if facts["own_split"] else \
+        "split by prompt; prompts that differ only in white space or capitals count as one"  # fmt: skip
     return Section("rows and splits", ("", "count", "share"), tuple(rows), own)
 
 
@@ -108,8 +110,8 @@ def _ratings(facts: Facts) -> Section:
     gaps = {"mean": facts["mean_rating_gap"], **{key: facts[f"rating_gap_{key}"] for key in LEVELS[1:]}}
     n = facts["rated_pairs"]
     note = (
-        f"{n:,} rated pairs; ties (equal ratings) {facts['ties']:,}, {_share(facts['ties'], n)}; rated against their "
-        f"order {facts['rating_disagreements']:,}, {_share(facts['rating_disagreements'], n)}"
+        f"{n:,} rated pairs; ties (equal ratings) {facts['ties']:,}, {_share(facts['ties'], n)}; the rejected side is "
+        f"rated higher in {facts['rating_disagreements']:,}, {_share(facts['rating_disagreements'], n)}"
     )
     return Section("ratings", ("", *LEVEL_NAMES), (("gap", *(number(gaps[key], 2) for key in LEVELS)),), note)
 
@@ -124,8 +126,8 @@ def _lengths(tokens: Facts) -> Section:
     if tokens["vocabulary"] is not None and len(rows) > 1:
         note += "; responses count their end token"
     if tokens["templated"] is False:
-        note = f"{note}\nno chat template here: prompts are counted as the text of their messages".strip()
-    return Section(f"lengths in {_unit(tokens)}", ("", *LEVEL_NAMES, "under 64", "64 to 127", "over 127"), rows, note)
+        note = f"{note}\nno chat template: prompts are counted as the text of their messages".strip()
+    return Section(f"lengths in {unit(tokens)}", ("", *LEVEL_NAMES, "under 64", "64 to 127", "over 127"), rows, note)
 
 
 def _cuts(tokens: Facts) -> Section:
@@ -138,19 +140,19 @@ def _cuts(tokens: Facts) -> Section:
     rows = tuple((str(limit), *(_counted(tokens, key, limit) for key in have)) for limit in limits)
     note = "rows: with a path over the limit; made identical: pairs that no longer differ once responses are cut" \
         if "identical_at" in have else ""  # fmt: skip
-    return Section(f"longer than a limit, in {_unit(tokens)}", ("limit", *have.values()), rows, note)
+    return Section(f"longer than a limit, in {unit(tokens)}", ("limit", *have.values()), rows, note)
 
 
 def _preference(facts: Facts) -> Section:
     rows: list[Line] = [("longer wins, in characters", *_interval(facts, "longer_wins_characters"))]
     rows.append(("  unequal lengths alone", *_interval(facts, "longer_wins_characters_unequal")))
     for tokens in facts["tokens"]:
-        rows.append((f"longer wins, in {_unit(tokens)}", *_interval(tokens, "longer_wins")))
+        rows.append((f"longer wins, in {unit(tokens)}", *_interval(tokens, "longer_wins")))
         rows.append(("  unequal lengths alone", *_interval(tokens, "longer_wins_unequal")))
         rows.append(("  length correlation", number(tokens["length_correlation"], 3), "", number(facts["pairs"])))
     note = f"ties count half; correlation: {facts['length_correlation_kind']}\n"
     if facts["floor"] is None:
-        note += "no pair is held out, so there is no word floor"
+        note += "no pair is held out, so no word floor can be measured"
     else:
         rows.append(("word floor, held out", *_interval(facts, "floor")))
         note += (f"word floor: Bradley-Terry linear in {facts['floor_words']:,} words, trained on "
@@ -165,22 +167,22 @@ def _vocabulary(facts: Facts) -> Section:
 
 
 def _token_remarks(tokens: Facts, pairs: int, response: int, prompt: int) -> list[tuple[int, str]]:
-    unit = _unit(tokens)
+    counted_in = unit(tokens)
     rows, beyond = number(tokens["embedding_rows"]), number(tokens["tokens_beyond_model"])
     found = [
         (tokens["ids_beyond_model"] or 0, f"F09: {{n}} ids of {tokens['tokenizer']} lie beyond the model's "
          f"{rows} embedding rows; {beyond} tokens of this data"),
         (_over(tokens[f"cut_prompts_{prompt}"], None, 0),
-         f"F12: {{n}} prompts are longer than data.max_prompt {prompt} ({unit}) and are cut on the left"),
+         f"F12: {{n}} prompts are longer than data.max_prompt {prompt} ({counted_in}) and are cut on the left"),
     ]  # fmt: skip
     if pairs:
         sides = [tokens[f"cut_{side}_share_{response}"] for side in ("chosen", "rejected")]
         found += [
             (_over(tokens[f"identical_at_{response}"], pairs, 0.01),
-             f"F11: data.max_response {response} makes {{n}} pairs identical ({unit})"),
+             f"F11: data.max_response {response} makes {{n}} pairs identical ({counted_in})"),
             (tokens[f"cut_responses_{response}"] if abs(sides[0] - sides[1]) > 0.05 else 0,
              f"F13: data.max_response {response} cuts {_percent(sides[0])} of chosen, {_percent(sides[1])} of rejected "
-             f"({unit})"),
+             f"({counted_in})"),
         ]  # fmt: skip
     return found
 
@@ -202,11 +204,12 @@ def _counted(tokens: Facts, key: str, limit: int) -> str:
 
 def _interval(facts: Facts, key: str) -> tuple[str, str, str]:
     """Value, interval, n."""
-    low, high = (number(facts[f"{key}_{bound}"], 3) for bound in ("low", "high"))
-    return number(facts[key], 3), f"[{low}, {high}]", number(facts[f"{key}_n"])
+    measured = {"value": facts[key], "low": facts[f"{key}_low"], "high": facts[f"{key}_high"]}
+    return numbers.value(measured), numbers.bounds(measured), number(facts[f"{key}_n"])
 
 
-def _unit(tokens: Facts) -> str:
+def unit(tokens: Facts) -> str:
+    """What lengths are counted in, with the tokenizer's name."""
     return "words" if tokens["vocabulary"] is None else f"tokens of {tokens['tokenizer']}"
 
 

@@ -3,20 +3,20 @@ samples.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from treeward.maths.meanings import label
 from treeward.maths.numbers import number
 from treeward.report import figures
 from treeward.report.html import write_html
 
 SHOWN_SAMPLES = 6
-PER = {"reward": " a pair", "sft": " a token", "dpo": " a token"}
-"""What an NLL is counted by, by command."""
+DEFAULT_LOSSES = {"scalar": "bradley-terry", "attributes": "graded"}
+"""The loss of a reward run whose configuration names none, by its head; half-ties for the others."""
 ACCEPTED = "accepted"
 """How the detail of a check begins that failed and was accepted by the user."""
 
@@ -45,6 +45,7 @@ def stage_facts(run: Path) -> dict[str, Any]:
         "receipt": receipt,
         "about": about(run, receipt, metrics),
         "main": rows[0],
+        "why": why(receipt["reason"]),
         "rows": rows,
         "curves": [figures.svg(figure) for figure in figures.curves(metrics, receipt["metric"])] if metrics else [],
         "frontier": _frontier(receipt, metrics),
@@ -58,6 +59,12 @@ def stage_facts(run: Path) -> dict[str, Any]:
         "accepted": list(dict.fromkeys(accepted)),
         "skipped": sum(check["passed"] is None for check in receipt["checks"]) - len(accepted),
     }  # fmt: skip
+
+
+def why(reason: str) -> str:
+    """What a verdict's reason says beside the main metric's numbers, which the page shows by itself."""
+    rest = re.sub(r"^\S+ \S+ -> .*?, n=\d+[,;:]? ?", "", reason)
+    return re.sub(r"^by (.*) alone$", r"scored by \1 alone: no second judge has looked at these samples", rest)
 
 
 def about(run: Path, receipt: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -78,8 +85,7 @@ def about(run: Path, receipt: Mapping[str, Any], metrics: Sequence[Mapping[str, 
         ),
         "data": _joined(data.get("source"), f"{number(receipt['data']['used'])} of {number(receipt['data']['rows'])} "
                         "rows used"),
-        "loss": _joined(_kind(config.get("loss")), _divergence(config), _head(config)) or
-                ("cross-entropy of the response tokens" if receipt["command"] == "sft" and config else ""),
+        "loss": _joined(_loss(config), _divergence(config), _head(config)),
         "learning rate": _joined(f"{config['lr']:g}", config.get("schedule"),
                                  f"{config['warmup']:.0%} warm-up" if config.get("warmup") else "")
                          if "lr" in config else "",
@@ -107,10 +113,18 @@ def _random(model: Mapping[str, Any]) -> bool:
 
 
 def _kind(section: Mapping[str, Any] | None) -> str:
-    """The kind of a loss, head or divergence with its numbers: "sigmoid, beta 0.1"."""
-    fields = {name: v for name, v in (section or {}).items() if name != "kind"}
-    shown = [f"{name} {v:g}" for name, v in fields.items() if isinstance(v, int | float) and not isinstance(v, bool)]
+    """The kind of a loss, head or divergence with its numbers other than 0: "sigmoid, beta 0.1"."""
+    numbers = {name: v for name, v in (section or {}).items() if isinstance(v, int | float) and v is not True and v}
+    shown = [f"{name} {v:g}" for name, v in numbers.items()]
     return _joined((section or {}).get("kind"), *shown)
+
+
+def _loss(config: Mapping[str, Any]) -> str:
+    if config.get("command") == "sft":
+        return "cross-entropy of the response tokens"
+    if config.get("command") == "reward" and config.get("loss") is None:
+        return DEFAULT_LOSSES.get(config["head"]["kind"], "half-ties")
+    return _kind(config.get("loss"))
 
 
 def _divergence(config: Mapping[str, Any]) -> str:
@@ -130,11 +144,11 @@ def _layout(environment: Mapping[str, Any]) -> str:
 def _rows(receipt: dict[str, Any]) -> list[dict[str, Any]]:
     main = {key: receipt[key] for key in ("higher_is_better", "before", "after", "difference")}
     every = {receipt["metric"]: main, **receipt["metrics"]}
+    nll = "nll_pair" if receipt["command"] == "reward" else "nll_token"
     return [
-        {"key": name, "label": label(name) + (PER.get(receipt["command"], "") if name == "nll" else ""),
-         "main": name == receipt["metric"], **facts}
+        {"key": nll if name == "nll" else name, "main": name == receipt["metric"], **facts}
         for name, facts in every.items()
-    ]  # fmt: skip
+    ]
 
 
 def _frontier(receipt: dict[str, Any], metrics: list[dict[str, Any]]) -> str:
