@@ -7,7 +7,7 @@ import transformers
 import yaml
 
 from treeward.cli.parse import parse
-from treeward.cli.training import field_lines, interval, overridden, recipe_of
+from treeward.cli.training import ALLOW, field_lines, interval, overridden, recipe_of
 from treeward.jobs import settings
 from treeward.jobs.pairs import Made, PairsRun, make_pairs
 from treeward.jobs.rounds import Round, rounds
@@ -16,10 +16,10 @@ from treeward.jobs.rounds import Round, rounds
 def run(verb: str, arguments: Sequence[str]) -> int:
     """Make the data, print what it yields, and with --rounds train on it, again and again."""
     transformers.utils.logging.disable_progress_bar()
-    words = parse(arguments, ("help", "print-config"))
+    words = parse(arguments, ("help", "print-config", "allow-code"))
     if "help" in words.flags:
         names = ", ".join(name for name in settings.recipes() if settings.recipe(name).get("command") == verb)
-        print("\n".join([str(PairsRun.__doc__), "", f"recipes: {names}", "", *field_lines(PairsRun)]))
+        print("\n".join([str(PairsRun.__doc__), "", f"recipes: {names}", "", *field_lines(PairsRun), ALLOW]))
         return 0
     config = settings.build(PairsRun, overridden(words, recipe_of(verb, words)))
     if "print-config" in words.flags:

@@ -14,7 +14,11 @@ from treeward.jobs.sweep import Swept, axis, sweep
 from treeward.jobs.train import Finished, estimate, prologue, train
 from treeward.runs.directory import RunDirectory, free_path
 
-FLAGS = ("help", "print-config", "dry-run")
+ALLOW = "  --allow-code                         run the Python files that a recipe or a run directory names"
+FLAGS = ("help", "print-config", "dry-run", "allow-code")
+
+
+RESUME = "usage: treeward resume RUN (the run's own config.yaml stands: an option may repeat it, but change nothing)"
 
 
 def run(verb: str, arguments: Sequence[str]) -> int:
@@ -71,10 +75,16 @@ def recipe_of(verb: str, words: Words) -> dict[str, Any]:
 
 
 def overridden(words: Words, base: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The overrides of a command line, laid on `base` one after another."""
+    """The overrides of a command line, laid on `base` (what a recipe or a run directory says) one after another.
+
+    Raises:
+        ValueError: what is left of `base` would run a Python file, and nothing on the command line allows that.
+    """
     values = dict(base or {})
     for key, text in words.options:
         values = settings.merge(values, settings.override(key, text))
+    if not words.flags & {"allow-code", "print-config"}:
+        settings.refuse_code(values, " ".join(map(repr, words.places)))
     return values
 
 
@@ -84,8 +94,9 @@ def swept(verb: str, words: Words) -> Swept:
     Raises:
         ValueError: an axis or a point's configuration is wrong, or a flag asks for one run alone.
     """
-    if words.flags:
-        raise ValueError(f"--sweep runs every point; leave --{min(words.flags)} away, or the sweep")
+    single = words.flags - {"allow-code"}
+    if single:
+        raise ValueError(f"--sweep runs every point; leave --{min(single)} away, or the sweep")
     axes = [axis(text) for key, text in words.options if key == "sweep"]
     rest = Words(words.places, tuple(option for option in words.options if option[0] != "sweep"), words.flags)
     return sweep(verb, overridden(rest, recipe_of(verb, rest)), axes)
@@ -93,18 +104,20 @@ def swept(verb: str, words: Words) -> Swept:
 
 def resume(words: Words) -> int:
     """Go on with a run from its last checkpoint; its own configuration stands."""
-    if len(words.places) != 1 or words.options:
-        raise ValueError("usage: treeward resume RUN (the run's own config.yaml stands, so no overrides)")
+    if len(words.places) != 1:
+        raise ValueError(RESUME)
     directory = RunDirectory.open(words.places[0])
     if (directory.path / "receipt.json").exists():
         raise ValueError(f"{words.places[0]!r} has ended: its receipt.json is there")
-    values = yaml.safe_load((directory.path / "config.yaml").read_text(encoding="utf-8"))
-    verb = values.pop("command")
+    values = settings.read_yaml(directory.path / "config.yaml", f"{str(directory.path / 'config.yaml')!r}")
+    verb = str(values.pop("command", None))
     if verb not in RUNS:
         ended = (directory.path / "report.json").exists()
         mend = "has ended" if ended else f"goes on when the same command is given again with --out {words.places[0]}"
         raise ValueError(f"{words.places[0]!r} is of `treeward {verb}`, not of a training command; it {mend}")
     config = settings.build(RUNS[verb], values)
+    if settings.build(RUNS[verb], overridden(words, values)) != config:
+        raise ValueError(RESUME)
     return show(train(config, directory))
 
 
@@ -176,9 +189,11 @@ def field_lines(cls: type[Any]) -> list[str]:
 def help_text(verb: str) -> str:
     """Every field of the command with its default and meaning."""
     if verb == "resume":
-        return "treeward resume RUN: go on from the last checkpoint, bit for bit at equal threads and versions."
+        return ("treeward resume RUN: go on from the last checkpoint, bit for bit at equal threads and versions.\n"
+                f"{ALLOW}")  # fmt: skip
     names = ", ".join(settings.recipes())
     return "\n".join([f"{RUNS[verb].__doc__}", "", f"recipes: {names}", "", *field_lines(RUNS[verb]),
                       "  --sweep KEY=V1,V2,...                every value (or combination) in one go, one frontier",
                       "  --print-config                       show the resolved run and stop",
-                      "  --dry-run                            data, checks and an estimate, then stop"])  # fmt: skip
+                      "  --dry-run                            data, checks and an estimate, then stop",
+                      ALLOW])  # fmt: skip

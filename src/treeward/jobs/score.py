@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -121,7 +121,9 @@ def tree_of(row: Mapping[str, Any], number: int) -> Tree:
     return Tree(prompt, responses, group=f"row {number}")
 
 
-def _scored(chunk: list[Mapping[str, Any]], first: int, ensemble: Ensemble, config: ScoreRun) -> list[dict[str, Any]]:
+def _scored(
+    chunk: Sequence[Mapping[str, Any]], first: int, ensemble: Ensemble, config: ScoreRun
+) -> list[dict[str, Any]]:
     model = ensemble.members[0]
     trees = [
         token_tree(tree_of(row, first + n), model.tokenizer, config.max_prompt, config.max_response)
