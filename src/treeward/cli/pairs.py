@@ -7,7 +7,7 @@ import transformers
 import yaml
 
 from treeward.cli.parse import field_lines, overridden, parse
-from treeward.cli.training import recipe_of, with_model
+from treeward.cli.training import ALLOW, recipe_of, with_model
 from treeward.jobs import settings
 from treeward.jobs.budgets import with_budgets
 from treeward.jobs.pairs import Made, PairsRun, make_pairs
@@ -18,10 +18,10 @@ from treeward.maths.numbers import interval
 def run(verb: str, arguments: Sequence[str]) -> int:
     """Make the data, print what it yields, and with --rounds train on it, again and again."""
     transformers.utils.logging.disable_progress_bar()
-    words = parse(arguments, ("help", "print-config"))
+    words = parse(arguments, ("help", "print-config", "allow-code"))
     if "help" in words.flags:
         names = ", ".join(name for name in settings.recipes() if settings.recipe(name).get("command") == verb)
-        print("\n".join([str(PairsRun.__doc__), "", f"recipes: {names}", "", *field_lines(PairsRun)]))
+        print("\n".join([str(PairsRun.__doc__), "", f"recipes: {names}", "", *field_lines(PairsRun), ALLOW]))
         return 0
     config = settings.build(PairsRun, with_budgets(with_model(verb, overridden(words, recipe_of(verb, words)))))
     if "print-config" in words.flags:

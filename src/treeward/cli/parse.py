@@ -45,13 +45,19 @@ def parse(arguments: Sequence[str], flags: Collection[str]) -> Words:
 
 
 def overridden(words: Words, base: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The overrides of a command line, laid on `base` one after another."""
+    """The overrides of a command line, laid on `base` (what a recipe or a run directory says) one after another.
+
+    Raises:
+        ValueError: what is left of `base` would run a Python file, and nothing on the command line allows that.
+    """
     values = dict(base or {})
     texts: dict[str, list[str]] = {}
     for key, text in words.options:
         texts.setdefault(key.replace("-", "_"), []).append(text)
     for key, given in texts.items():
         values = settings.merge(values, settings.override(key, *given))
+    if not words.flags & {"allow-code", "print-config"}:
+        settings.refuse_code(values, " ".join(map(repr, words.places)))
     return values
 
 

@@ -18,7 +18,9 @@ from treeward.maths.numbers import interval, p_value, value
 from treeward.runs.directory import RunDirectory, free_path
 
 log = logging.getLogger(__name__)
-FLAGS = ("help", "print-config", "dry-run")
+ALLOW = "  --allow-code                         run the Python files that a recipe or a run directory names"
+FLAGS = ("help", "print-config", "dry-run", "allow-code")
+RESUME = "usage: treeward resume RUN (the run's own config.yaml stands: an option may repeat it, but change nothing)"
 
 
 def run(verb: str, arguments: Sequence[str]) -> int:
@@ -103,8 +105,9 @@ def swept(verb: str, words: Words) -> Swept:
     Raises:
         ValueError: an axis or a point's configuration is wrong, or a flag asks for one run alone.
     """
-    if words.flags:
-        raise ValueError(f"--sweep runs every point; leave --{min(words.flags)} away, or the sweep")
+    single = words.flags - {"allow-code"}
+    if single:
+        raise ValueError(f"--sweep runs every point; leave --{min(single)} away, or the sweep")
     axes = [axis(text) for key, text in words.options if key == "sweep"]
     rest = Words(words.places, tuple(option for option in words.options if option[0] != "sweep"), words.flags)
     swept_keys = {key for key, _ in axes}
@@ -114,18 +117,20 @@ def swept(verb: str, words: Words) -> Swept:
 
 def resume(words: Words) -> int:
     """Go on with a run from its last checkpoint; its own configuration stands."""
-    if len(words.places) != 1 or words.options:
-        raise ValueError("usage: treeward resume RUN (the run's own config.yaml stands, so no overrides)")
+    if len(words.places) != 1:
+        raise ValueError(RESUME)
     directory = RunDirectory.open(words.places[0])
     if (directory.path / "receipt.json").exists():
         raise ValueError(f"{words.places[0]!r} has ended: its receipt.json is there")
-    values = yaml.safe_load((directory.path / "config.yaml").read_text(encoding="utf-8"))
-    verb = values.pop("command")
+    values = settings.read_yaml(directory.path / "config.yaml", f"{str(directory.path / 'config.yaml')!r}")
+    verb = str(values.pop("command", None))
     if verb not in RUNS:
         ended = (directory.path / "report.json").exists()
         mend = "has ended" if ended else f"goes on when the same command is given again with --out {words.places[0]}"
         raise ValueError(f"{words.places[0]!r} is of `treeward {verb}`, not of a training command; it {mend}")
     config = settings.build(RUNS[verb], values)
+    if settings.build(RUNS[verb], overridden(words, values)) != config:
+        raise ValueError(RESUME)
     return show(train(config, directory))
 
 
@@ -198,9 +203,11 @@ def show_members(found: Ensembled) -> int:
 def help_text(verb: str) -> str:
     """Every field of the command with its default and meaning."""
     if verb == "resume":
-        return "treeward resume RUN: go on from the last checkpoint, bit for bit at equal threads and versions."
+        return ("treeward resume RUN: go on from the last checkpoint, bit for bit at equal threads and versions.\n"
+                f"{ALLOW}")  # fmt: skip
     names = ", ".join(settings.recipes())
     return "\n".join([f"{RUNS[verb].__doc__}", "", f"recipes: {names}", "", *field_lines(RUNS[verb]),
                       "  --sweep KEY=V1,V2,...                every value (or combination) in one go, one frontier",
                       "  --print-config                       show the resolved run and stop",
-                      "  --dry-run                            data, checks and an estimate, then stop"])  # fmt: skip
+                      "  --dry-run                            data, checks and an estimate, then stop",
+                      ALLOW])  # fmt: skip

@@ -14,6 +14,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 Row = dict[str, Any]
+Handle = io.BufferedReader | gzip.GzipFile
 
 BATCH = 1000
 """Rows of a Parquet or Arrow file that are held at a time."""
@@ -68,7 +70,7 @@ def piece(path: Path, name: str = "") -> Piece:
     ending = _ending(path)
     if ending not in READERS:
         raise BadFile(f"ends in {path.suffix!r}; jsonl, jsonl.gz, json, parquet and csv are read")
-    return Piece(name, lambda: _rows(path, READERS[ending]))
+    return Piece(name, partial(_rows, path, READERS[ending]))
 
 
 def directory(path: Path) -> dict[str, list[Piece]]:
@@ -92,7 +94,7 @@ def directory(path: Path) -> dict[str, list[Piece]]:
     kinds = {"json" if "json" in _ending(file) else _ending(file)[1:]: file for file in files}
     if len(kinds) > 1:
         shown = " and ".join(repr(str(file.relative_to(path))) for file in list(kinds.values())[:2])
-        raise BadFile(f"is a directory with files of several kinds ({shown}); name one file, or a directory of one kind")
+        raise BadFile(f"is a directory with files of several kinds ({shown}); name one file")
     splits = {file: _split(file.relative_to(path)) for file in files}
     unnamed = [file for file, split in splits.items() if split is None]
     if unnamed and len(unnamed) < len(files):
@@ -157,11 +159,11 @@ def _saved(path: Path, name: str) -> list[Piece]:
     for each in _described(path / "state.json", "_data_files"):
         file = _inside(each.get("filename") if isinstance(each, dict) else None)
         _refuse_foreign(path / file, path)
-        found.append(Piece(f"{name}/{file}" if name else file, lambda place=path / file: _rows(place, _arrow)))
+        found.append(Piece(f"{name}/{file}" if name else file, partial(_rows, path / file, _arrow)))
     return found
 
 
-def _rows(path: Path, read: Callable[[io.BufferedIOBase], Iterator[Row]]) -> Iterator[Row]:
+def _rows(path: Path, read: Callable[[Handle], Iterator[Row]]) -> Iterator[Row]:
     """The rows of a file; whatever stops the reading is told as `BadFile` with the row that was being read."""
     done = 0
     try:
@@ -246,17 +248,16 @@ def _decoded(text: str, row: int, line: int) -> Any:
         raise BadFile(f"holds a number that cannot be read ({_line(problem)}){where}", row) from None
 
 
-def _jsonl(handle: io.BufferedIOBase) -> Iterator[Row]:
+def _jsonl(handle: Handle) -> Iterator[Row]:
     """One object a line; blank lines are not rows."""
     row = 0
     for line, raw in enumerate(handle, 1):
         if line == 1:
             _refuse_wide(raw)
-            raw = raw.removeprefix(b"\xef\xbb\xbf")
-        if not raw.strip():
+        if not raw.strip(b" \t\r\n\xef\xbb\xbf"):
             continue
         row += 1
-        text = raw.decode("utf-8")
+        text = raw.decode("utf-8-sig" if line == 1 else "utf-8")
         yield _checked(_decoded(text, row, line), text, row)
 
 
@@ -268,7 +269,7 @@ def _refuse_wide(start: bytes) -> None:
 class _Scanner:
     """JSON values of a text file one after another, of which a part is held at a time."""
 
-    def __init__(self, text: io.TextIOWrapper) -> None:
+    def __init__(self, text: io.TextIOBase) -> None:
         self._text, self._held, self._at, self._block = text, "", 0, BLOCK
 
     def next_sign(self) -> str:
@@ -313,7 +314,7 @@ class _Scanner:
         return bool(new)
 
 
-def _json(handle: io.BufferedIOBase) -> Iterator[Row]:
+def _json(handle: Handle) -> Iterator[Row]:
     """A list of objects, or objects one after another."""
     start = handle.read(2)
     handle.seek(0)
@@ -350,7 +351,7 @@ def _scanned(scanner: _Scanner) -> Iterator[Row]:
         raise BadFile("has something after the closing ] of its list")
 
 
-def _csv(handle: io.BufferedIOBase) -> Iterator[Row]:
+def _csv(handle: Handle) -> Iterator[Row]:
     """A header, then rows; every field is the text that was written."""
     start = handle.read(2)
     handle.seek(0)
@@ -359,7 +360,7 @@ def _csv(handle: io.BufferedIOBase) -> Iterator[Row]:
         yield from _csv_rows(text)
 
 
-def _csv_rows(text: io.TextIOWrapper) -> Iterator[Row]:
+def _csv_rows(text: io.TextIOBase) -> Iterator[Row]:
     csv.field_size_limit(sys.maxsize)
     lines = csv.reader(text, strict=True)
     row = 0
@@ -387,7 +388,7 @@ def _check_header(names: list[str]) -> None:
         raise BadFile(f"has {other!r} between its columns; save it with commas")
 
 
-def _parquet(handle: io.BufferedIOBase) -> Iterator[Row]:
+def _parquet(handle: Handle) -> Iterator[Row]:
     file = parquet.ParquetFile(handle, pre_buffer=False)
     names = file.schema_arrow.names
     if len(set(names)) != len(names):
@@ -395,7 +396,7 @@ def _parquet(handle: io.BufferedIOBase) -> Iterator[Row]:
     yield from _batches(file.iter_batches(BATCH))
 
 
-def _arrow(handle: io.BufferedIOBase) -> Iterator[Row]:
+def _arrow(handle: Handle) -> Iterator[Row]:
     yield from _batches(pa.ipc.open_stream(handle))
 
 
@@ -423,6 +424,6 @@ def _convertible(row: Any) -> bool:
     return True
 
 
-READERS: Mapping[str, Callable[[io.BufferedIOBase], Iterator[Row]]] = {
+READERS: Mapping[str, Callable[[Handle], Iterator[Row]]] = {
     ".jsonl": _jsonl, ".json": _json, ".parquet": _parquet, ".csv": _csv,
 }  # fmt: skip

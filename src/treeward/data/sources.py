@@ -10,7 +10,8 @@ from itertools import islice
 from pathlib import Path
 
 from treeward.data import files, hub, world
-from treeward.data.files import BadFile, Piece, Row
+from treeward.data.files import BadFile, Piece
+from treeward.data.files import Row as Row
 
 
 class BadRow(ValueError):

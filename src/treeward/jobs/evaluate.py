@@ -1,10 +1,8 @@
 """Measure a trained model on held-out data: a policy against a start, or a reward model against one half."""
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from treeward.data.prepare import DataConfig, prepare
@@ -13,7 +11,7 @@ from treeward.evaluation import policies, rewards, versus
 from treeward.evaluation.tables import Measurement, Table, compare, known
 from treeward.jobs.options import EvaluationConfig
 from treeward.models.anchor import Anchor
-from treeward.models.loading import ModelConfig, model_directory
+from treeward.models.loading import ModelConfig, architectures
 from treeward.models.policy import Policy
 from treeward.models.reward_model import RewardModel
 from treeward.proof import guards, identities
@@ -215,6 +213,4 @@ def _chosen_part(trees: list[TokenTree], config: EvaluateRun) -> list[TokenTree]
 
 
 def _is_reward(config: ModelConfig) -> bool:
-    file = Path(model_directory(config.path)).expanduser() / "config.json"
-    names = json.loads(file.read_text(encoding="utf-8")).get("architectures") or [] if file.exists() else []
-    return any(name.endswith(REWARD) for name in names)
+    return any(name.endswith(REWARD) for name in architectures(config.path))

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -157,7 +157,9 @@ def _named(row: Mapping[str, Any], config: ScoreRun) -> Mapping[str, Any]:
     return {**row, **{ours: row[theirs] for ours, theirs in config.data.columns.items()}}
 
 
-def _scored(chunk: list[Mapping[str, Any]], first: int, ensemble: Ensemble, config: ScoreRun) -> list[dict[str, Any]]:
+def _scored(
+    chunk: Sequence[Mapping[str, Any]], first: int, ensemble: Ensemble, config: ScoreRun
+) -> list[dict[str, Any]]:
     model = ensemble.members[0]
     trees = [
         token_tree(

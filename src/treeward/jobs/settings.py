@@ -31,21 +31,107 @@ def recipe(name: str) -> dict[str, Any]:
         ValueError: there is no such recipe, or the file is not a mapping; the nearest name is suggested.
     """
     if name.endswith((".yaml", ".yml")):
-        path = Path(name)
-        if not path.exists():
+        if not Path(name).is_file():
             raise ValueError(f"recipe {name!r} does not exist")
-        text = path.read_text(encoding="utf-8")
+        return read_yaml(Path(name), f"recipe {name!r}")
     else:
         if name not in recipes():
             raise ValueError(f"recipe {name!r} is unknown{_nearest(name, recipes())}; there are {', '.join(recipes())}")
-        text = (resources.files("treeward.recipes") / f"{name}.yaml").read_text(encoding="utf-8")
+        with resources.as_file(resources.files("treeward.recipes") / f"{name}.yaml") as path:
+            return read_yaml(path, f"recipe {name!r}")
+
+
+NODES, LEVELS = 10_000, 40
+"""How many values a YAML file may hold with every alias written out, and how deep they may stand in one another."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML: no tags of Python, every key a text that stands there once, aliases only as far as `NODES`."""
+
+    def construct_document(self, node: Any) -> Any:
+        self._size(node, {}, 0)
+        return super().construct_document(node)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        found: dict[Any, Any] = super().construct_mapping(node, deep)
+        other = next((key for key in found if not isinstance(key, str)), None)
+        if other is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {other!r} is no text", node.start_mark)
+        return found
+
+    def _size(self, node: Any, sizes: dict[int, int], level: int) -> int:
+        """The values below a node with all aliases written out; `sizes` holds those that are known, 0 while open."""
+        if id(node) in sizes and sizes[id(node)]:
+            return sizes[id(node)]
+        if id(node) in sizes or level > LEVELS:
+            raise yaml.constructor.ConstructorError(None, None, "it is nested too deeply", node.start_mark)
+        sizes[id(node)] = 0
+        below = node.value if isinstance(node, yaml.CollectionNode) else []
+        if isinstance(node, yaml.MappingNode):
+            keys = [key.value for key, _ in below if isinstance(key, yaml.ScalarNode)]
+            twice = next((key for key in keys if keys.count(key) > 1), None)
+            if twice is not None:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands there twice",
+                                                        node.start_mark)  # fmt: skip
+            below = [value for _, value in below]
+        size = 1 + sum(self._size(each, sizes, level + 1) for each in below)
+        if size > NODES:
+            raise yaml.constructor.ConstructorError(None, None, f"its aliases stand for more than {NODES} values",
+                                                    node.start_mark)  # fmt: skip
+        sizes[id(node)] = size
+        return size
+
+
+def load_yaml(text: str) -> Any:
+    """The plain value that a YAML text means: mappings with text keys, lists, texts, numbers, booleans, null, dates.
+
+    Raises:
+        ValueError: it is no such YAML; in one line.
+    """
     try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError as problem:
-        raise ValueError(f"recipe {name!r} is not YAML: {' '.join(str(problem).split())[:160]}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"recipe {name!r} is not a mapping of keys to values")
-    return found
+        return yaml.load(text, _Loader)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as problem:
+        # A tag such as !!int or !!timestamp before another text makes PyYAML fail in any of these ways.
+        raise ValueError(" ".join(str(problem).split())[:200] or type(problem).__name__) from None
+
+
+def read_yaml(path: Path, what: str) -> dict[str, Any]:
+    """The mapping that a YAML file holds; `what` names it in messages.
+
+    Raises:
+        ValueError: the file cannot be read, or holds something else.
+    """
+    try:
+        value = load_yaml(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as problem:
+        raise ValueError(f"{what} is not YAML: {' '.join(str(problem).split())}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{what} is not a mapping of keys to values")
+    return value
+
+
+def python_files(values: Any) -> list[str]:
+    """The FILE.py:NAME texts in a mapping of settings, without those that the command line itself says."""
+    if isinstance(values, Mapping):
+        return [name for value in values.values() for name in python_files(value)]
+    if isinstance(values, list | tuple):
+        return [name for value in values for name in python_files(value)]
+    return [values] if isinstance(values, str) and not isinstance(values, Raw) and ".py:" in values else []
+
+
+def refuse_code(values: Mapping[str, Any], place: str) -> None:
+    """Refuse settings that would run a Python file which only a recipe or a run directory names.
+
+    Raises:
+        ValueError: there is one; the file and the two ways out are named.
+    """
+    for name in python_files(values):
+        raise ValueError(
+            f"{place} would run the Python file {name!r}; look into it, then name it on this command line, or add "
+            "--allow-code"
+        )
 
 
 def recipes() -> list[str]:
@@ -81,8 +167,8 @@ class Raw(str):
         if str in options and options <= {str, type(None)}:
             return None if type(None) in options and self == "null" else str(self)
         try:
-            return yaml.safe_load(self)
-        except yaml.YAMLError:
+            return load_yaml(self)
+        except ValueError:
             return str(self)
 
 

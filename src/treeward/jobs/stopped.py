@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from treeward.data.prompts import Prompt
-from treeward.jobs.settings import dump
+from treeward.jobs.settings import dump, read_yaml
 from treeward.runs.directory import RunDirectory, alone, created
 
 CHUNK = 16
@@ -28,7 +28,7 @@ def same_run(path: Path, config: Any, free: Sequence[str] = ()) -> None:
     Raises:
         ValueError: a field differs; it is named.
     """
-    own, left = (yaml.safe_load(text) for text in (written(config), (path / "config.yaml").read_text(encoding="utf-8")))
+    own, left = yaml.safe_load(written(config)), read_yaml(path / "config.yaml", f"{str(path / 'config.yaml')!r}")
     other = [name for name, value in own.items() if left.get(name) != value and name not in free]
     if other:
         raise ValueError(

@@ -12,13 +12,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import torch
 from torch import nn
 
 from treeward.data.render import Tokenizer, vocabulary_hash
 from treeward.maths.scores import AnyHead, Attributes, Categorical, Logistic, Ordinal, Scalar, rising
 from treeward.models.heads import head_hash
-from treeward.models.loading import model_directory
+from treeward.models.loading import description, model_directory
 
 NAME = "treeward.json"
 KINDS: dict[str, Any] = {
@@ -80,38 +81,48 @@ def read(path: str) -> dict[str, Any] | None:
     """The `treeward.json` of a local model or run directory; None where there is none.
 
     Raises:
-        ValueError: the path is a run that has no model, or the file is not what `write` writes.
+        ValueError: the path is a run that has no model, or the file is damaged.
     """
     file = Path(model_directory(path)).expanduser() / NAME
-    if not file.exists():
-        return None
-    try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        facts = None
-    if not isinstance(facts, dict):
-        raise ValueError(f"{str(file)!r} is not a JSON object: it was damaged; save the model again")
-    return facts
+    return description(file) if file.is_file() else None
 
 
 def read_reward(path: str) -> dict[str, Any] | None:
-    """The `treeward.json` of a reward model; None where there is none, or where it is a policy's."""
+    """The `treeward.json` of a reward model; None where there is none, or where it is a policy's.
+
+    Raises:
+        ValueError: the file is damaged, or lacks what a reward model needs.
+    """
     facts = read(path)
-    return facts if facts and "head" in facts else None
+    if facts is None or "head" not in facts:
+        return None
+    lacking = [name for name in ("tokenizer", "template", "head_hash") if not isinstance(facts.get(name), str)]
+    if not isinstance(facts["head"], dict):
+        lacking.append("head")
+    if lacking:
+        file = Path(model_directory(path)).expanduser() / NAME
+        raise ValueError(f"{str(file)!r} is damaged: it does not say {lacking[0]!r}")
+    return facts
 
 
 def head_of(facts: Mapping[str, Any]) -> tuple[AnyHead, torch.Tensor | None]:
     """The head that `treeward.json` describes, and an ordinal head's thresholds.
 
     Raises:
-        ValueError: the kind is unknown.
+        ValueError: the kind is unknown, or a field is wrong.
     """
     fields = dict(facts["head"])
-    kind, thresholds = fields.pop("kind"), fields.pop("thresholds", None)
-    if kind not in KINDS:
+    kind, thresholds = fields.pop("kind", None), fields.pop("thresholds", None)
+    if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(f"{NAME} has a head of kind {kind!r}; known are {', '.join(KINDS)}")
-    head: AnyHead = KINDS[kind](**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
-    return head, None if thresholds is None else torch.tensor(thresholds)
+    try:
+        head: AnyHead = pydantic.TypeAdapter(KINDS[kind]).validate_python(fields)
+        numbers = pydantic.TypeAdapter(list[pydantic.FiniteFloat] | None).validate_python(thresholds)
+    except pydantic.ValidationError as problem:
+        first = problem.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "head"
+        raise ValueError(f"{NAME} is damaged: {place}: {first['msg'].lower()}") from None
+    return head, None if numbers is None else torch.tensor(numbers)
 
 
 def check_tokenizer(facts: Mapping[str, Any], tokenizer: Tokenizer, path: str) -> None:

@@ -1,19 +1,25 @@
 """Finding models and tokenizers: the embedded world, a local directory, or a hub id; one-line errors."""
 
 import json
+import json
 import logging
-from collections.abc import Iterator
+import pickle
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from jinja2 import TemplateError
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer
 
 from treeward.data import world
-from treeward.data.hub import reachable
+from treeward.data.hub import is_id, reachable
 from treeward.data.render import Tokenizer
 from treeward.models.device import AskedDevice, AskedPrecision, choose_device, choose_precision, keep_freed_memory
 from treeward.models.kernels import fuse_gelu
@@ -111,14 +117,16 @@ def load(config: ModelConfig, auto_class: Any, seed: int, **named: Any) -> Loade
         for name, value in (named | config.config).items():
             if name in config.config and not hasattr(plan, name):
                 raise ValueError(f"model.config has {name!r}, which {type(plan).__name__} does not know")
-            setattr(plan, name, value)
+            _tried(config.path, f"model.config {name!r}", partial(setattr, plan, name, value))
         with seeded(config, seed):
-            module = auto_class.from_config(plan, dtype=torch.float32)
+            module = _tried(config.path, "config", lambda: auto_class.from_config(plan, dtype=torch.float32))
         if config.tokenizer is not None:
             name_special_ids(module, tokenizer)
     else:
         with seeded(config, seed):
-            module = _ask(config.path, "weights", auto_class, dtype=torch.float32, **named)
+            module = _ask(config.path, "weights", auto_class, dtype=torch.float32, output_loading_info=True, **named)
+            if isinstance(module, tuple):
+                module = _complete(module[0], module[1], config.path)
     set_dropout(module, config.dropout)
     fuse_gelu(module)
     check_vocabulary(module, tokenizer, config)
@@ -215,30 +223,79 @@ def check_vocabulary(module: Any, tokenizer: Tokenizer, config: ModelConfig) -> 
         )
 
 
+UNLOADABLE = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, AssertionError,
+    EOFError, ImportError, MemoryError, TemplateError, SafetensorError, StrictDataclassError, pickle.UnpicklingError,
+)  # fmt: skip
+"""What transformers raises for files that are damaged or hold something else."""
+
+DESCRIPTIONS = ("config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json",
+                "special_tokens_map.json", "added_tokens.json", "treeward.json")  # fmt: skip
+INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+
+
+def description(file: Path) -> dict[str, Any]:
+    """The object that a JSON file of a model directory holds.
+
+    Raises:
+        ValueError: the file cannot be read or holds something else; it is named.
+    """
+    try:
+        value = json.loads(file.read_bytes())
+    except (ValueError, OSError, RecursionError) as problem:
+        raise ValueError(f"{str(file)!r} is damaged ({_line(problem)})") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{str(file)!r} is damaged: it holds no JSON object")
+    return value
+
+
+def architectures(path: str) -> list[str]:
+    """The classes that a local directory's config.json names; none without one.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    file = Path(model_directory(path)).expanduser() / "config.json"
+    names = description(file).get("architectures") if file.is_file() else None
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+
 def _ask(path: str, what: str, source: Any, **named: Any) -> Any:
+    """What `source.from_pretrained` finds in a local directory, else on the hub; code that lies there is never run."""
     path = model_directory(path)
     local = Path(path).expanduser()
-    if not local.is_dir() and (path.startswith((".", "/", "~")) or path.count("/") > 1 or "\\" in path):
-        raise ValueError(f"model.path {path!r} is not a directory")
     if local.is_dir():
-        path = str(local)
-        _check_files(path, local, what)
+        _check_directory(local, path, what)
+        path, named = str(local), named | {"local_files_only": True}
+    elif local.exists() or not is_id(path):
+        raise ValueError(f"model.path {path!r} is not a directory")
     elif not reachable():
-        named["local_files_only"] = True
+        named |= {"local_files_only": True}
+    absent = not local.is_dir() and bool(named.get("local_files_only"))
+    return _tried(path, what, lambda: source.from_pretrained(path, trust_remote_code=False, **named), absent)
+
+
+def _tried(path: str, what: str, call: Callable[[], Any], absent: bool = False) -> Any:
+    """What a call into transformers gives; whatever it raises for damaged files is told in one line.
+
+    `absent`: the path is a hub id and the hub cannot be reached.
+    """
     try:
-        return source.from_pretrained(path, **named)
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as problem:
-        if named.get("local_files_only"):
+        return call()
+    except Exception as problem:
+        # The tokenizers library raises bare Exceptions; of a subclass that is not listed nothing is known.
+        if not isinstance(problem, UNLOADABLE) and type(problem) is not Exception:
+            raise
+        if absent:
             raise ValueError(
                 f"{path!r} is not a directory here, and as a hub id its {what} is not on this machine and the hub "
                 "cannot be reached; give a local directory or 'world'"
             ) from None
-        reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
-        raise ValueError(f"the {what} of {path!r} cannot be loaded ({reason[:160]})") from None
+        raise ValueError(f"the {what} of {path!r} cannot be loaded ({_line(problem)})") from None
 
 
-def _check_files(path: str, local: Path, what: str) -> None:
-    """Refuse a directory that lacks the files of what is asked of it, before transformers looks for them."""
+def _check_directory(local: Path, path: str, what: str) -> None:
+    """Refuse a model directory that lacks a file, holds a damaged description, or points outside itself."""
     if not (local / "config.json").exists() and (local / "adapter_config.json").exists():
         raise ValueError(
             f"model.path {path!r} holds an adapter alone; name the directory with the merged weights, or the base model"
@@ -253,8 +310,32 @@ def _check_files(path: str, local: Path, what: str) -> None:
         raise ValueError(f"{path!r} holds no tokenizer{missing}; name one with model.tokenizer")
     if what != "tokenizer" and not (local / "config.json").exists():
         raise ValueError(f"model.path {path!r} holds no config.json, so it is not a model directory")
+    descriptions = {name: description(local / name) for name in DESCRIPTIONS if (local / name).is_file()}
+    foreign = [name for name, value in descriptions.get("config.json", {}).items() if "attn_implementation" in name
+               and "/" in str(value)]  # fmt: skip
+    if foreign:
+        raise ValueError(f"{str(local / 'config.json')!r} asks for code from the hub ({foreign[0]}); take it out")
+    for name in INDICES:
+        if (local / name).is_file():
+            files = description(local / name).get("weight_map")
+            if not isinstance(files, dict) or not all(isinstance(f, str) and Path(f).name == f for f in files.values()):
+                raise ValueError(f"{str(local / name)!r} is damaged: weight_map does not name files of the directory")
 
 
 def has_tokenizer(directory: Path) -> bool:
     """Whether there are a tokenizer's files in a directory."""
     return any(directory.glob("tokenizer*")) or any(directory.glob("vocab*"))
+
+
+def _complete(module: Any, info: dict[str, Any], path: str) -> Any:
+    """The module, unless its weights lack some: those would be drawn at random."""
+    missing = sorted(info["missing_keys"])
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ValueError(f"the weights of {path!r} lack {missing[0]!r}{more}; they are of another model, or damaged")
+    return module
+
+
+def _line(problem: BaseException) -> str:
+    said = " ".join(str(problem).split())
+    return said[:160] or type(problem).__name__

@@ -177,7 +177,7 @@ class _Loader:
     @staticmethod
     def from_pretrained(path: str, **named: Any) -> nn.Module:
         try:
-            module, info = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True, **named)
+            module, info = AutoModelForSequenceClassification.from_pretrained(path, **named)
         except RuntimeError as problem:
             raise ValueError(f"its head has another width: {str(problem).splitlines()[0]}") from None
         outside = set(outside_backbone(module))

@@ -3,7 +3,6 @@
 A scorer sees token trees of the policy's vocabulary and gives one raw number a branch. Each kind has a file of its own.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from treeward.data.render import Tokenizer, decode
 from treeward.models import artifact
-from treeward.models.loading import ModelConfig, load_tokenizer, model_directory
+from treeward.models.loading import ModelConfig, architectures, load_tokenizer, model_directory
 from treeward.models.reward_model import RewardModel
 from treeward.rewards.classifier import Classifier
 from treeward.rewards.gold import Gold
@@ -112,10 +111,8 @@ def find_all(scorer: str | None, judges: Sequence[str]) -> tuple[Scorer | None, 
 
 def _is_classifier(path: str) -> bool:
     """A local sequence classifier that no reward model was saved as, and whose tokenizer knows no chats."""
-    file = Path(path).expanduser() / "config.json"
-    if not file.exists() or artifact.read_reward(path) is not None:
+    if artifact.read_reward(path) is not None:
         return False
-    names = json.loads(file.read_text(encoding="utf-8")).get("architectures") or []
-    if not any(name.endswith("SequenceClassification") for name in names):
+    if not any(name.endswith("SequenceClassification") for name in architectures(path)):
         return False
     return not load_tokenizer(ModelConfig(path=path)).chat_template

@@ -21,6 +21,8 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 ROOT = Path("runs")
+NAME = 200
+"""Characters of a run's name at most."""
 ENDED = ("receipt.json", "report.json")
 """What a run writes last."""
 
@@ -64,8 +66,11 @@ def free_path(name: str, out: str | None, option: str = "--out") -> Path:
     """Where a new run goes: `out` if given, else runs/<name> or the next free number after it.
 
     Raises:
-        ValueError: `out` exists, or its place cannot be written to.
+        ValueError: `out` exists, its place cannot be written to, or `name` is no plain name of a folder.
     """
+    plain = name.isprintable() and Path(name).name == name and name not in ("", ".", "..") and "\\" not in name
+    if out is None and (not plain or len(name) > NAME):
+        raise ValueError(f"name is {name[:60]!r}; it names one folder in runs/, without slashes: use --out for others")
     path = Path(out) if out is not None else _next_free(name)
     if path.exists():
         stopped = (path / "config.yaml").exists() and not any((path / name).exists() for name in ENDED)
