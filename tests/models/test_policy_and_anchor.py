@@ -34,15 +34,21 @@ def by_hand(tiny: Build, plain_logps: Build) -> Callable[..., list[float]]:
     return sums
 
 
-def adapted(policy: Policy) -> Policy:
-    """The policy with low-rank adapters that already do something."""
+def adapted(policy: Policy, trained: bool = True) -> Policy:
+    """The policy with low-rank adapters: new ones, which do nothing, or some that were trained before."""
     adapter = adapters.put_on(policy.tree.module, LoRA(r=4), "CAUSAL_LM")
+    if trained:
+        train(policy)
+    return Policy(policy.tree, policy.tokenizer, adapter)
+
+
+def train(policy: Policy) -> None:
+    """Give the policy's adapters weights."""
     with torch.no_grad():
         draw = torch.Generator().manual_seed(7)
         for name, parameter in policy.tree.named_parameters():
             if "lora_B" in name:
                 parameter.copy_(torch.randn(parameter.shape, generator=draw) * 0.3)
-    return Policy(policy.tree, policy.tokenizer, adapter)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mistral", "mamba"])
@@ -140,11 +146,13 @@ def test_anchor_log_probs_come_by_tree_and_without_gradient(policy: Build, grow:
     assert torch.cat([known[tree] for tree in trees]).tolist() == pytest.approx(by_hand(trees), abs=1e-4)
 
 
-def test_with_adapters_the_anchor_is_the_base_model(policy: Build, grow: Build, by_hand: Build) -> None:
+def test_with_new_adapters_the_anchor_is_the_base_model(policy: Build, grow: Build, by_hand: Build) -> None:
     trees = grow(5)
-    ours = adapted(policy())
-    moved = branch_logps(ours, trees)
+    ours = adapted(policy(), trained=False)
     anchor = Anchor.of(ours)
+    assert anchor.tree is ours.tree
+    train(ours)
+    moved = branch_logps(ours, trees)
     known = anchor.branch_logps(trees, 64)
     assert torch.cat([known[tree] for tree in trees]).tolist() == pytest.approx(by_hand(trees), abs=1e-4)
     assert (moved - torch.tensor(by_hand(trees))).abs().max() > 0.1
@@ -152,14 +160,37 @@ def test_with_adapters_the_anchor_is_the_base_model(policy: Build, grow: Build, 
     assert anchor.hash is None
 
 
-def test_only_adapters_train_and_a_base_weight_that_trains_is_refused(policy: Build) -> None:
+def test_with_trained_adapters_the_anchor_is_a_copy_of_the_whole(policy: Build, grow: Build) -> None:
+    trees = grow(5)
     ours = adapted(policy())
+    before = branch_logps(ours, trees)
+    anchor = Anchor.of(ours)
+    with torch.no_grad():
+        for name, parameter in ours.tree.named_parameters():
+            if "lora_" in name:
+                parameter.add_(0.2)
+    known = anchor.branch_logps(trees, 64)
+    assert torch.cat([known[tree] for tree in trees]).tolist() == pytest.approx(before.tolist(), abs=1e-4)
+    assert anchor.hash is not None
+    assert not {p.data_ptr() for p in ours.tree.parameters()} & {p.data_ptr() for p in anchor.tree.parameters()}
+    assert (branch_logps(ours, trees) - before).abs().max() > 0.1
+
+
+def test_only_adapters_train_and_a_base_weight_that_trains_is_refused(policy: Build) -> None:
+    ours = adapted(policy(), trained=False)
     names = [name for name, p in ours.tree.named_parameters() if p.requires_grad]
     assert names
     assert all("lora_" in name for name in names)
     ours.tree.module.get_input_embeddings().weight.requires_grad_(True)
     with pytest.raises(ValueError, match=r"adapter off, but .*embed_tokens.* trains as well"):
         Anchor.of(ours)
+
+
+def test_every_end_of_the_generation_config_ends_a_response(policy: Build) -> None:
+    ours = policy()
+    for named, expected in (([2, 20, 33], (2, 20, 33)), ([20, 2], (2, 20)), (20, (2, 20)), (None, (2,))):
+        ours.tree.module.generation_config.eos_token_id = named
+        assert ours.end_ids == expected
 
 
 def test_a_policy_with_adapters_is_saved_merged(policy: Build, grow: Build, tmp_path: Path) -> None:

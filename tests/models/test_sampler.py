@@ -4,11 +4,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from treeward.models.sampler import DecodeSampler, ScriptedSampler, draw
+from treeward.models.sampler import DecodeSampler, Noise, ScriptedSampler, draw, row_ids
 from treeward.trees import verify
 from treeward.trees.forward import TreeLM
 from treeward.trees.tokens import TokenTree
@@ -17,10 +18,12 @@ from treeward.trees.verify import verified
 FAMILIES = ["gpt2", "llama", "qwen3", "phi3", "neox", "mistral", "gemma3", "mamba"]
 Build = Callable[..., Any]
 END = 2
+FIRST = [0.5736124325254156, 0.0659016298232078, 0.33652088240300837]
 
 
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def uniforms(count: int, seed: int = 0) -> torch.Tensor:
+    """Numbers in [0, 1), one a row."""
+    return torch.from_numpy(Noise(seed).uniforms("test", 0, count))
 
 
 def prompts(*ids: tuple[int, ...]) -> list[TokenTree]:
@@ -41,13 +44,13 @@ def agree(counts: torch.Tensor, probabilities: torch.Tensor) -> float:
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
 def test_draw_follows_the_softmax(temperature: float) -> None:
     logits = torch.tensor([0.3, -1.2, 0.0, 2.0, 1.1, -0.4])
-    tokens = draw(logits.expand(20_000, 6), temperature, seeded(1))
+    tokens = draw(logits.expand(20_000, 6), temperature, uniforms(20_000, 1))
     assert agree(torch.bincount(tokens, minlength=6), (logits / temperature).double().softmax(0)) > 0.01
 
 
 def test_draw_at_another_temperature_is_told_apart() -> None:
     logits = torch.tensor([0.3, -1.2, 0.0, 2.0, 1.1, -0.4])
-    tokens = draw(logits.expand(20_000, 6), 1.2, seeded(1))
+    tokens = draw(logits.expand(20_000, 6), 1.2, uniforms(20_000, 1))
     assert agree(torch.bincount(tokens, minlength=6), logits.double().softmax(0)) < 1e-6
 
 
@@ -55,35 +58,98 @@ def test_draw_takes_each_row_from_its_own_distribution_and_never_an_impossible_t
     logits = torch.full((3, 4), -math.inf)
     logits[0, 0] = logits[1, 3] = logits[2, 1] = logits[2, 2] = 0.0
     for seed in range(50):
-        first, second, third = draw(logits, 1.0, seeded(seed)).tolist()
+        first, second, third = draw(logits, 1.0, uniforms(3, seed)).tolist()
         assert (first, second) == (0, 3)
         assert third in (1, 2)
 
 
-def test_a_uniform_number_of_zero_picks_no_impossible_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "rand", lambda *size, **_: torch.zeros(*size))
-    assert draw(torch.tensor([[-math.inf, -math.inf, 0.0, 1.0]]), 1.0, seeded()).tolist() == [2]
+@pytest.mark.parametrize(("number", "token"), [(0.0, 2), (0.5, 3), (1 - 2**-53, 3), (1.0, 3)])
+def test_no_uniform_number_picks_an_impossible_token(number: float, token: int) -> None:
+    """Not the least one and not 1, which no generator gives: tokens of probability 0 stand on both sides."""
+    logits = torch.tensor([[-math.inf, -math.inf, 0.0, 1.0, -math.inf, -math.inf]])
+    assert draw(logits, 1.0, torch.tensor([number], dtype=torch.float64)).tolist() == [token]
 
 
-@pytest.mark.parametrize("row", [[0.0, math.nan, 1.0], [0.0, math.inf, 1.0], [-math.inf] * 3])
-def test_logits_that_are_no_distribution_are_refused(row: list[float]) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_impossible_tokens_are_never_drawn_at_the_ends(dtype: torch.dtype) -> None:
+    """Many rows whose sums of probabilities round to both sides of 1; noise of 0, of 1 and next to it."""
+    logits = torch.randn(2000, 40, generator=torch.Generator().manual_seed(0)) * 3
+    logits[:, :5] = logits[:, -5:] = -math.inf
+    for number in (0.0, 1.0, 1 - 2.0**-24, 1 - 2.0**-53):
+        tokens = draw(logits, 1.0, torch.full((2000,), number, dtype=dtype))
+        assert 5 <= int(tokens.min()) <= int(tokens.max()) <= 34
+
+
+def test_the_tail_of_a_wide_vocabulary_is_drawn() -> None:
+    """Of 50,000 tokens one has nearly all of the probability, the others 1e-9 each: added up in float32, they add
+    nothing to it."""
+    logits = torch.full((1, 50_000), math.log(1e-9))
+    logits[0, 0] = 0.0
+    share = 49_999e-9 / (1 + 49_999e-9)
+    for wanted in (1, 20_000, 49_999):
+        number = 1 - share + share * (wanted - 0.5) / 49_999
+        found = int(draw(logits, 1.0, torch.tensor([number], dtype=torch.float64)))
+        assert abs(found - wanted) <= 2
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_logits_that_are_no_distribution_are_refused(value: float, steps: int, tiny: Build) -> None:
+    model = TreeLM(tiny("llama"))
+    sampler = DecodeSampler(model, (), max_new_tokens=4)
+    sampler(prompts((3, 4)), 1, Noise(0))
+    seen: list[int] = []
+
+    def broken(module: Any, inputs: Any, logits: torch.Tensor) -> torch.Tensor:
+        seen.append(1)
+        return logits if len(seen) < steps else logits.index_fill(-1, torch.tensor([9]), value)
+
+    model.module.get_output_embeddings().register_forward_hook(broken)
     with pytest.raises(FloatingPointError, match="logits are NaN or infinite"):
-        draw(torch.tensor([[0.0, 1.0, 2.0], row]), 1.0, seeded())
+        sampler(prompts((3, 4)), 1, Noise(0))
+    assert len(seen) == steps
 
 
-def test_draw_uses_its_generator_alone() -> None:
-    logits = torch.zeros(100, 50)
+def test_drawing_moves_no_generator_and_uses_none(tiny: Build) -> None:
+    sampler = DecodeSampler(TreeLM(tiny("llama")), (), max_new_tokens=6)
     torch.manual_seed(0)
-    first = draw(logits, 1.0, seeded(4)).tolist()
+    first = sampler(prompts((3, 4)), 4, Noise(4)).trees
     torch.manual_seed(1)
-    assert draw(logits, 1.0, seeded(4)).tolist() == first
-    assert draw(logits, 1.0, seeded(5)).tolist() != first
+    expected = torch.get_rng_state()
+    assert sampler(prompts((3, 4)), 4, Noise(4)).trees == first
+    assert torch.equal(torch.get_rng_state(), expected)
+
+
+def test_noise_depends_on_everything_that_is_named_and_on_its_place_alone() -> None:
+    first = Noise(1).uniforms("row", 0, 64)
+    assert (Noise(1).uniforms("row", 0, 7) == first[:7]).all()
+    others = [
+        Noise(2).uniforms("row", 0, 64), Noise(1, member=1).uniforms("row", 0, 64), Noise(1, step=1).uniforms("row", 0, 64),
+        Noise(1).uniforms("other", 0, 64), Noise(1).uniforms("row", 1, 64), first[1:],
+    ]  # fmt: skip
+    assert all(len(set(first[: len(other)]) & set(other)) <= 63 * (other is others[-1]) for other in others)
+    assert all((first[: len(other)] != other).all() for other in others)
+    assert first.min() >= 0
+    assert first.max() < 1
+
+
+def test_noise_is_uniform_and_independent_over_rows_samples_and_positions() -> None:
+    numbers = np.array([[Noise(0).uniforms(f"row {n}", k, 50) for k in range(4)] for n in range(200)])
+    assert stats.kstest(numbers.ravel(), "uniform").pvalue > 0.01
+    ranks = numbers.reshape(800, 50)
+    for a, b in ((ranks[:, 0], ranks[:, 1]), (numbers[:, 0, 3], numbers[:, 1, 3]), (ranks[:-1, 5], ranks[1:, 5])):
+        assert abs(stats.spearmanr(a, b).statistic) < 4 / len(a) ** 0.5
+
+
+def test_the_first_numbers_are_known() -> None:
+    """Written down once: samples of one seed must not change with a version of numpy."""
+    assert Noise(0).uniforms("row", 0, 3).tolist() == FIRST
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3"])
 def test_first_and_second_tokens_follow_the_enumerated_distribution(family: str, tiny: Build) -> None:
     module, prompt = tiny(family), (5, 9, 30, 17)
-    found = DecodeSampler(TreeLM(module), (END,), max_new_tokens=2)(prompts(prompt), 20_000, seeded(2))[0].branches
+    found = DecodeSampler(TreeLM(module), (END,), max_new_tokens=2)(prompts(prompt), 20_000, Noise(2)).trees[0].branches
     with torch.no_grad():
         first = module(input_ids=torch.tensor([prompt])).logits[0, -1].double().softmax(0)
         second = module(input_ids=torch.tensor([[*prompt, t] for t in range(64)])).logits[:, -1].double().softmax(1)
@@ -104,9 +170,8 @@ def test_first_and_second_tokens_follow_the_enumerated_distribution(family: str,
 def test_decoding_with_a_cache_is_decoding_without_one(family: str, samples: int, tiny: Build) -> None:
     """At a temperature near 0 each step is the argmax, so a wrong cache, position or window shows."""
     module, rows = tiny(family), [(5, 9, 30, 17), (7, 8, 9, 10, 11, 12, 13, 14, 15, 16), (40, 41, 42, 43)]
-    found = DecodeSampler(TreeLM(module), (END,), max_new_tokens=20, temperature=1e-5)(
-        prompts(*rows), samples, seeded()
-    )
+    sampler = DecodeSampler(TreeLM(module), (END,), max_new_tokens=20, temperature=1e-5)
+    found = sampler(prompts(*rows), samples, Noise(0)).trees
     for row, tree in zip(rows, found, strict=True):
         ids = list(row)
         with torch.no_grad():
@@ -123,7 +188,8 @@ def test_prompts_of_mixed_lengths_are_decoded_together_as_they_are_alone(
     rows = [(5, 9, 30, 17), (7,), (7, 8, 9, 10, 11, 12, 13, 14, 15, 16), (40, 41, 42, 43), (3, 60)]
     alone, together = TreeLM(tiny(family), backend="rows"), TreeLM(tiny(family))
     found = [
-        DecodeSampler(m, (END,), 15, temperature=1e-5)(prompts(*rows), samples, seeded()) for m in (alone, together)
+        DecodeSampler(m, (END,), 15, temperature=1e-5)(prompts(*rows), samples, Noise(0)).trees
+        for m in (alone, together)
     ]
     assert (alone.backend, together.backend) == ("rows", "tree")
     assert found[0] == found[1]
@@ -135,7 +201,7 @@ def test_samples_do_not_depend_on_what_was_verified_before(family: str, tiny: Bu
     rows = prompts((5, 9, 30, 17), (7,), (40, 41, 42), (3, 60))
     fresh, known = TreeLM(tiny(family)), TreeLM(tiny(family))
     verified(known, grow(3))
-    first, second = (DecodeSampler(m, (END,), 12)(rows, 3, seeded()) for m in (fresh, known))
+    first, second = (DecodeSampler(m, (END,), 12)(rows, 3, Noise(0)).trees for m in (fresh, known))
     assert first == second
 
 
@@ -151,24 +217,26 @@ def test_prompts_are_prefilled_once_for_their_samples_and_verified_once(
     monkeypatch.setattr(verify, "verify", lambda *given: calls.append(1) or honest(*given))
     sampler = DecodeSampler(model, (), max_new_tokens=3)
     for _ in range(2):
-        sampler(prompts((5, 9, 30, 17), (7,), (40, 41)), 4, seeded())
-    assert widths == [(3, 4), (12, 1), (12, 1)] * 2
+        sampler(prompts((5, 9, 30, 17), (7,), (40, 41)), 4, Noise(0))
+    assert widths[-6:] == [(3, 4), (12, 1), (12, 1)] * 2
+    assert all(rows == 1 for rows, _ in widths[:-6]), "the class's cache is looked at once, on one row"
+    assert model.cache == "past_key_values"
     assert calls == [1]
-    sampler(prompts((5,) * 9), 4, seeded())
+    sampler(prompts((5,) * 9), 4, Noise(0))
     assert calls == [1, 1]
 
 
 def test_sampling_within_training_keeps_the_gradients_verified(tiny: Build, grow: Build) -> None:
     model = TreeLM(tiny("llama"))
     verified(model, grow(3, longest=4))
-    DecodeSampler(model, (END,), max_new_tokens=30)(prompts((5, 9)), 2, seeded())
+    DecodeSampler(model, (END,), max_new_tokens=30)(prompts((5, 9)), 2, Noise(0))
     assert model.verified_gradients
     assert model.verified_path >= 32
 
 
 def test_samples_keep_the_order_the_group_and_the_number_asked_for(tiny: Build) -> None:
     rows = prompts((3,), (4, 5, 6), (7,), (8, 9), (10, 11, 12), (13,), (14, 15))
-    found = DecodeSampler(TreeLM(tiny("llama")), (END,), max_new_tokens=3, batch=4)(rows, 3, seeded())
+    found = DecodeSampler(TreeLM(tiny("llama")), (END,), max_new_tokens=3, batch=4)(rows, 3, Noise(0)).trees
     assert [tree.prompt for tree in found] == [tree.prompt for tree in rows]
     assert [tree.group for tree in found] == [tree.group for tree in rows]
     assert {len(tree.branches) for tree in found} == {3}
@@ -176,7 +244,7 @@ def test_samples_keep_the_order_the_group_and_the_number_asked_for(tiny: Build) 
 
 def test_every_response_stops_at_its_first_end_or_at_the_limit(tiny: Build) -> None:
     ends = (2, 20, 33)
-    (tree,) = DecodeSampler(TreeLM(tiny("llama")), ends, max_new_tokens=12)(prompts((3, 4)), 200, seeded())
+    (tree,) = DecodeSampler(TreeLM(tiny("llama")), ends, max_new_tokens=12)(prompts((3, 4)), 200, Noise(0)).trees
     stopped = [branch for branch in tree.branches if branch[-1] in ends]
     assert 20 < len(stopped) < 200
     assert {branch[-1] for branch in stopped} == set(ends)
@@ -186,15 +254,52 @@ def test_every_response_stops_at_its_first_end_or_at_the_limit(tiny: Build) -> N
 
 def test_the_samples_of_a_prompt_differ_and_depend_on_the_seed(tiny: Build) -> None:
     sampler = DecodeSampler(TreeLM(tiny("gpt2")), (END,), max_new_tokens=8)
-    first = sampler(prompts((3, 4), (5, 6)), 4, seeded(1))
-    assert first == sampler(prompts((3, 4), (5, 6)), 4, seeded(1))
-    assert first != sampler(prompts((3, 4), (5, 6)), 4, seeded(2))
+    first = sampler(prompts((3, 4), (5, 6)), 4, Noise(1)).trees
+    assert first == sampler(prompts((3, 4), (5, 6)), 4, Noise(1)).trees
+    assert first != sampler(prompts((3, 4), (5, 6)), 4, Noise(2)).trees
     assert len(set(first[0].branches)) > 1
 
 
-def test_equal_prompts_get_samples_of_their_own(tiny: Build) -> None:
-    found = DecodeSampler(TreeLM(tiny("llama")), (END,), max_new_tokens=8)(prompts((3, 4), (3, 4)), 1, seeded())
+@pytest.mark.parametrize("groups", [("a", "b"), ("a", "a")])
+def test_equal_prompts_get_samples_of_their_own(groups: tuple[str, str], tiny: Build) -> None:
+    rows = [TokenTree((3, 4), (), group) for group in groups]
+    found = DecodeSampler(TreeLM(tiny("llama")), (END,), max_new_tokens=8)(rows, 1, Noise(0)).trees
     assert found[0].branches != found[1].branches
+    assert len(set(row_ids(rows))) == 2
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_samples_do_not_depend_on_the_batch_the_order_or_the_layout(family: str, tiny: Build) -> None:
+    """In float64, so that no rounding turns a draw."""
+    rows = prompts((5, 9, 30, 17), (7,), (40, 41, 42), (3, 60), (8, 8), (5, 9, 30, 17))
+    module = tiny(family).double()
+    first = DecodeSampler(TreeLM(module), (END,), 12)(rows, 3, Noise(7)).trees
+    assert len({tree.branches for tree in first}) == len(rows)
+    for batch in (1, 4, 7, 18):
+        assert DecodeSampler(TreeLM(module), (END,), 12, batch=batch)(rows, 3, Noise(7)).trees == first
+    assert DecodeSampler(TreeLM(module, backend="rows"), (END,), 12)(rows, 3, Noise(7)).trees == first
+    sampler = DecodeSampler(TreeLM(module), (END,), 12)
+    assert sampler(rows[::-1], 3, Noise(7)).trees == first[::-1]
+    assert [sampler([row], 3, Noise(7)).trees[0] for row in rows] == first
+    shares = [sampler(rows[rank::2], 3, Noise(7)).trees for rank in (0, 1)]
+    assert [shares[n % 2][n // 2] for n in range(len(rows))] == first
+    fewer = sampler(rows, 2, Noise(7)).trees
+    assert [tree.branches for tree in fewer] == [tree.branches[:2] for tree in first]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_every_tokens_log_probability_is_recorded(temperature: float, tiny: Build) -> None:
+    module = tiny("llama")
+    found = DecodeSampler(TreeLM(module), (END,), 12, temperature)(prompts((5, 9, 30), (7,)), 4, Noise(0))
+    assert found.logps is not None
+    assert found.drawn_logps is not None
+    for tree, logps, drawn in zip(found.trees, found.logps, found.drawn_logps, strict=True):
+        for branch, own, warped in zip(tree.branches, logps, drawn, strict=True):
+            with torch.no_grad():
+                logits = module(input_ids=torch.tensor([tree.prompt + branch])).logits[0, len(tree.prompt) - 1 : -1]
+            at = torch.arange(len(branch)), torch.tensor(branch)
+            torch.testing.assert_close(own, logits.log_softmax(1)[at], rtol=0, atol=2e-5)
+            torch.testing.assert_close(warped, (logits / temperature).log_softmax(1)[at], rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
@@ -213,12 +318,12 @@ def test_sampling_beyond_the_models_positions_is_refused(family: str, tiny: Buil
     long = tuple(range(3, 63)) * 4
     sampler = DecodeSampler(TreeLM(tiny(family)), (), max_new_tokens=30)
     with pytest.raises(ValueError, match="positions"):
-        sampler(prompts(long), 1, seeded())
+        sampler(prompts(long), 1, Noise(0))
 
 
 def test_sampling_leaves_no_gradients(tiny: Build) -> None:
     model = TreeLM(tiny("llama"))
-    DecodeSampler(model, (END,), max_new_tokens=3)(prompts((3,)), 2, seeded())
+    DecodeSampler(model, (END,), max_new_tokens=3)(prompts((3,)), 2, Noise(0))
     assert all(p.grad is None for p in model.parameters())
 
 
@@ -231,12 +336,12 @@ def test_the_sampler_of_a_policy_follows_its_weights(policy: Build) -> None:
         head.zero_()
         head[50] = 40 * final / final.square().sum()
     assert sampler.end_ids == (END,)
-    assert {b for tree in sampler(prompts((3, 4)), 20, seeded()) for b in tree.branches} == {(50,)}
+    assert {b for tree in sampler(prompts((3, 4)), 20, Noise(0)).trees for b in tree.branches} == {(50,)}
 
 
 def test_the_scripted_sampler_answers_in_turn() -> None:
     script = {(1,): [(5,), (6, 7)], (2, 3): [(8,)]}
-    found = ScriptedSampler(script)(prompts((2, 3), (1,)), 3, seeded())
+    found = ScriptedSampler(script)(prompts((2, 3), (1,)), 3, Noise(0)).trees
     assert [tree.branches for tree in found] == [((8,), (8,), (8,)), ((5,), (6, 7), (5,))]
     assert [tree.group for tree in found] == ["prompt 0", "prompt 1"]
 

@@ -1,22 +1,34 @@
 """Faults planted in models, masks and losses: the identity that guards against each must fail, and only then."""
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from treeward.algorithms.dpo import DPOConfig, PairPreference
-from treeward.algorithms.loop import LoopConfig, Terms
+from treeward.algorithms.loop import LoopConfig, Terms, accumulate
 from treeward.algorithms.reward import Judgement
+from treeward.algorithms.sft import SFTConfig, sft
 from treeward.algorithms.state import TrainState
+from treeward.data import world
 from treeward.maths.preference import PairScores, Sigmoid
 from treeward.maths.reward import BradleyTerry
+from treeward.models import adapters
 from treeward.models.anchor import Anchor
+from treeward.models.loading import LoRA
+from treeward.models.policy import Policy
+from treeward.models.sampler import DecodeSampler, Noise
 from treeward.models.weights import set_dropout, trainable
 from treeward.proof import identities
 from treeward.trees import attention, forward
 from treeward.trees.forest import Forest
+from treeward.trees.forward import TreeLM, TreeModule
+from treeward.trees.tokens import TokenTree
 from treeward.trees.verify import compare, verified, verify
 
 
@@ -93,11 +105,153 @@ def test_f23_anchor_that_shares_storage(policy: Any, pairs: Any) -> None:
     assert "I15" in failed(identities.anchor_checks(policy.tree, anchor, pairs))
 
 
-def test_f21_dropout_left_on(policy: Any, pairs: Any) -> None:
+@contextmanager
+def in_train_mode(model: Any, dropout: bool = True) -> Iterator[None]:
+    """A training step as most tools run it."""
+    model.train()
+    yield
+    model.eval()
+
+
+def test_f21_dropout_left_on(policy: Any, pairs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     verified(policy.tree, pairs)
     set_dropout(policy.tree, 0.1)
-    policy.tree.train()
+    assert failed(identities.passes(policy.tree, pairs)) == []
+    monkeypatch.setattr(TreeModule, "training_mode", in_train_mode)
     assert "I07" in failed(identities.passes(policy.tree, pairs))
+
+
+NOISY: dict[str, tuple[str, dict[str, Any]]] = {
+    "router jitter": ("MixtralConfig", {"router_jitter_noise": 0.1, "num_local_experts": 4}),
+    "input jitter": ("PhimoeConfig", {"input_jitter_noise": 0.1, "num_local_experts": 4}),
+    "layer drop": ("OPTConfig", {"layerdrop": 0.5, "ffn_dim": 64, "word_embed_proj_dim": 32}),
+    "dropout of the configuration": ("GPT2Config", {}),
+}
+
+
+def noisy(kind: str, pairs: Any) -> Any:
+    """A policy of a class that is noisy in train mode, and the identities that a training step must keep."""
+    name, changes = NOISY[kind]
+    sizes = {
+        "vocab_size": 91, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
+        "num_key_value_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.1,
+    }  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = transformers.AutoModelForCausalLM.from_config(getattr(transformers, name)(**sizes | changes))
+    policy = Policy(TreeLM(module), world.tokenizer())
+    loss = objective(policy, pairs)
+    return failed([
+        *identities.passes(policy.tree, pairs), identities.start_value(policy.tree, loss, pairs, Sigmoid().at_start()),
+    ]), policy, loss  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NOISY)
+def test_f64_noise_of_train_mode_that_no_dropout_names(
+    kind: str, pairs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clean twin first: training runs in eval mode, and its first loss is ln 2."""
+    checks, policy, loss = noisy(kind, pairs)
+    assert checks == []
+    first = accumulate(policy.tree, pairs, loss, 1024)
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    monkeypatch.setattr(TreeModule, "training_mode", in_train_mode)
+    assert noisy(kind, pairs)[0] == ["I07", "I02"]
+    assert accumulate(policy.tree, pairs, loss, 1024)["loss"] != pytest.approx(math.log(2), abs=1e-4)
+
+
+def test_f65_an_adapter_that_did_not_start_at_zero_is_no_anchor_switched_off(policy: Any, pairs: Any) -> None:
+    adapter = adapters.put_on(policy.tree.module, LoRA(r=4), "CAUSAL_LM")
+    ours = Policy(policy.tree, policy.tokenizer, adapter)
+    verified(ours.tree, pairs)
+    assert failed(identities.anchor_checks(ours.tree, Anchor.of(ours), pairs)) == []
+    with torch.no_grad():
+        for name, parameter in ours.tree.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(generator=torch.Generator().manual_seed(0), std=0.1)
+    assert failed(identities.anchor_checks(ours.tree, Anchor.of(ours), pairs)) == []
+    switched_off = Anchor(ours.tree, ours, adapter)
+    assert failed(identities.anchor_checks(ours.tree, switched_off, pairs)) == ["I03"]
+
+
+def beyond(trees: int) -> Any:
+    """A mask that is right for the first trees of a forest; in later ones a branch sees the branches before it."""
+
+    def planted(forest: Forest) -> torch.Tensor:
+        honest = attention.mask(forest)
+        same = forest.tree[:, None] == forest.tree[None, :]
+        late = (forest.tree >= trees)[:, None]
+        return honest | (torch.ones_like(same).tril() & same & late)[None, None]
+
+    return planted
+
+
+def test_f07_a_mask_that_is_wrong_beyond_the_first_trees(
+    policy: Any, prepared: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert verify(policy.tree, prepared.train, 1024).backend == "tree"
+    monkeypatch.setattr(forward, "mask", beyond(6))
+    assert verify(policy.tree, prepared.train).backend == "tree", "three trees alone do not show it"
+    found = verify(policy.tree, prepared.train, 1024)
+    assert found.backend == "rows"
+    assert "tree layout is off by" in (found.fallback or "")
+
+
+def test_f07_the_loop_trains_on_no_layout_that_is_wrong_beyond_the_first_trees(
+    policy: Any, prepared: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forward, "mask", beyond(6))
+    next(iter(sft(policy, prepared.train, SFTConfig(steps=1, batch_size=64))))
+    assert policy.tree.backend == "rows"
+
+
+def test_f07_rows_are_not_left_again(policy: Any, pairs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mask that mixes branches fails with these pairs; sampling looks at the layout again, with probes of its own."""
+    monkeypatch.setattr(forward, "mask", causal_only)
+    verified(policy.tree, pairs)
+    assert policy.tree.backend == "rows"
+    monkeypatch.undo()
+    DecodeSampler.of(policy, 90)([TokenTree(pairs[0].prompt, (), "a")], 2, Noise(0))
+    assert policy.tree.verified_path > 90
+    assert verify(policy.tree, pairs[:2]).fallback is not None
+    assert policy.tree.backend == "rows"
+
+
+@pytest.mark.parametrize("new", [1, 2, 40])
+def test_f07_samplings_own_probes_show_a_mask_that_mixes_branches(
+    new: int, policy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def siblings_seen(forest: Forest) -> torch.Tensor:
+        return causal_only(forest) & (forest.tree[:, None] == forest.tree[None, :])
+
+    monkeypatch.setattr(forward, "mask", siblings_seen)
+    DecodeSampler.of(policy, new)([TokenTree((1, 5), (), "a"), TokenTree((1, 6, 7), (), "b")], 2, Noise(0))
+    assert policy.tree.backend == "rows"
+
+
+def test_f07_one_response_a_prompt_does_not_hide_a_mask_that_mixes_branches(
+    policy: Any, pairs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = [TokenTree(tree.prompt, tree.branches[:1], tree.group) for tree in pairs]
+    monkeypatch.setattr(
+        forward, "mask", lambda f: causal_only(f) & (f.tree[:, None] == f.tree[None, :])
+    )
+    assert verify(policy.tree, alone).backend == "rows"
+
+
+@pytest.mark.parametrize(
+    "problem", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: not enough memory")]
+)
+def test_a_full_memory_is_no_verdict_on_the_layout(
+    problem: Exception, policy: Any, pairs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(forest: Forest) -> torch.Tensor:
+        raise problem
+
+    monkeypatch.setattr(forward, "mask", full)
+    with pytest.raises(RuntimeError, match="memory"):
+        verify(policy.tree, pairs)
+    assert policy.tree.backend is None
 
 
 @dataclass(frozen=True)
@@ -166,8 +320,6 @@ def test_f42_config_is_the_default_range() -> None:
 
 
 def test_f09_weights_that_read_another_vocabulary(policy: Any, prepared: Any) -> None:
-    from treeward.algorithms.sft import SFTConfig, sft
-
     for _ in sft(policy, prepared.train, SFTConfig(steps=8, lr=3e-3, batch_size=64)):
         pass
     assert identities.knows_vocabulary(policy.tree, prepared.train).passed

@@ -1,7 +1,8 @@
 """Two public reports in miniature (FAILURES, "Five reports"): each fault alone is named, all together are refused."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from treeward.jobs.settings import build, merge
 from treeward.jobs.train import Finished, train
 from treeward.models.weights import set_dropout
 from treeward.proof.checks import ChecksFailed
+from treeward.trees.forward import TreeModule
 
 Row = dict[str, Any]
 Patch = pytest.MonkeyPatch
@@ -125,17 +127,24 @@ def prompt_in_the_sum(patch: Patch) -> None:
     patch.setattr(preferences.Ratios, "of", classmethod(summed))
 
 
+@contextmanager
+def in_train_mode(model: Any, dropout: bool = True) -> Iterator[None]:
+    model.train()
+    yield
+    model.eval()
+
+
 def dropout_left_on(patch: Patch) -> None:
-    """F21: dropout acts while log-probabilities are taken."""
+    """F21: dropout acts while log-probabilities are taken, since a step runs in train mode."""
     honest = job.verify
 
-    def forgetful(model: Any, trees: Any) -> Any:
-        found = honest(model, trees)
+    def forgetful(model: Any, *given: Any) -> Any:
+        found = honest(model, *given)
         set_dropout(model, 0.3)
-        model.train()
         return found
 
     patch.setattr(job, "verify", forgetful)
+    patch.setattr(TreeModule, "training_mode", in_train_mode)
 
 
 def last_batch_alone(patch: Patch) -> None:

@@ -181,9 +181,7 @@ def _start(path: str, config: EvaluateRun, policy: Policy) -> Policy:
     return start
 
 
-def _against(
-    config: EvaluateRun, before: Measurement, after: Measurement, checks: Sequence[Check]
-) -> Evaluated:
+def _against(config: EvaluateRun, before: Measurement, after: Measurement, checks: Sequence[Check]) -> Evaluated:
     """The policy's figures with their paired differences to the start, and what else is said of the two."""
     found = _intervals(after.tables)
     main = config.evaluation.metric or ("score" if "score" in found else next(iter(found)))

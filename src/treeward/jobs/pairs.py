@@ -6,6 +6,7 @@ the samples on disk, so how they are selected may change before the run has ende
 
 OUT/
   config.yaml  samples.jsonl (all samples with ids and scores)  pairs.jsonl (the preference data)  report.json
+  checks.json (what the first chunk was checked for; it stands in the report too)
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -149,8 +150,9 @@ def make_pairs(config: PairsRun, policy: Policy | None = None) -> Made:
                 checks = checks or require(identities.sampled_rollout(policy, rollout))
                 rows = list(sampled(prompts, policy, rollout, scorer))
                 if run is None:
-                    _check(rows, opened, config)
+                    checks += _check(rows, opened, config)
                     run = held.enter_context(begun(config))
+                    run.write_json("checks.json", {"checks": [check.facts() for check in checks]})
                 for row in rows:
                     run.append("samples.jsonl", row | {"generator": generator})
         except KeyboardInterrupt:
@@ -168,9 +170,8 @@ def make_pairs(config: PairsRun, policy: Policy | None = None) -> Made:
                 f"{found.passed_over} by less than min_gap {config.min_gap}; the samples are kept: lower min_gap or "
                 f"change select, with --out {run.path}"
             )
-        about = {"prompts_cut": opened.cut, "scorer": scorer.name, "generator": generator, "seed": config.seed,
-                 "checks": [check.facts() for check in checks]}  # fmt: skip
-        report = finite(found.report() | about)
+        about = {"prompts_cut": opened.cut, "scorer": scorer.name, "generator": generator, "seed": config.seed}
+        report = finite(found.report() | about | dict(run.read_json("checks.json") or {}))
         run.write_json("report.json", report)
         return Made(run.path, report)
 
@@ -252,12 +253,12 @@ def _list(row: Mapping[str, Any], numbers: Sequence[int]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _check(rows: Sequence[Mapping[str, Any]], opened: Opened, config: PairsRun) -> None:
-    """Look at the first chunk. Openings of texts have no answer that ends, so only given prompts ask for ends."""
+def _check(rows: Sequence[Mapping[str, Any]], opened: Opened, config: PairsRun) -> list[Check]:
+    """Look at the first chunk's scores and ends. Openings of texts have no answer that ends, so only given prompts ask for ends."""
     checks = [first_rollout([row["scores"] for row in rows], rows[0]["responses"])]
     if opened.given:
         checks.append(first_cut([ended for row in rows for ended in row["ended"]], config.max_new_tokens))
-    require(checks, config.skip_check)
+    return require(checks, config.skip_check)
 
 
 def _left(config: PairsRun) -> RunDirectory | None:

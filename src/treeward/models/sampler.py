@@ -86,8 +86,8 @@ class Rollout:
     """
 
     trees: list[TokenTree]
-    logps: list[list[Float[Tensor, "L"]]] | None = None
-    drawn_logps: list[list[Float[Tensor, "L"]]] | None = None
+    logps: list[list[Float[Tensor, "_"]]] | None = None
+    drawn_logps: list[list[Float[Tensor, "_"]]] | None = None
 
 
 @runtime_checkable

@@ -151,9 +151,7 @@ def reached(
     return below("I11", name, len(missing) + len(wrong), 0, ["F15", "F44", "F47"], detail=detail), missing
 
 
-def sampled(
-    gaps: Floats, largest: Floats, lengths: Floats, precision: Precision, stage: Stage = "before"
-) -> Check:
+def sampled(gaps: Floats, largest: Floats, lengths: Floats, precision: Precision, stage: Stage = "before") -> Check:
     """I09: the log-probabilities recorded while sampling are those of a forward pass over the same ids.
 
     One value a response: the mean and the largest deviation of its tokens in nats, and their number.
