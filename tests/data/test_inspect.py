@@ -149,7 +149,7 @@ def test_ids_beyond_the_model(tmp_path: Path, tiny_tokenizer: Any) -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"question": "?", "answer": "!"}], "the columns answer, question fit no format"),
+        ([{"good": "?", "bad": "!"}], "the columns bad, good fit no format"),
         ([{"prompt": "w3", "good": "w4", "bad": "w5"}], "fit no format"),
         ([{"prompt": "w3", "chosen": "w4", "rejected": "w5", "split": "elsewhere"}], "'elsewhere'"),
     ],

@@ -150,8 +150,8 @@ def test_margins_and_weights_are_read_and_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("column", "value", "said"),
-    [("margin", 3, r"has a margin of 3.0; it lies in \[0, 1\]"), ("margin", "wide", "row 0: .*'wide'"),
-     ("weight", -1, "has a weight of -1.0"), ("weight", "heavy", "row 0: .*'heavy'")],
+    [("margin", 3, r"has a margin of 3.0; it lies in \[0, 1\]"), ("margin", "wide", "row 1: .*'wide'"),
+     ("weight", -1, "has a weight of -1.0"), ("weight", "heavy", "row 1: .*'heavy'")],
 )  # fmt: skip
 def test_a_margin_or_weight_that_is_none_is_refused(column: str, value: object, said: str, tmp_path: Path) -> None:
     row = {"prompt": "the plot is", "chosen": " good .", "rejected": " bad .", column: value}
@@ -191,9 +191,9 @@ def test_columns_are_renamed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "named", "message"),
     [
-        ([{"prompt": "p", "chosen": "a"}], {"format": "preference"}, "row 0 has no column 'rejected'"),
+        ([{"prompt": "p", "chosen": "a"}], {"format": "preference"}, "row 1 has no column 'rejected'"),
         ([{"text": "good", "split": "elsewhere"}], {}, "column 'split' holds 'elsewhere'"),
-        ([{"prompt": "p", "chosen": " ", "rejected": "b"}], {}, "nothing is left of 1 rows, .* 1 empty response"),
+        ([{"prompt": "p", "chosen": " ", "rejected": "b"}], {}, "nothing is left of 1 rows made 0 pairs; .* 1 empty response"),
         ([{"answer": "x"}], {}, "the columns answer fit no format"),
     ],
 )  # fmt: skip

@@ -4,6 +4,7 @@ A format function takes a row and returns its trees; a row that holds no usable 
 that is counted. A row that cannot be understood raises ValueError: that is an error for the user, not a count.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -23,6 +24,9 @@ HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity
 MARKER = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 """Where a speaker's turn begins in HelpSteer2's flattened prompts."""
 
+TIED = "tie"
+"""Why a row whose winner is neither of its outputs is dropped."""
+
 JUDGED = ("pairs", "ranked", "graded", "unpaired")
 """The purposes that need judged responses: two sides, ranked branches, ratings, labels."""
 
@@ -33,100 +37,136 @@ class Dropped(Exception):
     """This row holds no usable tree; the argument is the reason under which it is counted."""
 
 
+ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bard": "assistant", "bing": "assistant"}
+"""ShareGPT's names of the speakers."""
+
+LABELS = {"1": 1.0, "0": 0.0, "true": 1.0, "false": 0.0, "positive": 1.0, "negative": 0.0, "pos": 1.0, "neg": 0.0}
+"""What a text's label may say, in any case; other numbers stand for themselves."""
+
+
 def preference(row: Row) -> list[Tree]:
     """`prompt`, `chosen`, `rejected` (strings or messages), the prompt explicit or the shared turns of both sides."""
-    if isinstance(row["chosen"], str) != isinstance(row["rejected"], str):
+    chosen, rejected = (_side(row, name) for name in ("chosen", "rejected"))
+    if isinstance(chosen, str) != isinstance(rejected, str):
         raise ValueError("columns 'chosen' and 'rejected' are of different kinds: one text, one messages")
-    if isinstance(row["chosen"], str):
-        if row.get("prompt") is None:
+    prompt = row.get("prompt")
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        if prompt is None:
             raise ValueError("columns 'chosen' and 'rejected' are plain text without a 'prompt' column; add one")
-        prompt, chosen, rejected = row["prompt"], row["chosen"], row["rejected"]
+        prompt, answers = _prompt(prompt), (chosen, rejected)
     else:
-        prompt, chosen = _last_turn(row["chosen"], row.get("prompt"))
-        other, rejected = _last_turn(row["rejected"], row.get("prompt"))
-        _same_prompt(prompt, other)
-        prompt = [turn for spoken in prompt for turn in _unflattened(spoken)]
-    ratings = row.get("chosen_rating"), row.get("rejected_rating")
-    return [_sampled(_pair(prompt, chosen, rejected, ratings), row, [row.get("chosen_ids"), row.get("rejected_ids")],
+        before, better = _last_turn(chosen, prompt)
+        other, worse = _last_turn(rejected, prompt)
+        _same_prompt(before, other)
+        prompt = [turn for each in before for turn in _unflattened(each)]
+        answers = better, worse
+    ratings = _number(row, "chosen_rating"), _number(row, "rejected_rating")
+    return [_sampled(_pair(prompt, *answers, ratings), row, [row.get("chosen_ids"), row.get("rejected_ids")],
                      [row.get("chosen_finished"), row.get("rejected_finished")])]  # fmt: skip
+
+
+def compared(row: Row) -> list[Tree]:
+    """`prompt`, `response_1`, `response_2` (strings or messages) and `winner`: 1, 2, or 0 for a tie, which is dropped."""
+    winner = row["winner"]
+    if winner is None:
+        raise Dropped("without a winner")
+    if winner == 0:
+        raise Dropped(TIED)
+    sides = row["response_1"], row["response_2"]
+    chosen, rejected = sides if winner == 1 else sides[::-1]
+    return preference({"prompt": row.get("prompt"), "chosen": chosen, "rejected": rejected})
 
 
 def transcripts(row: Row) -> list[Tree]:
     """HH transcripts in `chosen` and `rejected`: the prompt is all up to and including the last `Assistant:`."""
-    prompt, chosen = _split_transcript(row["chosen"], "chosen")
-    other, rejected = _split_transcript(row["rejected"], "rejected")
+    prompt, chosen = _split_transcript(_text(row["chosen"], "chosen"), "chosen")
+    other, rejected = _split_transcript(_text(row["rejected"], "rejected"), "rejected")
     _same_prompt(prompt, other)
     return [_pair(prompt, chosen, rejected, (None, None))]
 
 
 def graded(row: Row) -> list[Tree]:
-    """`prompt` with one graded `response`, or graded `responses`; grades in `scores`: a number, attributes by name
-    (in the order of their names), or one such value a response.
+    """`prompt` with one graded `response`, or graded `responses`; grades in `scores`: a number, attributes by name, or
+    one such value a response.
     """
-    tree = Tree(row["prompt"], _graded_responses(row))
+    responses, names = _graded_responses(row)
+    tree = Tree(_given(row["prompt"]), responses, attributes=names)
     nothing = [None] * len(tree.responses)
     return [_sampled(tree, row, row.get("responses_ids") or nothing, row.get("responses_finished") or nothing)]
 
 
+def answers(row: Row) -> list[Tree]:
+    """`prompt` and `answers`, each with its `answer` and its `rank`, 1 the best, as in Nectar."""
+    given = row["answers"]
+    if not isinstance(given, list | tuple) or not all(isinstance(each, Mapping) for each in given):
+        raise ValueError("column 'answers' is no list of answers with their ranks")
+    responses = [
+        replace(_response(each["answer"], "answers"), grades=(-_rating(each["rank"], "answers"),))
+        for each in given
+    ]
+    return [Tree(_given(row["prompt"]), responses)]
+
+
 def helpsteer(row: Row) -> list[Tree]:
     """Raw HelpSteer2 (Wang et al. 2024, arXiv:2406.08673): `prompt`, `response` and five attributes from 0 to 4."""
-    grades = tuple(float(row[name]) for name in HELPSTEER)
-    return [Tree(spoken_turns(row["prompt"]), [Response(_filled(row["response"]).text, grades=grades)])]
+    grades = tuple(_rating(row[name], name) for name in HELPSTEER)
+    response = replace(_response(row["response"], "response"), grades=grades)
+    return [Tree(spoken_turns(_text(row["prompt"], "prompt")), [response], attributes=HELPSTEER)]
 
 
 def messages(row: Row, turns: str = "last") -> list[Tree]:
     """`messages`: one tree for the last assistant turn, or one an assistant turn, all in the group of their opening."""
-    spoken = row["messages"]
-    places = [n for n, m in enumerate(spoken) if m["role"] == "assistant" and n > 0]
+    dialogue = messages_of(row["messages"], "messages")
+    places = [n for n, m in enumerate(dialogue) if m["role"] == "assistant" and n > 0]
     if not places:
         raise Dropped("no assistant turn")
     if turns == "last":
-        return [Tree(spoken[: places[-1]], [_filled(spoken[places[-1]]["content"])])]
-    group = normalised(tuple(spoken[: places[0]]))
-    return [Tree(spoken[:n], [_filled(spoken[n]["content"])], group) for n in places]
+        return [Tree(dialogue[: places[-1]], [_filled(dialogue[places[-1]]["content"])])]
+    group = normalised(tuple(dialogue[: places[0]]))
+    return [Tree(dialogue[:n], [_filled(dialogue[n]["content"])], group) for n in places]
 
 
 def transcript_turns(row: Row, turns: str = "last") -> list[Tree]:
     """The chosen side of an HH transcript for supervised fine-tuning: its last assistant turn, or each of them."""
-    pieces = row["chosen"].split(TURN)
+    pieces = _text(row["chosen"], "chosen").split(TURN)
     if len(pieces) < 2:
         raise ValueError(f"column 'chosen' has no {TURN.strip()!r} turn: {row['chosen'][:60]!r}")
     if turns == "last":
         return [Tree(TURN.join(pieces[:-1]) + TURN, [_filled(pieces[-1])])]
     group = normalised(pieces[0])
-    answers = [piece.partition("\n\nHuman:")[0] for piece in pieces]
-    return [Tree(TURN.join(pieces[:n]) + TURN, [_filled(answers[n])], group) for n in range(1, len(pieces))]
+    replies = [piece.partition("\n\nHuman:")[0] for piece in pieces]
+    return [Tree(TURN.join(pieces[:n]) + TURN, [_filled(replies[n])], group) for n in range(1, len(pieces))]
 
 
 def completion(row: Row) -> list[Tree]:
     """`prompt` and `completion`."""
-    prompt = row["prompt"]
-    if not prompt:
-        raise Dropped("empty prompt")
+    prompt = _given(row["prompt"])
     answer = row["completion"]
-    if not isinstance(answer, str):
-        answer = answer[-1]["content"]
-    return [Tree(prompt, [_filled(answer)])]
+    if not isinstance(answer, str | float | int | None):
+        turns = messages_of(answer, "completion")
+        answer = turns[-1]["content"] if turns else ""
+    return [Tree(prompt, [_response(answer, "completion")])]
 
 
 def labelled(row: Row) -> list[Tree]:
     """`prompt` and `completion` with a `label`: true (1) desirable, false (0) not, kept as the score."""
-    if row["label"] not in (0, 1):
+    label = LABELS.get(str(row["label"]).lower())
+    if label is None:
         raise ValueError(f"column 'label' is {row['label']!r}; it is true (1) for a desirable response, else false (0)")
     (tree,) = completion(row)
-    return [Tree(tree.prompt, [Response(tree.responses[0].text, score=float(row["label"]))])]
+    return [Tree(tree.prompt, [Response(tree.responses[0].text, score=label)])]
 
 
 def text(row: Row) -> list[Tree]:
     """`text` alone (prompt: none), or with a `label`, kept as the score: 1 positive, 0 negative."""
-    label = row.get("label")
-    response = _filled(row["text"])
-    return [Tree("", [Response(response.text, score=None if label is None else float(label))], group=row["text"])]
+    response = _response(row["text"], "text")
+    label = _number({"label": LABELS.get(str(row.get("label")).lower(), row.get("label"))}, "label")
+    return [Tree("", [Response(response.text, score=label)], group=response.text)]
 
 
 def prompts(row: Row) -> list[Tree]:
     """`prompt` alone: a tree without branches."""
-    return [Tree(row["prompt"])]
+    return [Tree(_given(row["prompt"]))]
 
 
 def detect(columns: Iterable[str], sample: Row, purpose: str) -> str:
@@ -144,6 +184,10 @@ def detect(columns: Iterable[str], sample: Row, purpose: str) -> str:
         return "labelled"
     if {"prompt", "scores"} <= have and have & {"response", "responses"}:
         return "graded"
+    if {"response_1", "response_2", "winner"} <= have:
+        return "compared"
+    if {"prompt", "answers"} <= have and isinstance(sample["answers"], list | tuple):
+        return "answers"
     if {"chosen", "rejected"} <= have:
         hh = isinstance(sample["chosen"], str) and "prompt" not in have and TURN in sample["chosen"]
         return "transcripts" if hh else "preference"
@@ -152,7 +196,8 @@ def detect(columns: Iterable[str], sample: Row, purpose: str) -> str:
             return name
     raise ValueError(
         f"the columns {', '.join(sorted(have))} fit no format; use prompt/chosen/rejected, chosen/rejected messages, "
-        "messages, prompt/completion, text/label, text or prompt, or rename with data.columns"
+        "messages, prompt/completion, prompt/response/scores, text/label, text or prompt, or say which column is what: "
+        "--data.columns '{prompt: COLUMN, completion: COLUMN}'"
     )
 
 
@@ -168,20 +213,25 @@ def reader(name: str, purpose: str, turns: str) -> Reader:
         return lambda row: [replace(tree, responses=()) for tree in reader(name, "", "last")(row)]
     if purpose == "sft" and name == "transcripts":
         return lambda row: transcript_turns(row, turns)
-    if purpose == "sft" and name == "preference":
-        return lambda row: [replace(tree, responses=tree.responses[:1]) for tree in preference(row)]
+    if purpose == "sft" and name in ("preference", "compared"):
+        return lambda row: [replace(tree, responses=tree.responses[:1]) for tree in FORMATS[name](row)]
+    if purpose == "sft" and name in ("graded", "answers"):
+        return lambda row: [_best(tree) for tree in FORMATS[name](row)]
     if purpose == "sft" and name == "prompts":
         raise ValueError(
             "data.format 'prompts' has nothing to learn from; give prompt and completion, messages or text"
         )
-    if purpose == "unpaired" and name not in ("labelled", "text", "preference", "transcripts"):
+    if purpose == "unpaired" and name not in ("labelled", "text", "preference", "transcripts", "compared"):
         raise ValueError(
             f"data.format {name!r} has no labels; give prompt, completion and label, text and label, or pairs"
         )
     if name == "labelled" and purpose in ("pairs", "ranked", "graded"):
         raise ValueError("data.format 'labelled' has no pairs; train on single labelled responses with loss.kind kto")
     if purpose in JUDGED and name in ("messages", "completion", "prompts"):
-        raise ValueError(f"data.format {name!r} has no pairs; give chosen and rejected, or text and label")
+        raise ValueError(
+            f"data.format {name!r} has no pairs; give chosen and rejected, text and label, or a rating of each response: "
+            "--data.columns '{scores: COLUMN}'"
+        )
     if name == "messages":
         return lambda row: messages(row, turns)
     try:
@@ -200,7 +250,50 @@ FORMATS: dict[str, Reader] = {
     "prompts": prompts,
     "graded": graded,
     "helpsteer": helpsteer,
+    "compared": compared,
+    "answers": answers,
 }
+
+SAMPLED = ("prompt_ids", "vocabulary")
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "preference": ("prompt", "chosen", "rejected", "chosen_rating", "rejected_rating", "chosen_ids", "rejected_ids",
+                   "chosen_finished", "rejected_finished", *SAMPLED),
+    "transcripts": ("chosen", "rejected"),
+    "messages": ("messages",),
+    "completion": ("prompt", "completion"),
+    "labelled": ("prompt", "completion", "label"),
+    "text": ("text", "label"),
+    "prompts": ("prompt", *SAMPLED),
+    "graded": ("prompt", "response", "responses", "scores", "responses_ids", "responses_finished", *SAMPLED),
+    "helpsteer": ("prompt", "response", *HELPSTEER),
+    "compared": ("prompt", "response_1", "response_2", "winner"),
+    "answers": ("prompt", "answers"),
+}  # fmt: skip
+"""The columns that each format reads."""
+
+
+def messages_of(value: Any, column: str) -> list[dict[str, str]]:
+    """Messages as role and content: chat messages, ShareGPT's `from` and `value`, and contents in text parts.
+
+    Raises:
+        ValueError: it is no list of messages, or a content is no text.
+    """
+    if isinstance(value, Mapping):
+        value = [value]
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"column {column!r} {_fault(value)}, where messages are expected")
+    turns = []
+    for number, message in enumerate(value, 1):
+        where = f"{column!r}, message {number},"
+        if not isinstance(message, Mapping):
+            raise ValueError(f"column {where} {_fault(message)}, where role and content are expected")
+        role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
+        if not isinstance(role, str):
+            raise ValueError(f"column {where} has no role; it has {', '.join(sorted(map(str, message)))}")
+        if isinstance(content, list | tuple):
+            content = "".join(_part(part, where) for part in content)
+        turns.append({"role": ROLES.get(role.lower(), role), "content": _text(content, f"{column}, message {number}")})
+    return turns
 
 
 def spoken_turns(prompt: str) -> list[dict[str, str]]:
@@ -210,15 +303,24 @@ def spoken_turns(prompt: str) -> list[dict[str, str]]:
     return [{"role": role, "content": content} for role, content in turns]
 
 
-def _pair(prompt: Any, chosen: str, rejected: str, ratings: tuple[Any, Any]) -> Tree:
+def rating_names(scores: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of ratings, sorted; a rating that is missing has none."""
+    return tuple(sorted(name for name, value in scores.items() if value is not None))
+
+
+def _pair(prompt: Any, chosen: str, rejected: str, ratings: tuple[float | None, float | None]) -> Tree:
     if not chosen.strip() or not rejected.strip():
         raise Dropped("empty response")
     if chosen == rejected:
         raise Dropped("identical pair")
     if not prompt:
         raise Dropped("empty prompt")
-    scores = [None if rating is None else float(rating) for rating in ratings]
-    return Tree(prompt, [Response(chosen, score=scores[0]), Response(rejected, score=scores[1])])
+    return Tree(prompt, [Response(chosen, score=ratings[0]), Response(rejected, score=ratings[1])])
+
+
+def _best(tree: Tree) -> Tree:
+    """The tree with its best rated response alone."""
+    return replace(tree, responses=(max(tree.responses, key=lambda response: sum(response.ratings)),))
 
 
 def _sampled(tree: Tree, row: Row, ids: Sequence[Any], finished: Sequence[Any]) -> Tree:
@@ -250,29 +352,119 @@ def _split_transcript(dialogue: str, column: str) -> tuple[str, str]:
     return before + turn, answer
 
 
-def _last_turn(spoken: Sequence[Message], prompt: Any) -> tuple[list[dict[str, str]], str]:
+def _last_turn(side: Any, prompt: Any) -> tuple[list[dict[str, str]], str]:
     """Prompt messages and the text of the last assistant turn."""
-    if not spoken or spoken[-1]["role"] != "assistant":
+    if not side or side[-1]["role"] != "assistant":
         raise Dropped("no assistant turn at the end")
-    before = [dict(m) for m in spoken[:-1]]
+    before = side[:-1]
     if not before:
         if prompt is None:
             raise ValueError("'chosen' is an assistant turn alone and there is no 'prompt' column; add one")
-        before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
-    return before, spoken[-1]["content"]
+        before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else messages_of(prompt, "prompt")
+    return before, side[-1]["content"]
 
 
 def _unflattened(message: Message) -> list[dict[str, str]]:
     return spoken_turns(message["content"]) if message["role"] == "user" else [dict(message)]
 
 
-def _graded_responses(row: Row) -> list[Response]:
-    texts = row["responses"] if "responses" in row else [row["response"]]
-    scores = row["scores"] if "responses" in row else [row["scores"]]
+def _graded_responses(row: Row) -> tuple[list[Response], tuple[str, ...]]:
+    """The responses with their ratings, and the ratings' names."""
+    several = "responses" in row
+    texts, scores = (row["responses"], row["scores"]) if several else ([row["response"]], [row["scores"]])
+    for name, values in (("responses", texts), ("scores", scores)):
+        if not isinstance(values, list | tuple):
+            raise ValueError(f"column {name!r} {_fault(values)}; beside `responses` it is a list")
     if len(texts) != len(scores):
         raise ValueError(f"{len(texts)} responses but {len(scores)} scores")
-    found = []
-    for answer, score in zip(texts, scores, strict=True):
-        grades = tuple(float(score[name]) for name in sorted(score)) if isinstance(score, Mapping) else (float(score),)
-        found.append(Response(_filled(answer).text, grades=grades))
-    return found
+    responses, names = [], [rating_names(score) if isinstance(score, Mapping) else () for score in scores]
+    for answer, score, own in zip(texts, scores, names, strict=True):
+        check_rating_names(own, names[0])
+        grades = tuple(_rating(score[name], f"scores.{name}") for name in own) or (_rating(score, "scores"),)
+        responses.append(replace(_response(answer, "response"), grades=grades))
+    return responses, names[0] if names else ()
+
+
+def check_rating_names(names: tuple[str, ...], expected: tuple[str, ...]) -> None:
+    """Refuse ratings whose names are not the expected ones.
+
+    Raises:
+        ValueError: names are missing or extra.
+    """
+    if names == expected:
+        return
+    missing, extra = sorted(set(expected) - set(names)), sorted(set(names) - set(expected))
+    faults = [f"{', '.join(some)} {what}" for what, some in (("missing", missing), ("extra", extra)) if some]
+    raise ValueError(
+        f"column 'scores' names {', '.join(names) or 'nothing'}, and the rows before it {', '.join(expected) or 'nothing'} "
+        f"({'; '.join(faults)}); every row needs the same names"
+    )
+
+
+def _side(row: Row, name: str) -> str | list[dict[str, str]]:
+    """One side of a pair: text, or messages; a missing one is an empty text."""
+    value = row[name]
+    if isinstance(value, list | tuple | Mapping):
+        return messages_of(value, name)
+    return "" if value is None else _text(value, name)
+
+
+def _prompt(value: Any) -> str | list[dict[str, str]]:
+    """A prompt: text, or messages; a missing one is empty."""
+    if isinstance(value, list | tuple | Mapping):
+        return messages_of(value, "prompt")
+    return "" if value is None else _text(value, "prompt")
+
+
+def _given(value: Any) -> str | list[dict[str, str]]:
+    """A prompt that is not empty."""
+    prompt = _prompt(value)
+    if not prompt:
+        raise Dropped("empty prompt")
+    return prompt
+
+
+def _response(value: Any, column: str) -> Response:
+    """A response; a missing one is empty, and dropped."""
+    return _filled("" if value is None else _text(value, column))
+
+
+def _text(value: Any, column: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"column {column!r} {_fault(value)}, where text is expected")
+    return value
+
+
+def _number(row: Row, name: str) -> float | None:
+    """A rating that may be missing."""
+    value = row.get(name)
+    return None if value is None or value == "" else _rating(value, name)
+
+
+def _rating(value: Any, column: str) -> float:
+    try:
+        rating = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"column {column!r} {_fault(value)}, where a number is expected") from None
+    if not math.isfinite(rating):
+        raise ValueError(f"column {column!r} {_fault(rating)}; give a number, or take the row out")
+    return rating
+
+
+def _part(part: Any, where: str) -> str:
+    """One part of a content: text in OpenAI's form."""
+    if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
+        kind = part.get("type", "unknown") if isinstance(part, Mapping) else type(part).__name__
+        raise ValueError(f"column {where} has a part of type {kind!r}; only text is read")
+    return str(part["text"])
+
+
+def _fault(value: Any) -> str:
+    """What is wrong with a value that stands where another kind is expected."""
+    if value is None:
+        return "is null"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "is NaN, a missing value" if math.isnan(value) else f"is {value}"
+    shown = str(value)
+    kind = {bool: "a truth value", int: "a number", float: "a number", str: "text", list: "a list", dict: "a mapping"}
+    return f"is {shown[:40]!r}{'...' if len(shown) > 40 else ''}, {kind.get(type(value), type(value).__name__)}"

@@ -97,7 +97,8 @@ def prologue(config: AnyRun) -> Prologue:
         ChecksFailed: a check failed that was not accepted.
     """
     task = task_of(config)
-    data = prepare(config.data, task.model.tokenizer, task.purpose)
+    data = prepare(config.data, task.model.tokenizer, task.purpose, task.attributes)
+    log.info("columns: %s", data.account.layout)
     log.info("data: %s", data.account)
     log.info("trees: %s", ", ".join(f"{len(trees)} {part}" for part, trees in data.parts.items()))
     if data.best_accuracy is not None:
@@ -105,7 +106,7 @@ def prologue(config: AnyRun) -> Prologue:
     if not data.train:
         raise ValueError(f"data.source {config.data.source!r} leaves nothing to train on: {data.account}")
     if not data.held_out:
-        raise ValueError(f"nothing is held out, and so there is no verdict: {unheld(data.account)}")
+        raise ValueError(f"nothing is held out, and so there is no verdict: {unheld(data.account, config.data)}")
     embedding: Any = task.model.tree.module.get_input_embeddings()  # type: ignore[operator]
     checks = data_checks(data, task.model.tokenizer, embedding.num_embeddings, task.purpose)
     require([check for check in checks if check.id == "F09"])
