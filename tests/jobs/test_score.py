@@ -144,8 +144,8 @@ def test_the_command_prints_rate_and_accuracy(tmp_path: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("rows", "named"),
     [
-        ([{"prompt": "x", "text": "y"}], "row 0 has the columns prompt, text; it needs response"),
-        ([{"prompt": "the plot is", "response": ""}], "row 0 has an empty response"),
+        ([{"prompt": "x", "query": "y"}], "row 1 has the columns prompt, query; it needs response"),
+        ([{"prompt": "the plot is", "response": ""}], "row 1 has an empty response"),
         ([], "has no rows"),
     ],
 )
@@ -166,3 +166,21 @@ def test_a_model_without_a_trained_head_scores_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no trained head"):
         score(ScoreRun(data=written(tmp_path / "rows.jsonl", ROWS), out=str(tmp_path / "scores.jsonl")))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["rows.jsonl"]
+
+
+def test_texts_without_prompts_and_mapped_columns_are_scored_row_by_row(tmp_path: Path) -> None:
+    """Forty pairs without a prompt are forty units of the interval, not one."""
+    model = saved(tmp_path)
+    texts = written(tmp_path / "texts.jsonl", [{"review": "the plot is good .", "label": 1}, {"review": "so dull ."}])
+    words = ["score", "--model.path", str(tmp_path / "model"), "--data", texts, "--model.device", "cpu"]
+    assert run([*words, "--data.columns", "{text: review}", "--out", str(tmp_path / "s.jsonl")]) == 0
+    trees = [Tree("", [text], group=text) for text in ("the plot is good .", "so dull .")]
+    scores = [line["scores"][0] for line in lines(str(tmp_path / "s.jsonl"))]
+    assert scores == pytest.approx(model.score(trees).tolist(), abs=1e-5)
+    pairs = [{"chosen": f" the plot is {'good ' * (n % 7 + 1)}.", "rejected": " bad ."} for n in range(40)]
+    found = score(plan(tmp_path, data=written(tmp_path / "pairs.jsonl", [{"prompt": "", **row} for row in pairs])))
+    assert found.accuracy is not None
+    assert found.accuracy.n == 40
+    with pytest.raises(ValueError, match=r"texts\.jsonl, row 1: data\.columns names 'body'; the row has label, review"):
+        score(ScoreRun(model=ModelConfig(path=str(tmp_path / "model")), data=texts, columns={"text": "body"},
+                       out=str(tmp_path / "none.jsonl")))  # fmt: skip

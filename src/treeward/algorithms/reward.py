@@ -110,8 +110,8 @@ def reward(
 ) -> Iterator[Step]:  # fmt: skip
     """Train `model` in place; yields a `Step` after each optimiser step.
 
-    In a pair the chosen response stands first; ranked branches stand best first or carry ratings. Ratings with names are
-    put into the order of the head's names.
+    In a pair the chosen response stands first; ranked branches stand best first or carry ratings. Ratings with names
+    are put into the order of the head's names.
 
     Raises:
         NonFinite: a loss or gradient is not finite.

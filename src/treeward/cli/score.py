@@ -1,6 +1,7 @@
-"""`treeward score --model.path DIR --data FILE [--out scores.jsonl] [--against FILE]`."""
+"""`treeward score --model.path DIR --data FILE [--data.columns MAPPING] [--out scores.jsonl] [--against FILE]`."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from treeward.cli.parse import parse
 from treeward.cli.training import field_lines, overridden
@@ -14,7 +15,8 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     if "help" in words.flags:
         print("\n".join([str(ScoreRun.__doc__), "", *field_lines(ScoreRun)]))
         return 0
-    config = settings.build(ScoreRun, overridden(words))
+    options = tuple((key.replace("data.columns", "columns", 1), value) for key, value in words.options)
+    config = settings.build(ScoreRun, overridden(replace(words, options=options)))
     found = score(config)
     rate = f", {found.fresh / found.seconds:.1f} responses/s" if found.fresh else ""
     print(f"{found.rows} rows, {found.responses} responses{rate}")

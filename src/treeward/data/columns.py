@@ -1,9 +1,9 @@
 """Which column of a source means what: prompts, responses, ratings, the winner of two outputs, the split.
 
 A source's own names are mapped to ours in three steps: what `data.columns` says, then layouts of well-known data sets,
-then usual names (`instruction` and `input` are a prompt, `output_1` and `output_2` two responses). Every step is said in
-one line. A column that is not read but looks like a winner or a split stops the run with the line to paste: training on
-`output_1` as chosen in every row looks like training that does not learn.
+then usual names (`instruction` and `input` are a prompt, `output_1` and `output_2` two responses). One line tells the
+user how they were mapped. A column that is not read but looks like a winner or a split stops the run with the line to
+paste: training on `output_1` as chosen in every row looks like training that does not learn.
 """
 
 import difflib
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from treeward.data import formats
-from treeward.data.formats import JUDGED, Row
+from treeward.data.formats import Row
 from treeward.data.splits import NAMES
 
 Names = str | list[str]
@@ -49,12 +49,13 @@ SIDES = (("1", "2"), ("a", "b"), ("A", "B"), ("0", "1"))
 BOOLEANS = {"true", "false"}
 
 WINNER = re.compile(
-    r"(^|_)(winner|winners|won|preferred|preference|better|best|choice|vote|verdict|labels?|(annotator|rater|judge)_?\d*)"
-    r"(_|\d|$)"
+    r"(^|_)(winner|winners|won|preferred|preference|better|best|choice|vote|verdict|labels?)(_|\d|$)"
+    r"|(^|_)(annotator|rater|judge)_?\d*(_|$)"
 )
 """Names that a winner's column has."""
-COUNTED = re.compile(r"turn|num|count|len|(^|_)n(_|$)|id(_|x|$)|index|rank|score|rating|level|difficult|epoch|round|year"
-                     r"|version|seed|fold")  # fmt: skip
+COUNTED = re.compile(
+    r"turn|num|count|len|(^|_)n(_|$)|id(_|x|$)|index|rank|score|rating|level|difficult|epoch|round|year|version|seed|fold"
+)
 """Names of columns whose 1 and 2 count something."""
 SPLIT = re.compile(r"split|partition|(^|_)(set|part|phase)$")
 """Names that a split's column has."""
@@ -267,15 +268,15 @@ class _Work:
             self._infer_outputs()
         if any(self.has(name) for name in ("winner", "responses", "chosen", "text", "messages")):
             return
-        rated = self.format == "graded" or self.format == "auto" and self.purpose in ("pairs", "ranked", "graded")
+        rated = self.format == "graded" or (self.format == "auto" and self.purpose in ("pairs", "ranked", "graded"))
         if rated and self.has("prompt") and (self.has("response") or self._free_of(RESPONSES)):
             if not self.has("scores"):
                 self._first_of("scores", list(RATINGS))
             if self.has("scores") and not self.has("response"):
                 self._first_of("response", list(RESPONSES))
-        if self.format in ("auto", "completion", "labelled") and self.has("prompt") and not self.has("scores"):
-            if not self.has("completion"):
-                self._first_of("completion", list(RESPONSES))
+        single = self.format in ("auto", "completion", "labelled") and not self.has("scores")
+        if single and self.has("prompt") and not self.has("completion"):
+            self._first_of("completion", list(RESPONSES))
         if self.format in ("auto", "text") and not self.has("prompt"):
             self._first_of("text", list(TEXTS))
 
@@ -298,7 +299,8 @@ class _Work:
         ratings = self._rating_pair(pair)
         if len(winners) == 1:
             new: dict[str, Names] = {"response_1": pair[0], "response_2": pair[1], "winner": winners[0]}
-            self.columns |= {ours: theirs for ours, theirs in new.items() if ours not in self.columns and ours != theirs}
+            new = {ours: theirs for ours, theirs in new.items() if ours != theirs}
+            self.columns = new | self.columns
         elif not winners and ratings:
             self.columns |= {"responses": list(pair), "scores": ratings}
 
@@ -331,7 +333,7 @@ class _Work:
                 continue
             words = values - TIES
             strong = WINNER.search(name.lower())
-            sides = all(side_word(word) or word in self._outputs() or strong and word in BOOLEANS for word in words)
+            sides = all(side_word(word) or word in self._outputs() or (strong and word in BOOLEANS) for word in words)
             if not sides or len(values) > 5 or not words:
                 continue
             shortest = 1 if pair else 3
@@ -357,21 +359,23 @@ class _Work:
         ends = tuple(output[-1:] for output in outputs)
         words = values - TIES
         numbers = {str(side_word(word)) for word in words if str(side_word(word)).isdigit() and word not in outputs}
-        clear = not numbers or ends == ("0", "1") and numbers <= {"0", "1"} \
-            or ends != ("0", "1") and numbers <= {"1", "2"} \
-            or ends == ("1", "2") and numbers <= {"0", "1", "2"} and "2" in numbers  # fmt: skip
+        if ends == ("0", "1"):
+            clear = numbers <= {"0", "1"}
+        else:
+            clear = numbers <= {"1", "2"} or (ends == ("1", "2") and {"2"} <= numbers <= {"0", "1", "2"})
         strange = [word for word in words if side_word(word) is None and word not in outputs]
         if not clear or strange:
             raise ValueError(self._ambiguous(winners, values, outputs))
         sides = {"a": 1, "b": 2, "1": 1, "2": 2, "0": 0} if ends != ("0", "1") else {"a": 1, "b": 2, "0": 1, "1": 2}
-        meaning = {word: outputs.index(word) + 1 if word in outputs else sides[str(side_word(word))] for word in words}
+        meaning = {word: outputs.index(word) + 1 if word in outputs else sides[str(side_word(word))]
+                   for word in sorted(words)}  # fmt: skip
         return dict.fromkeys(sorted(values & TIES), 0) | meaning | dict.fromkeys(sorted(TIES - values), 0)
 
     def _ambiguous(self, winners: Sequence[str], values: set[str], outputs: Sequence[str]) -> str:
         words = sorted(values - TIES)
-        ties = {word: "tie" for word in sorted(values & TIES)}
+        ties = dict.fromkeys(sorted(values & TIES), "tie")
         column = winners[0]
-        opening = f"column {column!r} is the winner, but its values {', '.join(words)} do not say which output they name"
+        opening = f"column {column!r} is the winner, but its values {', '.join(words)} do not name an output clearly"
         one, two = outputs or ("the first", "the second")
         if len(words) == 2:
             ways = [{words[0]: 1, words[1]: 2}, {words[0]: 2, words[1]: 1}]
@@ -379,9 +383,12 @@ class _Work:
                 f"{opening}; if {words[0]} names {one}, add --data.winner '{flow(ways[0] | ties)}'; if it names {two}, "
                 f"add --data.winner '{flow(ways[1] | ties)}'"
             )
-        zeroed = {"0": "tie", "1": 1, "2": 2} if words == ["0", "1", "2"] else dict.fromkeys(words, "?")
-        more = " if 0 is a tie, or with other sides" if words == ["0", "1", "2"] else ", 1, 2 or tie for each"
-        return f"{opening}; add --data.winner '{flow(zeroed | ties)}'{more}"
+        numbered = {"1": 1, "2": 2, "a": 1, "b": 2}
+        meaning: dict[str, Any] = {word: numbered.get(side_word(word) or "", "?") for word in words} | ties
+        more = "with 1, 2 or tie for each question mark"
+        if words == ["0", "1", "2"]:
+            meaning, more = {"0": "tie", "1": 1, "2": 2}, "if 0 is a tie, or with other sides"
+        return f"{opening}; add --data.winner '{flow(meaning)}' {more}"
 
     def refuse_winner(self, unread: Iterable[str]) -> None:
         """Stop where a column that is not read looks like a winner.
@@ -396,12 +403,13 @@ class _Work:
             counts = Counter(as_word(row.get(columns[0])) for row in self.sample if row.get(columns[0]) is not None)
             seen = ", ".join(f"{word} in {n} rows" for word, n in counts.most_common(4))
             mapping = dict(self.columns)
-            mapping |= {"response_1": mapping.pop("chosen", "chosen"), "response_2": mapping.pop("rejected", "rejected")}
-            mapping["winner"] = names
+            one, two = (mapping.pop(side, side) for side in ("chosen", "rejected"))
+            mapping |= {"response_1": one, "response_2": two, "winner": names}
             other = f"; or, if it is none, --data.ignore '[{', '.join(columns)}]'"
             raise ValueError(
-                f"column {columns[0]!r} looks like a winner ({seen}), but it is not read, and the first output would be "
-                f"the better one in every row: map it with --data.columns '{flow(mapping)}'{self._which(columns)}{other}"
+                f"column {columns[0]!r} looks like a winner ({seen}), but it is not read, and the first output would "
+                f"be the better one in every row: map it with --data.columns '{flow(mapping)}'{self._which(columns)}"
+                f"{other}"
             )
 
     def _which(self, columns: Sequence[str]) -> str:
@@ -425,8 +433,8 @@ class _Work:
             if SPLIT.search(name.lower()) or values & {"train", "training"}:
                 mapping = flow(self.columns | {"split": name})
                 raise ValueError(
-                    f"column {name!r} looks like a split ({', '.join(sorted(values))}), but it is not read: map it with "
-                    f"--data.columns '{mapping}'; or, if it is none, --data.ignore '[{name}]'"
+                    f"column {name!r} looks like a split ({', '.join(sorted(values))}), but it is not read: map it "
+                    f"with --data.columns '{mapping}'; or, if it is none, --data.ignore '[{name}]'"
                 )
 
     def advice(self) -> str:
@@ -436,7 +444,8 @@ class _Work:
             return ""
         mapping = self.columns | {"response_1": pair[0], "response_2": pair[1], "winner": "COLUMN"}
         winners = [", ".join(several(names)) for names in self._winners(self.present)]
-        which = f"COLUMN is one of {', '.join(winners)}" if winners else "COLUMN says which of the two is the better one"
+        winners = winners or [name for name in self.present if WINNER.search(name.lower())]
+        which = f"COLUMN is one of {', '.join(winners)}" if winners else "COLUMN says which of the two is better"
         return f"; {pair[0]} and {pair[1]} are two outputs: --data.columns '{flow(mapping)}', where {which}"
 
     def _outputs(self) -> tuple[str, ...]:
@@ -482,7 +491,8 @@ class _Work:
 
 def side_word(word: str) -> str | None:
     """The side that a word names: "a", "b", or a number 0 to 2 that stands alone or after a name; None for others."""
-    match = re.fullmatch(r"(?:(?:model|output|response|answer|assistant|completion|option|side)[ _-]?)?([ab012])", word)
+    stem = r"(?:(?:model|output|response|answer|assistant|completion|option|side)[ _-]?)?"
+    match = re.fullmatch(stem + "([ab012])", word)
     if match:
         return match[1]
     return {"first": "a", "left": "a", "second": "b", "right": "b"}.get(word)
@@ -566,7 +576,8 @@ def _said(
     name: str, inferred: Mapping[str, Names], meanings: Mapping[str, int], used: Mapping[str, Names], known: str
 ) -> str:
     """One line on how the columns are read; what the user mapped is not repeated."""
-    parts = [f"{ours} is {' + '.join(several(theirs))}" for ours, theirs in inferred.items()]
+    ordered = [ours for ours in (*formats.COLUMNS.get(name, ()), *COMMON) if ours in inferred]
+    parts = [f"{ours} is {' + '.join(several(inferred[ours]))}" for ours in ordered]
     if meanings:
         first, second = (several(used.get(f"response_{n}", f"response_{n}"))[0] for n in (1, 2))
         sides = {1: first, 2: second}

@@ -66,7 +66,9 @@ def preference(row: Row) -> list[Tree]:
 
 
 def compared(row: Row) -> list[Tree]:
-    """`prompt`, `response_1`, `response_2` (strings or messages) and `winner`: 1, 2, or 0 for a tie, which is dropped."""
+    """`prompt`, `response_1`, `response_2` (strings or messages) and `winner`: 1, 2, or 0 for a tie, which is
+    dropped.
+    """
     winner = row["winner"]
     if winner is None:
         raise Dropped("without a winner")
@@ -229,8 +231,8 @@ def reader(name: str, purpose: str, turns: str) -> Reader:
         raise ValueError("data.format 'labelled' has no pairs; train on single labelled responses with loss.kind kto")
     if purpose in JUDGED and name in ("messages", "completion", "prompts"):
         raise ValueError(
-            f"data.format {name!r} has no pairs; give chosen and rejected, text and label, or a rating of each response: "
-            "--data.columns '{scores: COLUMN}'"
+            f"data.format {name!r} has no pairs; give chosen and rejected, text and label, or a rating of each "
+            "response: --data.columns '{scores: COLUMN}'"
         )
     if name == "messages":
         return lambda row: messages(row, turns)
@@ -396,8 +398,8 @@ def check_rating_names(names: tuple[str, ...], expected: tuple[str, ...]) -> Non
     missing, extra = sorted(set(expected) - set(names)), sorted(set(names) - set(expected))
     faults = [f"{', '.join(some)} {what}" for what, some in (("missing", missing), ("extra", extra)) if some]
     raise ValueError(
-        f"column 'scores' names {', '.join(names) or 'nothing'}, and the rows before it {', '.join(expected) or 'nothing'} "
-        f"({'; '.join(faults)}); every row needs the same names"
+        f"column 'scores' rates {', '.join(names) or 'without names'}, and the rows before it rate "
+        f"{', '.join(expected) or 'without names'} ({'; '.join(faults)}); every row needs the same names"
     )
 
 

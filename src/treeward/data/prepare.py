@@ -9,7 +9,7 @@ from typing import Literal
 
 from treeward.data import formats, sources, store
 from treeward.data.batched import token_trees
-from treeward.data.columns import LOOK, Layout, Names, as_word, layout
+from treeward.data.columns import LOOK, Layout, as_word, layout
 from treeward.data.render import Account, Tokenizer
 from treeward.data.shapes import MADE, Purpose, pair_labelled, replace_responses, shaped
 from treeward.data.splits import NAMES, PARTS, Edges, Part, Shares, edges, named, part_at, unit
@@ -89,15 +89,26 @@ class DataConfig:
         return self.splits == "given" and self.split is None
 
 
+@dataclass(frozen=True)
+class Placed:
+    """How many groups fell into each part by chance, and the shares asked for."""
+
+    groups: Counter[Part]
+    shares: dict[Part, float]
+
+
 @dataclass
 class Prepared:
-    """Token trees and the texts they came from, by part, in equal order; and the account of what was lost."""
+    """Token trees and the texts they came from, by part, in equal order; and the account of what was lost. `placed`
+    counts the groups that fell into each part by chance, with the shares asked for; it is not kept on disk.
+    """
 
     parts: dict[Part, list[TokenTree]]
     texts: dict[Part, list[Tree]]
     account: Account
     format: str
     best_accuracy: float | None = None
+    placed: "Placed | None" = field(default=None, compare=False)
 
     @property
     def train(self) -> list[TokenTree]:
@@ -206,7 +217,7 @@ def source_rows(config: DataConfig) -> Collection[sources.Row]:
 
 @dataclass(frozen=True)
 class Reading:
-    """How rows become trees: the configuration, what their columns are, the purpose; the parts' ends if they are known."""
+    """How rows become trees: the configuration, what their columns are, the purpose; the parts' ends if known."""
 
     config: DataConfig
     layout: Layout
@@ -284,7 +295,7 @@ def rendered(rows: Sequence[sources.Row], reading: Reading, tokenizer: Tokenizer
     config, purpose = reading.config, reading.purpose
     account = Account(rows=len(rows), made=reading.made(), layout=reading.layout.said)
     account.unread = list(reading.layout.unread)
-    texts = placed(_trees(rows, reading, account, first), reading, account)
+    texts, fallen = placed(_trees(rows, reading, account, first), reading)
     _leaks(texts, account, config)
     if reading.format == "text" and purpose in ("pairs", "ranked"):
         unpaired = {part: len(trees) for part, trees in texts.items()}
@@ -294,7 +305,7 @@ def rendered(rows: Sequence[sources.Row], reading: Reading, tokenizer: Tokenizer
             account.dropped[UNPAIRED] += left
     elif purpose in formats.JUDGED:
         texts = {part: shaped(trees, purpose, account.dropped) for part, trees in texts.items()}
-    prepared = Prepared({}, {}, account, reading.format)
+    prepared = Prepared({}, {}, account, reading.format, placed=fallen)
     for part in PARTS:
         _render(texts[part], part, prepared, config, tokenizer, purpose)
     best = [row["best_accuracy"] for row in rows if "best_accuracy" in row]
@@ -350,21 +361,24 @@ def annotated(tree: Tree, row: sources.Row, account: Account) -> Tree:
     return tree
 
 
-def placed(trees: Sequence[tuple[Part | None, Tree]], reading: Reading, account: Account) -> dict[Part, list[Tree]]:
-    """Trees by part: the one that their row names, else the one of their group; the groups that fall by chance are
-    counted in the account.
+def placed(
+    trees: Sequence[tuple[Part | None, Tree]], reading: Reading
+) -> tuple[dict[Part, list[Tree]], Placed | None]:
+    """Trees by part: the one that their row names, else the one of their group; and how the groups fell, where each
+    falls by a chance of its own.
     """
     config = reading.config
     places = {tree.group: unit(tree.group, config.seed) for _, tree in trees}
     free = [places[tree.group] for given, tree in trees if given is None]
     ends = reading.ends or edges(free, config.validation, config.test, config.shares)
-    if config.shares == "expected":
-        account.placed = Counter(part_at(place, ends) for place in set(free))
-        account.asked = {"test": config.test, "validation": config.validation}
+    fallen = None
+    if config.shares == "expected" and free:
+        shares: dict[Part, float] = {"test": config.test, "validation": config.validation}
+        fallen = Placed(Counter(part_at(place, ends) for place in set(free)), shares)
     parts: dict[Part, list[Tree]] = {part: [] for part in PARTS}
     for given, tree in trees:
         parts[given or part_at(places[tree.group], ends)].append(tree)
-    return parts
+    return parts, fallen
 
 
 def _leaks(texts: dict[Part, list[Tree]], account: Account, config: DataConfig) -> None:

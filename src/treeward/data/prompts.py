@@ -29,12 +29,14 @@ class Prompt:
 @dataclass(frozen=True)
 class Opened:
     """Every prompt once; what was left out and why; how many were cut on the left at data.max_prompt, those left out
-    among them; and whether the data gave them, so that their answers should end."""
+    among them; whether the data gave them, so that their answers should end; and how many stand in each part before a
+    selection."""
 
     prompts: list[Prompt]
     dropped: Counter[str]
     cut: int
     given: bool
+    parts: Counter[Part]
 
 
 def openings(config: DataConfig, tokenizer: Tokenizer, tokens: tuple[int, int]) -> Opened:
@@ -57,7 +59,8 @@ def openings(config: DataConfig, tokenizer: Tokenizer, tokens: tuple[int, int]) 
         kept.setdefault(prompt.group, prompt)
     if not kept:
         raise ValueError(f"data.source {config.source!r} leaves no prompt: {dict(dropped)}")
-    return Opened([prompt for prompt in prompts if kept[prompt.group] is prompt], +dropped, cut, given)
+    left = [prompt for prompt in prompts if kept[prompt.group] is prompt]
+    return Opened(left, +dropped, cut, given, Counter(prompt.split for prompt in left))
 
 
 def drawn(prompts: Sequence[Prompt], count: int | None, seed: int) -> list[Prompt]:

@@ -28,9 +28,8 @@ class Account:
 
     `used` counts the trees, and `made` says what they are. `columns` counts the rows in which a column beside the texts
     changes what training does; `layout` says how the columns were read, and `unread` names those that nothing reads.
-    `response_lengths` counts responses by their tokens before any cut. `placed` counts the groups that fell into each
-    part by chance, and `asked` holds the parts' shares. `leaked` counts groups that the data has in training and held
-    out, and their rows on both sides; `leaks` are three of them.
+    `response_lengths` counts responses by their tokens before any cut. `leaked` counts groups that the data has in
+    training and held out, and their rows on both sides; `leaks` are three of them.
     """
 
     rows: int = 0
@@ -44,8 +43,6 @@ class Account:
     layout: str = ""
     unread: list[str] = field(default_factory=list)
     response_lengths: Counter[int] = field(default_factory=Counter)
-    placed: Counter[str] = field(default_factory=Counter)
-    asked: dict[str, float] = field(default_factory=dict)
     leaked: Counter[str] = field(default_factory=Counter)
     leaks: list[str] = field(default_factory=list)
 

@@ -11,6 +11,9 @@ from treeward.trees.text import Response, Tree
 
 Purpose = Literal["pairs", "ranked", "graded", "unpaired", "sft", "prompts"]
 
+UNRANKED = "nothing to rank"
+"""Why responses with equal ratings are dropped."""
+
 MADE: dict[Purpose, str] = {
     "pairs": "pairs", "ranked": "rankings", "graded": "rated prompts", "unpaired": "labelled responses and pairs",
     "sft": "responses", "prompts": "prompts",
@@ -128,7 +131,7 @@ def _ranked(tree: Tree, dropped: Counter[str]) -> Tree | None:
         dropped["without a rating"] += 1
         return None
     if len({_mean(response) for response in tree.responses}) < 2:
-        dropped["nothing to rank" if len(tree.responses) > 1 else "one response alone"] += 1
+        dropped[UNRANKED if len(tree.responses) > 1 else "one response alone"] += 1
         return None
     return replace_responses(tree, sorted(tree.responses, key=_mean, reverse=True))
 

@@ -159,7 +159,7 @@ def load(
         read = {part: [_fewer(*pair, BRANCHES[purpose]) for pair in pairs] for part, pairs in read.items()}
     texts = {part: [text for _, text in pairs] for part, pairs in read.items()}
     _same_tokenizer(source, facts, _made_with(chats(texts), tokenizer))
-    losses: Facts = {k: Counter(v) if isinstance(v, dict) and k != "asked" else v for k, v in facts["account"].items()}
+    losses: Facts = {k: Counter(v) if isinstance(v, dict) else v for k, v in facts["account"].items()}
     lengths = losses.get("response_lengths", {})
     losses["response_lengths"] = Counter({int(length): n for length, n in lengths.items()})
     best = facts["best_accuracy"] if purpose == "pairs" else None

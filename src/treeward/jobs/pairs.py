@@ -8,6 +8,7 @@ OUT/
   config.yaml  samples.jsonl (all samples with ids and scores)  pairs.jsonl (the preference data)  report.json
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,7 @@ from treeward.models.policy import Policy
 from treeward.models.sampler import DecodeSampler, Sampler, check_sampling
 from treeward.models.weights import fingerprint
 from treeward.proof.checks import require
+from treeward.proof.data_checks import selection_check
 from treeward.proof.guards import first_cut, first_rollout
 from treeward.rewards import scorers
 from treeward.runs.directory import RunDirectory, alone, finite, free_path
@@ -251,7 +253,10 @@ def _list(row: Mapping[str, Any], numbers: Sequence[int]) -> dict[str, Any]:
 
 def _check(rows: Sequence[Mapping[str, Any]], opened: Opened, config: PairsRun) -> None:
     """Look at the first chunk. Openings of texts have no answer that ends, so only given prompts ask for ends."""
-    checks = [first_rollout([row["scores"] for row in rows], rows[0]["responses"])]
+    checks = [
+        first_rollout([row["scores"] for row in rows], rows[0]["responses"]),
+        selection_check(opened.parts, Counter(prompt.split for prompt in opened.prompts)),
+    ]
     if opened.given:
         checks.append(first_cut([ended for row in rows for ended in row["ended"]], config.max_new_tokens))
     require(checks, config.skip_check)

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from treeward.data import sources
+from treeward.data.columns import Names, has, several, value_of
+from treeward.data.formats import messages_of
 from treeward.data.render import token_tree
 from treeward.evaluation.tables import wins
 from treeward.maths.scores import Attributes, Scalar
@@ -22,7 +24,7 @@ from treeward.models.ensemble import Ensemble, mean, spread
 from treeward.models.loading import ModelConfig
 from treeward.models.reward_model import RewardModel
 from treeward.runs.directory import finite
-from treeward.trees.text import Message, Tree
+from treeward.trees.text import Tree, normalised
 from treeward.trees.tokens import TokenTree
 
 CHUNK = 256
@@ -38,7 +40,9 @@ class ScoreRun:
     members: tuple[str, ...] = ()
     """Further reward models; scores are then the members' mean, and the spread is written beside."""
     data: str = ""
-    """JSONL (.gz too) or any source of rows: prompt with response, responses, or chosen and rejected."""
+    """JSONL (.gz too) or any source of rows: prompt with response, responses, or chosen and rejected; or text."""
+    columns: dict[str, str | list[str]] = field(default_factory=dict)
+    """Which column is what, {ours: theirs}; also written as --data.columns."""
     out: str = "scores.jsonl"
     """The file to write; what a stopped run left beside it is continued."""
     against: str | None = None
@@ -95,22 +99,41 @@ def score(config: ScoreRun) -> Scored:
     return found
 
 
-def tree_of(row: Mapping[str, Any], number: int) -> Tree:
-    """The tree of a row: `chosen` and `rejected`, `responses`, or `response`, after `prompt` (text or messages).
+def tree_of(row: Mapping[str, Any], place: str) -> Tree:
+    """The tree of a row: `chosen` and `rejected`, `responses`, or `response`, after `prompt` (text or messages); or
+    `text` without a prompt.
 
     Raises:
-        ValueError: a column is missing; the row is named.
+        ValueError: a column is missing, or is no text; the row is named.
     """
     sides = [row[name] for name in ("chosen", "rejected") if name in row]
-    answers = sides if len(sides) == 2 else row.get("responses", [row["response"]] if "response" in row else [])
+    single = [row[name] for name in ("response", "text") if name in row][:1]
+    answers = sides if len(sides) == 2 else row.get("responses", single)
     if not answers:
-        raise ValueError(f"row {number} has the columns {', '.join(sorted(row))}; it needs response or responses")
-    prompt: str | list[Message] = row.get("prompt", "")
-    if not isinstance(answers[0], str):
-        prompt, answers = answers[0][:-1] or prompt, [spoken[-1]["content"] for spoken in answers]
+        raise ValueError(f"{place} has the columns {', '.join(sorted(row))}; it needs response, responses or text")
+    prompt: str | list[dict[str, str]] = row.get("prompt") or ""
+    try:
+        if isinstance(prompt, list | tuple):
+            prompt = messages_of(prompt, "prompt")
+        if isinstance(answers[0], list | tuple):
+            turns = [messages_of(answer, "chosen") for answer in answers]
+            prompt, answers = turns[0][:-1] or prompt, [turn[-1]["content"] if turn else "" for turn in turns]
+        for answer in (prompt, *answers):
+            if not isinstance(answer, str | list):
+                raise ValueError(f"it holds {str(answer)[:40]!r} where text is expected")
+    except ValueError as problem:
+        raise ValueError(f"{place}: {problem}") from None
     if any(not answer for answer in answers):
-        raise ValueError(f"row {number} has an empty response; there is nothing to score")
-    return Tree(prompt, answers, group=f"row {number}")
+        raise ValueError(f"{place} has an empty response; there is nothing to score")
+    return Tree(prompt, answers, group=place)
+
+
+def _mapped(row: Mapping[str, Any], columns: Mapping[str, Names], place: str) -> Mapping[str, Any]:
+    """The row with our names beside the source's."""
+    for theirs in (name for names in columns.values() for name in several(names)):
+        if not has(row, theirs):
+            raise ValueError(f"{place}: data.columns names {theirs!r}; the row has {', '.join(sorted(row))}")
+    return {**row, **{ours: value_of(row, ours, theirs) for ours, theirs in columns.items()}}
 
 
 def _rows(source: str) -> Iterator[Mapping[str, Any]]:
@@ -130,28 +153,30 @@ def _rows(source: str) -> Iterator[Mapping[str, Any]]:
 def _scored(chunk: list[Mapping[str, Any]], first: int, ensemble: Ensemble, config: ScoreRun) -> list[dict[str, Any]]:
     model = ensemble.members[0]
     trees = [
-        token_tree(tree_of(row, first + n), model.tokenizer, config.max_prompt, config.max_response)
-        for n, row in enumerate(chunk)
+        token_tree(
+            tree_of(_mapped(row, config.columns, place), place), model.tokenizer, config.max_prompt, config.max_response
+        )
+        for row, place in ((row, f"{config.data}, row {first + n}") for n, row in enumerate(chunk, 1))
     ]
     if len(ensemble.members) > 1:
         scores = ensemble.scores(trees)
-        return _lines(trees, first, {"scores": mean(scores), "spread": spread(scores)})
+        return _lines(trees, config.data, first, {"scores": mean(scores), "spread": spread(scores)})
     outputs = model.outputs(trees)
     columns = {"scores": model.head.scores(outputs)}
     if not isinstance(model.head, Scalar):
         distributions = model.head.log_probs(outputs).exp()
         columns["distributions"] = distributions if isinstance(model.head, Attributes) else distributions[:, 0]
-    return _lines(trees, first, columns)
+    return _lines(trees, config.data, first, columns)
 
 
-def _lines(trees: list[TokenTree], first: int, columns: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _lines(trees: list[TokenTree], source: str, first: int, columns: Mapping[str, Any]) -> list[dict[str, Any]]:
     lines, at = [], 0
     for number, tree in enumerate(trees):
         ends = slice(at, at := at + len(tree.branches))
         if not bool(columns["scores"][ends].isfinite().all()):
             raise ValueError(
-                f"row {first + number} gets a score that is not finite: the model's weights are broken, or its "
-                "products overflow (try --model.precision fp32)"
+                f"{source}, row {first + number + 1} gets a score that is not finite: the model's weights are broken, "
+                "or its products overflow (try --model.precision fp32)"
             )
         lines.append({"row": first + number, **{name: values[ends].tolist() for name, values in columns.items()}})
     return lines
@@ -165,6 +190,7 @@ def _claim(out: Path, config: ScoreRun) -> tuple[Path, int]:
     """The partial file and how many of its rows are whole; begun anew where there is none."""
     partial, claim = out.with_name(f".{out.name}.partial"), _claim_file(out)
     asked = {"model": config.model.path, "members": list(config.members), "data": _stamp(config.data),
+             "columns": config.columns,
              "max_prompt": config.max_prompt, "max_response": config.max_response}  # fmt: skip
     if partial.exists() and claim.exists():
         if json.loads(claim.read_text()) != asked:
@@ -198,14 +224,22 @@ def _summary(partial: Path, config: ScoreRun, rows: int, fresh: int, seconds: fl
     prompts: list[str] = []
     responses = 0
     with partial.open(encoding="utf-8") as lines:
-        for number, (line, row) in enumerate(zip(lines, judged, strict=False)):
+        for number, (line, given) in enumerate(zip(lines, judged, strict=False)):
+            row = given if config.against else _mapped(given, config.columns, f"row {number + 1}")
             own = np.array(json.loads(line)["scores"], dtype=np.float64)
             responses += len(own)
             found = _pairwise(own, row, bool(config.against))
             right += found
-            prompts += [json.dumps(row.get("prompt", number))] * len(found)
+            prompts += [_group(row.get("prompt"), number)] * len(found)
     accuracy = share(right, prompts) if right else None
     return Scored(rows, responses, fresh, seconds, accuracy)
+
+
+def _group(prompt: Any, number: int) -> str:
+    """The unit of the interval: the prompt as data splits know it; where there is none, the row."""
+    if not prompt:
+        return f"row {number + 1}"
+    return normalised(prompt if isinstance(prompt, str) else tuple(messages_of(prompt, "prompt")))
 
 
 def _pairwise(own: Floats, row: Mapping[str, Any], against: bool) -> list[float]:
