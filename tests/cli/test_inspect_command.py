@@ -123,7 +123,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     source: str, tokenizer: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     Path("empty.jsonl").write_text("")
-    Path("odd.jsonl").write_text(json.dumps({"question": "?", "answer": "!"}))
+    Path("odd.jsonl").write_text(json.dumps({"title": "?", "body": "!"}))
     Path("same.jsonl").write_text(json.dumps({"prompt": "a", "chosen": "b", "rejected": "b"}))
     before = sorted(tmp_path.rglob("*"))
     assert "does not exist" in refused(capsys, "none.jsonl")

@@ -109,9 +109,11 @@ def test_prompts_alone_are_refused_for_supervised_fine_tuning() -> None:
 
 @pytest.mark.parametrize("purpose", ["pairs", "sft"])
 def test_an_unknown_format_is_refused_with_the_known_ones(purpose: str) -> None:
-    with pytest.raises(ValueError, match=r"data\.format is 'jsonl'; it may be completion, graded, helpsteer, labelled"):
+    with pytest.raises(ValueError, match=r"data\.format is 'jsonl'; it may be answers, compared, completion, graded, "):
         reader("jsonl", purpose, "last")
     known = [
+        "answers",
+        "compared",
         "completion",
         "graded",
         "helpsteer",

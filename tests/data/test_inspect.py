@@ -47,7 +47,8 @@ def test_eight_rows_by_hand(tmp_path: Path, tiny_tokenizer: Any) -> None:
     assert {key: found[key] for key in expected} == pytest.approx(expected)
     assert found["longer_wins_unequal"] == pytest.approx(2 / 3)
     assert found["length_correlation"] == pytest.approx(7.5 / (9 * 9.5) ** 0.5)
-    assert found["other_reasons"].startswith("1 unreadable; row 8: columns 'chosen' and 'rejected' are plain text")
+    place = f"{tmp_path / 'rows.jsonl'}, row 8"
+    assert found["other_reasons"].startswith(f"1 unreadable; {place}: columns 'chosen' and 'rejected' are plain text")
     assert found["train_rows"] + found["test_rows"] == 5
     assert found["validation_rows"] == 0
     assert [tokens["tokenizer"] for tokens in found["tokens"]] == ["tiny"]
@@ -149,7 +150,7 @@ def test_ids_beyond_the_model(tmp_path: Path, tiny_tokenizer: Any) -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"question": "?", "answer": "!"}], "the columns answer, question fit no format"),
+        ([{"good": "?", "bad": "!"}], "the columns bad, good fit no format"),
         ([{"prompt": "w3", "good": "w4", "bad": "w5"}], "fit no format"),
         ([{"prompt": "w3", "chosen": "w4", "rejected": "w5", "split": "elsewhere"}], "'elsewhere'"),
     ],

@@ -52,11 +52,13 @@ def test_raw_helpsteer2_attributes() -> None:
 
 
 def test_graded_lists() -> None:
-    row = {"prompt": "q", "responses": ["a", "b"], "scores": [1, {"y": 2, "x": 3}]}
+    row = {"prompt": "q", "responses": ["a", "b"], "scores": [{"x": 1, "y": 4}, {"y": 2, "x": 3}]}
     assert detect(row, row, "graded") == "graded"
-    assert [r.ratings for r in graded(row)[0].responses] == [(1.0,), (3.0, 2.0)]
+    assert [r.ratings for r in graded(row)[0].responses] == [(1.0, 4.0), (3.0, 2.0)]
     with pytest.raises(ValueError, match="2 responses but 1 scores"):
         graded({**row, "scores": [1]})
+    with pytest.raises(ValueError, match="rates without names, and the rows before it rate x, y"):
+        graded({**row, "scores": [{"x": 1, "y": 4}, 2]})
 
 
 def rated(*grades: float, prompt: str = "q") -> list[Tree]:

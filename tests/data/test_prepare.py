@@ -193,7 +193,7 @@ def test_columns_are_renamed(tmp_path: Path) -> None:
     [
         ([{"prompt": "p", "chosen": "a"}], {"format": "preference"}, "row 1: it has no column 'rejected'"),
         ([{"text": "good", "split": "elsewhere"}], {}, "column 'split' holds 'elsewhere'"),
-        ([{"prompt": "p", "chosen": " ", "rejected": "b"}], {}, "nothing is left of 1 rows, .* 1 empty response"),
+        ([{"prompt": "p", "chosen": " ", "rejected": "b"}], {}, "left of 1 rows made 0 pairs; .* 1 empty response"),
         ([{"answer": "x"}], {}, "the columns answer fit no format"),
     ],
 )  # fmt: skip

@@ -119,10 +119,12 @@ def test_the_account_counts_ends() -> None:
 
 
 def test_an_account_reads_well() -> None:
-    account = Account(rows=9, used=7)
+    account = Account(rows=9, used=7, made="pairs", unread=["id", "title"])
     account.dropped.update({"empty response": 2})
     account.cut.update({"prompt": 3, "response 1": 1})
-    assert str(account) == "9 rows, 7 used; dropped: 2 empty response; cut: 3 prompt, 1 response 1"
+    assert str(account) == (
+        "9 rows made 7 pairs; dropped: 2 empty response; cut: 3 prompt, 1 response 1; columns not read: id, title"
+    )
 
 
 def test_messages_need_a_template() -> None:

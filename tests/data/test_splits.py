@@ -98,14 +98,14 @@ def test_an_unknown_split_name_is_refused(value: object) -> None:
 
 @given(st.lists(st.tuples(st.text(max_size=5), st.integers()), max_size=20, unique_by=lambda pair: pair[0]))
 def test_shuffling_depends_on_names_not_on_order(items: list[tuple[str, int]]) -> None:
-    assert shuffled(items, 1) == shuffled(items[::-1], 1)
-    assert sorted(shuffled(items, 1)) == sorted(item for _, item in items)
+    assert shuffled(items, 1, "pairing") == shuffled(items[::-1], 1, "pairing")
+    assert sorted(shuffled(items, 1, "pairing")) == sorted(item for _, item in items)
 
 
 def test_shuffling_is_a_shuffle() -> None:
     items = [(f"{n:03}", n) for n in range(100)]
-    assert shuffled(items, 0) != list(range(100))
-    assert shuffled(items, 0) != shuffled(items, 1)
+    assert shuffled(items, 0, "pairing") != list(range(100))
+    assert shuffled(items, 0, "pairing") != shuffled(items, 1, "pairing")
 
 
 def test_all_turns_of_a_dialogue_are_one_group() -> None:

@@ -66,7 +66,7 @@ def test_joined_rows_are_prepared_whole(tmp_path: Path, monkeypatch: pytest.Monk
 def test_rows_are_read_no_further_than_the_processes_can_hold() -> None:
     """With endless rows: two processes hold `WAITING` chunks each, and one more is handed out before one is taken."""
     rows = tuple(sources.rows("world:3"))
-    renderer = streamed.Renderer(Reading.of(rows[0], DataConfig(), "pairs"), WORLD)
+    renderer = streamed.Renderer(Reading.of(rows, DataConfig(), "pairs"), WORLD)
     asked: list[int] = []
 
     def chunks() -> Iterator[streamed.Chunk]:

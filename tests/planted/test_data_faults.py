@@ -1,7 +1,10 @@
 """Faults planted in data: each is refused before the first step by the check that names it."""
 
+import json
+import re
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -186,3 +189,176 @@ def test_f08_a_gap_near_zero(gap: float, names: set[str], prepared: Any, policy:
         for part, trees in prepared.parts.items()
     }
     assert failed(prepared, policy.tokenizer) == names
+
+
+def leaking(folder: Path) -> str:
+    """Labelled texts with a `split` column; three of the test part's texts stand in training too."""
+    rows = [{"text": f"the plot is good {n} .", "label": n % 2, "split": "train" if n < 200 else "test"}
+            for n in range(280)]  # fmt: skip
+    rows += [{**row, "split": "test"} for row in rows[:3]]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder / "rows.jsonl")
+
+
+def leaks(source: str, tokenizer: Any, **named: Any) -> tuple[Any, Any]:
+    """The prepared data and its first check F04."""
+    from treeward.data.prepare import DataConfig, prepare
+
+    data = prepare(DataConfig(source=source, **named), tokenizer, "pairs")
+    return data, next(check for check in data_checks(data, tokenizer, 91, "pairs") if check.id == "F04")
+
+
+def test_f04_texts_in_both_parts_are_seen_before_they_are_paired(tmp_path: Path, policy: Any) -> None:
+    _, check = leaks(leaking(tmp_path), policy.tokenizer)
+    assert (check.passed, check.value) == (False, 3)
+    assert check.detail == (
+        "3 of 83 held-out examples (3.6%), such as 'the plot is good 0 .'; 'the plot is good 1 .'; 'the plot is good 2 "
+        ".'; split all rows anew with --data.splits ignore, or drop the 3 training examples of these groups with "
+        "--data.leaks drop"
+    )
+
+
+def test_f04_both_ways_out_work_and_are_counted(tmp_path: Path, policy: Any) -> None:
+    source = leaking(tmp_path)
+    dropped, check = leaks(source, policy.tokenizer, leaks="drop")
+    assert check.passed
+    assert dropped.account.dropped["training example whose group is held out too"] == 3
+    texts = {part: {r.text for tree in trees for r in tree.responses} for part, trees in dropped.texts.items()}
+    assert not texts["train"] & texts["test"]
+    anew, check = leaks(source, policy.tokenizer, splits="ignore")
+    assert check.passed
+    assert anew.account.columns["split"] == 0
+    assert all(anew.parts.values())
+    alone, check = leaks(source, policy.tokenizer, split="train")
+    assert check.passed
+    assert alone.account.rows == 200
+    assert all(alone.parts.values()), "the training split's rows are split anew"
+
+
+@pytest.mark.parametrize("reason", ["text without a partner of the other label", "tie", "nothing to rank"])
+def test_f10_what_is_no_fault_of_the_data_does_not_count(reason: str, prepared: Any, policy: Any) -> None:
+    prepared.account.dropped = Counter({reason: prepared.account.rows // 2})
+    assert failed(prepared, policy.tokenizer) == set()
+
+
+def test_f10_the_cure_is_one_for_the_reason(prepared: Any, policy: Any) -> None:
+    def said(reason: str) -> str:
+        prepared.account.dropped = Counter({reason: prepared.account.rows // 2, "tie": 200})
+        (check,) = (check for check in data_checks(prepared, policy.tokenizer, 91, "pairs") if check.id == "F10")
+        return check.detail
+
+    assert "give these rows a response" in said("empty response")
+    assert "max_response" not in said("empty response")
+    lengths = sorted(n for tree in prepared.train + prepared.held_out for n in map(len, tree.branches))
+    quantiles = re.search(r"have (\d+) tokens at the median, (\d+) at 95 % and (\d+) at most: --data.max_response (\d+)",
+                          said("identical after truncation"))  # fmt: skip
+    assert quantiles is not None
+    middle, most, longest, budget = map(int, quantiles.groups())
+    assert abs(middle - lengths[len(lengths) // 2]) <= 1
+    assert abs(most - lengths[int(0.95 * len(lengths))]) <= 1
+    assert longest == lengths[-1]
+    assert budget == most
+
+
+def test_f63_rows_that_were_chosen_by_the_hash_that_splits_them(tmp_path: Path, policy: Any) -> None:
+    from treeward.data import world
+    from treeward.data.prepare import DataConfig, prepare
+    from treeward.data.splits import unit
+
+    rows = [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in world.pairs(0, 2000)]
+    for chosen, names in ((sorted(rows, key=lambda row: unit(row["prompt"], 0))[:400], {"F63"}), (rows[:400], set())):
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
+        data = prepare(DataConfig(source=str(tmp_path / "rows.jsonl")), policy.tokenizer, "pairs")
+        found = [check for check in data_checks(data, policy.tokenizer, 91, "pairs") if check.passed is False]
+        assert {check.id for check in found} - {"F48"} == names
+        assert all("train has" in check.detail or "test has" in check.detail for check in found if check.id == "F63")
+
+
+def test_f63_a_selection_of_prompts_by_the_hash_that_splits_them(policy: Any) -> None:
+    from treeward.data.prepare import DataConfig
+    from treeward.data.prompts import drawn, openings
+    from treeward.data.splits import unit
+    from treeward.proof.data_checks import selection_check
+
+    opened = openings(DataConfig(source="world:2000"), policy.tokenizer, (8, 8))
+    fair = Counter(prompt.split for prompt in drawn(opened.prompts, 100, 0))
+    assert selection_check(opened.parts, fair).passed
+    assert set(fair) == {"train", "validation", "test"}
+    assert 65 < fair["train"] < 95
+    first = sorted(opened.prompts, key=lambda prompt: unit(prompt.group, 0))[:100]
+    check = selection_check(opened.parts, Counter(prompt.split for prompt in first))
+    assert (check.id, check.passed) == ("F63", False)
+    assert "test has 100 of 100, where 1" in check.detail
+    assert selection_check(opened.parts, opened.parts).passed
+
+
+NAMES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+
+
+def rated(folder: Path, change: Any = lambda n, scores: scores) -> str:
+    """Sixty rows with HelpSteer2's five ratings in alphabetical order, helpfulness 4 and the others below."""
+    rows = []
+    for n in range(60):
+        scores = {name: {"helpfulness": 4, "correctness": 3, "coherence": 2, "complexity": 1}.get(name, 0)
+                  for name in sorted(NAMES)}  # fmt: skip
+        rows.append({"prompt": f"film {n} :", "response": " the plot is good .", "scores": change(n, scores)})
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder / "rows.jsonl")
+
+
+def test_f62_ratings_are_matched_by_name_whatever_their_order(tmp_path: Path, policy: Any) -> None:
+    from treeward.data.prepare import DataConfig, prepare
+
+    config = DataConfig(source=rated(tmp_path), validation=0.0)
+    for names in (NAMES, NAMES[::-1]):
+        data = prepare(config, policy.tokenizer, "graded", names)
+        values = dict(zip(NAMES, (4.0, 3.0, 2.0, 1.0, 0.0), strict=True))
+        assert {tree.ratings for tree in data.train} == {(tuple(values[name] for name in names),)}
+        assert {tree.attributes for tree in data.train} == {names}
+
+
+def test_f62_a_reward_model_learns_each_attribute_under_its_own_name(tmp_path: Path) -> None:
+    """`tw.reward` on trees whose names stand in another order: helpfulness is taught its own fours."""
+    import torch
+
+    from treeward.algorithms.reward import RewardConfig, reward
+    from treeward.data.prepare import DataConfig, prepare
+    from treeward.evaluation.rewards import Judged
+    from treeward.maths.reward import Graded
+    from treeward.maths.scores import Attributes
+    from treeward.models.loading import ModelConfig
+    from treeward.models.reward_model import RewardModel
+
+    model = RewardModel.from_config(ModelConfig(device="cpu"), 0, Attributes(NAMES))
+    data = prepare(DataConfig(source=rated(tmp_path), validation=0.0), model.tokenizer, "graded")
+    assert {tree.attributes for tree in data.train} == {tuple(sorted(NAMES))}
+    config = RewardConfig(loss=Graded(scale=(0.0, 4.0)), steps=20, batch_size=16, lr=1e-2)
+    for _ in reward(model, data.train, config):
+        pass
+    probabilities = model.head.log_probs(model.outputs(data.held_out)).exp()
+    scores = (probabilities * torch.arange(5.0)).sum(-1).mean(0).tolist()
+    assert sorted(NAMES, key=lambda name: -scores[NAMES.index(name)]) == list(NAMES)
+    table = Judged.of(model, data.held_out).graded((0.0, 4.0))
+    assert table is not None
+    assert float(table.columns["mae"].mean()) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda n, s: {k: v for k, v in s.items() if k != "coherence"} if n == 6 else s, "row 7: .*coherence missing"),
+        (lambda n, s: {**s, "humour": 1} if n == 6 else s, "row 7: .*humour extra"),
+        (lambda n, s: {**s, "coherence": None} if n == 6 else s, "row 7: .*coherence missing"),
+        (lambda n, s: {k.upper(): v for k, v in s.items()} if n == 6 else s, "row 7: .*missing; .* extra"),
+        (lambda n, s: {**{k: v for k, v in s.items() if k != "verbosity"}, "length": 1},
+         "row 1: the data rates .*length, but head.names is helpfulness, .*--head.names '\\["),
+    ],
+)  # fmt: skip
+def test_f62_other_names_are_refused_and_the_row_is_named(
+    change: Any, said: str, tmp_path: Path, policy: Any
+) -> None:
+    from treeward.data.prepare import DataConfig, prepare
+
+    source = rated(tmp_path, change)
+    with pytest.raises(ValueError, match=rf"rows\.jsonl, {said}"):
+        prepare(DataConfig(source=source), policy.tokenizer, "graded", NAMES)

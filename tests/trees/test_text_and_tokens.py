@@ -36,6 +36,8 @@ def test_json_is_one_line_with_letters_as_they_are() -> None:
         "margin": None,
         "prompt_ids": [],
         "vocabulary": "",
+        "attributes": [],
+        "row": None,
     }
 
 

@@ -110,16 +110,19 @@ def reward(
 ) -> Iterator[Step]:  # fmt: skip
     """Train `model` in place; yields a `Step` after each optimiser step.
 
-    In a pair the chosen response stands first; ranked branches stand best first or carry ratings.
+    In a pair the chosen response stands first; ranked branches stand best first or carry ratings. Ratings with names
+    are put into the order of the head's names.
 
     Raises:
         NonFinite: a loss or gradient is not finite.
         ValueError: there are no trees, a path is too long, ratings that the loss needs are missing, the loss does not
-            suit the head, or `resume` belongs to another run.
+            suit the head, the ratings have other names than the head, or `resume` belongs to another run.
     """
     config = config or RewardConfig()
     planted = tokenised(trees, model.tokenizer)
     loss = suited(config.loss, model.head)
+    if isinstance(model.head, Attributes):
+        planted = [tree.with_attributes(model.head.names) for tree in planted]
     check_judged(loss, model.head, planted)
     decided = settings(config, RewardConfig) | {"loss": repr(loss)}
     judgement = Judgement(model.tree, loss)

@@ -1,4 +1,4 @@
-"""`treeward score --model.path DIR --data FILE [--out scores.jsonl] [--against FILE]`."""
+"""`treeward score --model.path DIR --data FILE [--data.columns MAPPING] [--out scores.jsonl] [--against FILE]`."""
 
 from collections.abc import Sequence
 from dataclasses import asdict

@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 
 from treeward.data import formats, sources, values
-from treeward.data.prepare import DataConfig, Reading, renamed
+from treeward.data.prepare import Chosen, DataConfig, Reading, absent, source_rows
 from treeward.data.shapes import Purpose, pair_labelled, shaped
-from treeward.data.splits import PARTS, Part, edges, named, part_at, unit
+from treeward.data.splits import PARTS, Part, edges, part_at, unit
 from treeward.trees.text import Tree
 
-TEXTS = ("prompt", "chosen", "rejected", "response", "responses", "messages", "completion", "text")
+TEXTS = ("prompt", "chosen", "rejected", "response", "responses", "messages", "completion", "text", "response_1",
+         "response_2", "answers")  # fmt: skip
 """The columns that hold texts."""
 UNREAD = (formats.Dropped, ValueError)
 
@@ -24,8 +25,8 @@ UNREAD = (formats.Dropped, ValueError)
 class Again:
     """Trees that are read from their rows anew on each pass, those without a fault."""
 
-    def __init__(self, rows: Collection[sources.Row], columns: dict[str, str], read: formats.Reader) -> None:
-        self._rows, self._columns, self._read = rows, columns, read
+    def __init__(self, rows: Collection[sources.Row], reading: Reading, read: formats.Reader) -> None:
+        self._rows, self._reading, self._read = rows, reading, read
         self.count = 0
 
     def __len__(self) -> int:
@@ -37,7 +38,7 @@ class Again:
     def __iter__(self) -> Iterator[Tree]:
         for row in self._rows:
             try:
-                yield from self._read(renamed(row, self._columns))
+                yield from self._reading.trees(self._reading.layout.row(row), self._read)
             except UNREAD:
                 continue
 
@@ -61,6 +62,8 @@ class Gathered:
     duplicates: int = 0
     both_labels: int = 0
     own_split: bool = False
+    layout: str = ""
+    unread: tuple[str, ...] = ()
 
     def parted(self) -> Iterator[tuple[Part, Tree]]:
         """Every tree with its part."""
@@ -78,31 +81,33 @@ def gather(config: DataConfig) -> Gathered:
     Raises:
         ValueError: the source, a column or the name of a split is wrong.
     """
-    rows = sources.flow(config.source, config.split, config.limit, config.seed)
+    rows = source_rows(config)
     with rows.located():
         return _gathered(rows, config)
 
 
-def _gathered(rows: sources.Flow, config: DataConfig) -> Gathered:
-    name, purpose = _kind(rows, config)
-    found = Gathered(name, purpose, 0)
+def _gathered(rows: sources.Flow | Chosen, config: DataConfig) -> Gathered:
+    reading = _reading(rows, config)
+    name, purpose = reading.format, reading.purpose
+    found = Gathered(name, purpose, 0, layout=reading.layout.said, unread=reading.layout.unread)
     read = formats.reader(name, purpose, config.turns)
-    again = Again(rows, config.columns, read)
+    again = Again(rows, reading, read)
     seen: set[bytes] = set()
     places, own_parts = array("d"), array("b")
     for number, raw in enumerate(rows):
-        row = renamed(raw, config.columns)
+        row = raw
         found.rows += 1
-        found.duplicates += _again(row, seen)
         try:
-            trees = read(row)
+            row = reading.layout.row(raw)
+            found.duplicates += _again(row, seen)
+            trees = reading.trees(row, read)
         except KeyError as missing:
-            raise sources.BadRow(number, f"it has no column {missing}; it has {', '.join(sorted(row))}") from None
+            raise sources.BadRow(number, absent(missing, raw)) from None
         except UNREAD as reason:
-            _lose(found, row, number, read, reason)
+            _lose(found, row, reading.place(number + 1), read, reason)
             continue
         try:
-            own = named(row["split"]) if row.get("split") else None
+            own = reading.part(row)
         except ValueError as problem:
             raise sources.BadRow(number, str(problem)) from None
         found.own_split = found.own_split or own is not None
@@ -118,7 +123,7 @@ def _gathered(rows: sources.Flow, config: DataConfig) -> Gathered:
     found.part_groups = {part: Counter() for part in PARTS}
     for part, tree in found.parted():
         found.part_groups[part][mark(tree.group)] += 1
-    if not Reading(config, name, purpose).alone:
+    if reading.joined:
         _join(found, config.seed)
     return found
 
@@ -143,23 +148,18 @@ def _join(found: Gathered, seed: int) -> None:
         found.keep({part: shaped(trees, "pairs", found.dropped) for part, trees in parts.items()})
 
 
-def _kind(rows: Collection[sources.Row], config: DataConfig) -> tuple[str, Purpose]:
-    """The format, and what these rows could train: pairs if they can, else sft, else only prompts."""
-    first = renamed(next(iter(rows)), config.columns)
-    name = config.format
-    if name == "auto":
-        name = formats.detect(first, first, "prompts" if set(first) <= {"prompt", "split"} else "pairs")
-    if name == "prompts":
-        return name, "prompts"
-    labelled = name == "text" and all(_is_label(renamed(row, config.columns).get("label")) for row in rows)
-    return name, "pairs" if labelled or name not in ("text", "messages", "completion") else "sft"
-
-
-def _is_label(value: object) -> bool:
-    try:
-        return values.number(value, "label") in (0, 1)
-    except ValueError:
-        return False
+def _reading(rows: Collection[sources.Row], config: DataConfig) -> Reading:
+    """How these rows are read for what they could train: pairs if they can, else sft, else only prompts."""
+    first = next(iter(rows))
+    if config.format == "prompts" or set(first) <= {"prompt", "split", *config.ignore}:
+        return Reading.of(rows, config, "prompts")
+    reading = Reading.of(rows, config, "pairs")
+    name = reading.format
+    labels = (str(reading.layout.row(row).get("label")).lower() for row in rows)
+    labelled = name == "text" and all(label in values.LABELS for label in labels)
+    if labelled or name not in ("text", "messages", "completion"):
+        return reading
+    return Reading.of(rows, config, "sft")
 
 
 def _again(row: sources.Row, seen: set[bytes]) -> bool:
@@ -170,13 +170,13 @@ def _again(row: sources.Row, seen: set[bytes]) -> bool:
     return known
 
 
-def _lose(found: Gathered, row: sources.Row, number: int, read: Callable[..., list[Tree]], reason: Exception) -> None:
+def _lose(found: Gathered, row: sources.Row, place: str, read: Callable[..., list[Tree]], reason: Exception) -> None:
     """Count a row that gives no tree; its prompt still counts as a prompt."""
     if isinstance(reason, formats.Dropped):
         found.dropped[str(reason)] += 1
     else:
         found.dropped["unreadable"] += 1
-        found.unreadable = found.unreadable or f"row {number + 1}: {reason}"
+        found.unreadable = found.unreadable or f"{place}: {reason}"
     try:
         found.groups |= {mark(tree.group) for tree in read(_answered(row))}
     except (*UNREAD, KeyError):
@@ -185,7 +185,13 @@ def _lose(found: Gathered, row: sources.Row, number: int, read: Callable[..., li
 
 def _answered(row: sources.Row) -> sources.Row:
     """The same prompt with two responses that will do."""
-    chosen = row["chosen"]
+    chosen = row["response_1"] if "response_1" in row else row["chosen"]
+    if "response_1" in row:
+        row = {**row, "response_1": chosen, "response_2": chosen, "winner": 1}
+        sides = ("response_1", "response_2")
+        if not isinstance(chosen, str):
+            return {**row, **{side: [*chosen[:-1], {"role": "assistant", "content": side}] for side in sides}}
+        return {**row, **{side: side for side in sides}}
     if isinstance(chosen, str):
         head = chosen.rpartition(formats.TURN)[0] + formats.TURN if row.get("prompt") is None else ""
         return {**row, "chosen": f"{head} a", "rejected": f"{head} b"}

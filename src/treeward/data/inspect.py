@@ -86,6 +86,8 @@ class Inspection:
     data: DataConfig
     format: str
     purpose: Purpose
+    columns: str
+    unread: tuple[str, ...]
     counts: Counts
     ratings: Ratings
     characters: Figures
@@ -99,6 +101,7 @@ class Inspection:
         beaten = self.floor
         return {
             "source": self.data.source, "format": self.format, "purpose": self.purpose,
+            "columns": self.columns, "columns_not_read": ", ".join(self.unread) or None,
             "max_prompt": self.data.max_prompt, "max_response": self.data.max_response, **asdict(self.counts),
             "rated_pairs": self.ratings.rated_pairs, "ties": self.ratings.ties,
             "rating_disagreements": self.ratings.rating_disagreements, "mean_rating_gap": gaps["mean"],
@@ -137,7 +140,8 @@ def inspect(
         histograms[name] = bars_of(lengths)
     characters = longer_wins(seen.characters, "longer_wins_characters") if len(seen.characters) else {}
     return Inspection(
-        config, gathered.format, gathered.purpose, _counts(gathered, seen.contradictions), _ratings(gaps), characters,
+        config, gathered.format, gathered.purpose, gathered.layout, gathered.unread,
+        _counts(gathered, seen.contradictions), _ratings(gaps), characters,
         floor(seen.texts["train"], seen.held_out), tuple(tokens), histograms,
     )  # fmt: skip
 

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from treeward.data import formats, sources, store
-from treeward.data.prepare import DataConfig, Prepared, prepare, renamed
+from treeward.data import store
+from treeward.data.prepare import DataConfig, Prepared, Reading, prepare, source_rows
 from treeward.data.render import Tokenizer, decode
 from treeward.data.splits import PARTS, Part, unit
 from treeward.trees.text import Prompt as Text
@@ -29,12 +29,14 @@ class Prompt:
 @dataclass(frozen=True)
 class Opened:
     """Every prompt once; what was left out and why; how many were cut on the left at data.max_prompt, those left out
-    among them; and whether the data gave them, so that their answers should end."""
+    among them; whether the data gave them, so that their answers should end; and how many stand in each part before a
+    selection."""
 
     prompts: list[Prompt]
     dropped: Counter[str]
     cut: int
     given: bool
+    parts: Counter[Part]
 
 
 def openings(config: DataConfig, tokenizer: Tokenizer, tokens: tuple[int, int]) -> Opened:
@@ -57,12 +59,13 @@ def openings(config: DataConfig, tokenizer: Tokenizer, tokens: tuple[int, int]) 
         kept.setdefault(prompt.group, prompt)
     if not kept:
         raise ValueError(f"data.source {config.source!r} leaves no prompt: {dict(dropped)}")
-    return Opened([prompt for prompt in prompts if kept[prompt.group] is prompt], +dropped, cut, given)
+    left = [prompt for prompt in prompts if kept[prompt.group] is prompt]
+    return Opened(left, +dropped, cut, given, Counter(prompt.split for prompt in left))
 
 
 def drawn(prompts: Sequence[Prompt], count: int | None, seed: int) -> list[Prompt]:
     """This many prompts, those that come first by the hash of their names and the seed, in the order given."""
-    first = {p.group for p in sorted(prompts, key=lambda prompt: unit(prompt.group, seed))[:count]}
+    first = {p.group for p in sorted(prompts, key=lambda prompt: unit(prompt.group, seed, "prompts"))[:count]}
     return [prompt for prompt in prompts if prompt.group in first]
 
 
@@ -70,8 +73,7 @@ def _is_text(config: DataConfig) -> bool:
     """Whether the rows are texts without prompts; prepared data says so itself."""
     if store.is_prepared(config.source):
         return False
-    first = renamed(sources.rows(config.source, config.split, 1, config.seed)[0], config.columns)
-    return (config.format if config.format != "auto" else formats.detect(first, first, "prompts")) == "text"
+    return Reading.of(source_rows(config), config, "prompts").format == "text"
 
 
 def _given(data: Prepared) -> list[Prompt]:
@@ -89,7 +91,7 @@ def _first_tokens(
     found, dropped = [], data.account.dropped
     for part in PARTS:
         for tree in data.parts[part]:
-            count = low + int(unit(tree.group, config.seed) * (high - low + 1))
+            count = low + int(unit(tree.group, config.seed, "first tokens") * (high - low + 1))
             ids = tree.branches[0][:count]
             text = decode(ids, tokenizer)
             if len(tree.branches[0]) <= count + 1 or not text.strip():

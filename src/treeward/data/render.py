@@ -26,7 +26,10 @@ PROBE = "treeward"
 class Account:
     """What rendering and filtering did to the rows: every loss is counted here and reported.
 
-    `columns` counts the rows in which a column beside the texts changes what training does.
+    `used` counts the trees, and `made` says what they are. `columns` counts the rows in which a column beside the texts
+    changes what training does; `layout` says how the columns were read, and `unread` names those that nothing reads.
+    `response_lengths` counts responses by their tokens before any cut. `leaked` counts groups that the data has in
+    training and held out, and their rows on both sides; `leaks` are three of them.
     """
 
     rows: int = 0
@@ -36,12 +39,28 @@ class Account:
     columns: Counter[str] = field(default_factory=Counter)
     responses: int = 0
     ended: int = 0
+    made: str = "trees"
+    layout: str = ""
+    unread: list[str] = field(default_factory=list)
+    response_lengths: Counter[int] = field(default_factory=Counter)
+    leaked: Counter[str] = field(default_factory=Counter)
+    leaks: list[str] = field(default_factory=list)
+
+    def response_length(self, share: float) -> int:
+        """The least number of tokens that this share of the responses does not exceed; 0 without responses."""
+        reached, total = 0, self.response_lengths.total()
+        for length, n in sorted(self.response_lengths.items()):
+            reached += n
+            if reached >= share * total:
+                return length
+        return 0
 
     def __str__(self) -> str:
         dropped = ", ".join(f"{n} {why}" for why, n in sorted(self.dropped.items())) or "none"
         cut = ", ".join(f"{n} {what}" for what, n in sorted(self.cut.items())) or "none"
         read = "".join(f"; {name} read in {n} rows" for name, n in sorted(self.columns.items()))
-        return f"{self.rows} rows, {self.used} used; dropped: {dropped}; cut: {cut}{read}"
+        unread = f"; columns not read: {', '.join(self.unread)}" if self.unread else ""
+        return f"{self.rows} rows made {self.used} {self.made}; dropped: {dropped}; cut: {cut}{read}{unread}"
 
 
 def token_tree(
@@ -67,7 +86,10 @@ def token_tree(
     end = end_id(tokenizer, isinstance(tree.prompt, tuple))
     branches = []
     for number, response in enumerate(tree.responses):
-        ids, whole = response_ids(response, tokenizer, end, max_response, own)
+        ids = response_ids(response, tokenizer, end, own)
+        account.response_lengths[len(ids)] += 1
+        whole = max_response is None or len(ids) <= max_response
+        ids = ids[:max_response]
         account.responses += response.finished
         account.ended += response.finished and (not whole or ids[-1] == end)
         if not whole:
@@ -75,7 +97,8 @@ def token_tree(
         branches.append(tuple(ids))
     ratings = tuple(response.ratings for response in tree.responses)
     judged = ratings if all(ratings) else ()
-    return TokenTree(tuple(prompt), tuple(branches), tree.group, judged, tree.subset, tree.weight, tree.margin)
+    return TokenTree(tuple(prompt), tuple(branches), tree.group, judged, tree.subset, tree.weight, tree.margin,
+                     tree.attributes)  # fmt: skip
 
 
 def prompt_ids(prompt: Prompt, tokenizer: Tokenizer) -> list[int]:
@@ -90,9 +113,9 @@ def prompt_ids(prompt: Prompt, tokenizer: Tokenizer) -> list[int]:
 
 
 def response_ids(
-    response: Response, tokenizer: Tokenizer, end: int, max_response: int | None, own: bool = False
-) -> tuple[list[int], bool]:
-    """The ids of a response with its end token, and whether it is whole; a cut one gets no end token.
+    response: Response, tokenizer: Tokenizer, end: int, own: bool = False
+) -> list[int]:
+    """The ids of a response with its end token, whole.
 
     `own`: the response's sampled ids, where it has any, are this tokenizer's, and stand as they were sampled.
 
@@ -110,9 +133,7 @@ def response_ids(
         ids = list(tokenizer(response.text, add_special_tokens=False).input_ids)
         if response.finished:
             ids.append(end)
-    if max_response is not None and len(ids) > max_response:
-        return ids[:max_response], False
-    return ids, True
+    return ids
 
 
 def opening_id(tokenizer: Tokenizer) -> int | None:

@@ -1,15 +1,24 @@
 """Trees as a purpose needs them: pairs, rankings or ratings, from whatever the format gave."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
-from typing import Literal
+from typing import Any, Literal
 
 from treeward.data.splits import shuffled
 from treeward.trees.text import Response, Tree, beside
 
 Purpose = Literal["pairs", "ranked", "graded", "unpaired", "sft", "prompts"]
+
+UNRANKED = "nothing to rank"
+"""Why responses with equal ratings are dropped."""
+
+MADE: dict[Purpose, str] = {
+    "pairs": "pairs", "ranked": "rankings", "graded": "rated prompts", "unpaired": "labelled responses and pairs",
+    "sft": "responses", "prompts": "prompts",
+}  # fmt: skip
+"""What rows become, by purpose."""
 
 
 def shaped(trees: Sequence[Tree], purpose: Purpose, dropped: Counter[str]) -> list[Tree]:
@@ -36,7 +45,7 @@ def gather(trees: Sequence[Tree]) -> list[Tree]:
     as they are.
 
     Raises:
-        ValueError: the responses to one prompt have different weights.
+        ValueError: the responses to one prompt have different weights, or ratings of different names.
     """
     found: dict[object, Tree] = {}
     for number, tree in enumerate(trees):
@@ -51,8 +60,22 @@ def _joined(tree: Tree, other: Tree) -> Tree:
             f"column 'weight' is {tree.weight:g} and {other.weight:g} for responses to {tree.group[:60]!r}, which are "
             "judged together; give them one weight"
         )
+    if tree.attributes != other.attributes:
+        raise ValueError(
+            f"the responses to {tree.group[:60]!r} are rated by {', '.join(tree.attributes) or 'one number'} and by "
+            f"{', '.join(other.attributes) or 'one number'}; every row needs the same names"
+        )
     subset = tree.subset if tree.subset == other.subset else ""
-    return replace(tree, responses=(*tree.responses, *other.responses), subset=subset)
+    return replace(
+        tree, responses=(*tree.responses, *other.responses), subset=subset, row=_shared(tree.row, other.row)
+    )
+
+
+def _shared(row: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """What two rows that became one tree both say."""
+    if row is None or other is None:
+        return None
+    return {name: value for name, value in row.items() if name in other and other[name] == value}
 
 
 def replace_responses(tree: Tree, responses: Sequence[Response]) -> Tree:
@@ -78,13 +101,14 @@ def pair_labelled(trees: Sequence[Tree], seed: int) -> list[Tree]:
             f"column 'weight' weighs {weighted} single texts, but they are trained on in pairs; take the column out, "
             "or give pairs with weights"
         )
-    sides = [shuffled(((t.group, t) for t in trees if t.responses[0].score == s), seed) for s in (1.0, 0.0)]
+    sides = [shuffled(((t.group, t) for t in trees if t.responses[0].score == s), seed, "pairing") for s in (1.0, 0.0)]
     return [
         Tree(
             "",
             [Response(a.responses[0].text), Response(b.responses[0].text)],
             group=beside(a.group, b.group),
             subset=a.subset if a.subset == b.subset else "",
+            row=_shared(a.row, b.row),
         )
         for a, b in zip(*sides, strict=False)
     ]
@@ -107,7 +131,7 @@ def _ranked(tree: Tree, dropped: Counter[str]) -> Tree | None:
         dropped["without a rating"] += 1
         return None
     if len({_mean(response) for response in tree.responses}) < 2:
-        dropped["nothing to rank" if len(tree.responses) > 1 else "one response alone"] += 1
+        dropped[UNRANKED if len(tree.responses) > 1 else "one response alone"] += 1
         return None
     return replace_responses(tree, sorted(tree.responses, key=_mean, reverse=True))
 

@@ -23,12 +23,16 @@ NAMES: dict[str, Part] = {
 }  # fmt: skip
 """What a `split` column may say."""
 
+Use = Literal["split", "prompts", "first tokens", "pairing", "temperature"]
+"""What a hash decides. Each use has a salt of its own, so that no choice depends on the split."""
+
 Item = TypeVar("Item")
 
 
-def unit(text: str, seed: int) -> float:
-    """A number in [0, 1) that depends on the text and the seed alone."""
-    digest = hashlib.sha256(f"{seed}:{text}".encode()).digest()
+def unit(text: str, seed: int, use: Use = "split") -> float:
+    """A number in [0, 1) that depends on the text, the seed and the use alone; different uses are independent."""
+    salt = "" if use == "split" else f"{use}|"
+    digest = hashlib.sha256(f"{salt}{seed}:{text}".encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
@@ -75,6 +79,6 @@ def named(value: object) -> Part:
     return part
 
 
-def shuffled(items: Iterable[tuple[str, Item]], seed: int) -> list[Item]:
-    """Items in an order that depends on their names and the seed, not on the order given."""
-    return [item for _, item in sorted(items, key=lambda pair: (unit(pair[0], seed), pair[0]))]
+def shuffled(items: Iterable[tuple[str, Item]], seed: int, use: Use) -> list[Item]:
+    """Items in an order that depends on their names, the seed and the use, not on the order given."""
+    return [item for _, item in sorted(items, key=lambda pair: (unit(pair[0], seed, use), pair[0]))]

@@ -160,6 +160,8 @@ def load(
     texts = {part: [text for _, text in pairs] for part, pairs in read.items()}
     _same_tokenizer(source, facts, _made_with(chats(texts), tokenizer))
     losses: Facts = {k: Counter(v) if isinstance(v, dict) else v for k, v in facts["account"].items()}
+    lengths = losses.get("response_lengths", {})
+    losses["response_lengths"] = Counter({int(length): n for length, n in lengths.items()})
     best = facts["best_accuracy"] if purpose == "pairs" else None
     return Stored({part: [ids for ids, _ in pairs] for part, pairs in read.items()}, texts, Account(**losses),
                   facts["format"], best)  # fmt: skip
@@ -187,7 +189,7 @@ def _same_tokenizer(source: str, saved: Facts, ours: Facts) -> None:
 def _agree(source: str, options: Mapping[str, Any], defaults: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
     for name, value in options.items():
         made = saved.get(name, defaults[name])
-        if name != "source" and value not in (defaults[name], made):
+        if name != "source" and value != defaults[name] and json.loads(json.dumps(value)) != made:
             raise ValueError(
                 f"data.{name} is {value!r}, but data.source {source!r} was prepared with {made!r}; leave it out, or "
                 f"{AGAIN}"

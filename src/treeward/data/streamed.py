@@ -15,7 +15,7 @@ from itertools import count, islice
 from pathlib import Path
 
 from treeward.data import formats, sources, store
-from treeward.data.prepare import DataConfig, Prepared, Reading, lost, prepare, renamed, rendered
+from treeward.data.prepare import DataConfig, Prepared, Reading, lost, prepare, rendered, source_rows
 from treeward.data.render import Account, Tokenizer
 from treeward.data.shapes import Purpose
 from treeward.data.splits import PARTS, Edges, Part, edges, unit
@@ -69,8 +69,8 @@ def prepare_to(path: Path, config: DataConfig, tokenizer: Tokenizer, purpose: Pu
     """
     if processes < 1:
         raise ValueError(f"processes is {processes}; it must be at least 1")
-    rows = sources.flow(config.source, config.split, config.limit, config.seed)
-    reading = Reading.of(next(iter(rows)), config, purpose)
+    rows = source_rows(config)
+    reading = Reading.of(rows, config, purpose)
     with rows.located(), store.writing(path) as writer:
         total: Total | Prepared
         if reading.alone:
@@ -93,12 +93,13 @@ def ends_of(rows: Collection[sources.Row], reading: Reading) -> Edges:
         return edges((), config.validation, config.test)
     places = array("d")
     read = formats.reader(reading.format, reading.purpose, config.turns)
-    for row in rows:
+    for raw in rows:
         try:
-            trees = read(renamed(row, config.columns))
+            row = reading.layout.row(raw)
+            trees = read(row)
         except (formats.Dropped, ValueError, KeyError):
             continue
-        if not row.get("split"):
+        if reading.part(row) is None:
             places.extend(unit(tree.group, config.seed) for tree in trees)
     return edges(places, config.validation, config.test, config.shares)
 
@@ -134,6 +135,8 @@ def _add(done: Rendered, writer: store.Writer, total: Total) -> None:
     account.dropped += more.dropped
     account.cut += more.cut
     account.columns += more.columns
+    account.response_lengths += more.response_lengths
+    account.made, account.layout, account.unread = more.made, more.layout, more.unread
 
 
 def _done(renderer: Renderer, chunks: Iterator[Chunk], processes: int) -> Iterator[Rendered]:

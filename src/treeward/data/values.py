@@ -18,6 +18,12 @@ NUMBER = re.compile(r"\s*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?\s*")
 TOKENS = 1 << 31
 """Token ids lie below this."""
 
+ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bard": "assistant", "bing": "assistant"}
+"""ShareGPT's names of the speakers."""
+
+LABELS = {"1": 1.0, "0": 0.0, "true": 1.0, "false": 0.0, "positive": 1.0, "negative": 0.0, "pos": 1.0, "neg": 0.0}
+"""What a label may say, in any case; other numbers stand for themselves."""
+
 
 def text(value: Any, column: str) -> str:
     """A text, or the texts of message parts in OpenAI's form, [{"type": "text", "text": ...}], one after another.
@@ -40,24 +46,32 @@ def _part(part: Row, column: str) -> str:
 
 
 def messages(value: Any, column: str) -> list[dict[str, str]]:
-    """Chat messages, each with a role and a text, and whatever else of them is text.
+    """Chat messages as role and content, in OpenAI's form or ShareGPT's `from` and `value`; a single one is a list of one.
 
     Raises:
-        ValueError: it is no list of such messages.
+        ValueError: it is no list of such messages, or a message holds more than text.
     """
-    if not isinstance(value, list):
+    if isinstance(value, Mapping):
+        value = [value]
+    if not isinstance(value, list | tuple):
         raise ValueError(f"column {column!r} is {shown(value)}, not a list of messages")
-    return [_message(each, f"{column}[{place}]") for place, each in enumerate(value)]
+    return [_message(each, f"{column}, message {place}") for place, each in enumerate(value, 1)]
 
 
 def _message(value: Any, place: str) -> dict[str, str]:
-    if not isinstance(value, Mapping) or not isinstance(value.get("role"), str) or "content" not in value:
+    if not isinstance(value, Mapping):
         raise ValueError(f"column {place!r} is {shown(value)}, not a message with a role and a content")
+    role = value.get("role", value.get("from"))
+    if not isinstance(role, str) or not {"content", "value"} & set(value):
+        raise ValueError(
+            f"column {place!r} has no role and content; it has {', '.join(sorted(map(str, value))) or 'nothing'}"
+        )
     for call in ("tool_calls", "function_call"):
         if value.get(call):
             raise ValueError(f"column {place!r} has {call}; only messages of text are read")
-    rest = {str(name): item for name, item in value.items() if isinstance(item, str)}
-    return rest | {"content": text(value["content"], f"{place}.content")}
+    content = value.get("content", value.get("value"))
+    rest = {str(name): item for name, item in value.items() if isinstance(item, str) and name not in ("from", "value")}
+    return rest | {"role": ROLES.get(role.lower(), role), "content": text(content, place)}
 
 
 def spoken(value: Any, column: str) -> str | list[dict[str, str]]:
@@ -66,19 +80,33 @@ def spoken(value: Any, column: str) -> str | list[dict[str, str]]:
     Raises:
         ValueError: it is neither.
     """
-    roles = isinstance(value, list) and any(isinstance(each, Mapping) and "role" in each for each in value)
-    return messages(value, column) if roles or value == [] else text(value, column)
+    speakers = ("role", "from")
+    spoken_by = isinstance(value, list | tuple) and any(
+        isinstance(each, Mapping) and any(name in each for name in speakers) for each in value
+    )
+    alone = isinstance(value, Mapping)
+    return messages(value, column) if spoken_by or alone or value == [] else text(value, column)
 
 
-def texts(value: Any, column: str) -> list[str]:
-    """A list of texts.
+def texts(value: Any, column: str) -> list[str | None]:
+    """A list of texts; a missing one is None.
 
     Raises:
         ValueError: it is something else.
     """
-    if not isinstance(value, list):
+    if not isinstance(value, list | tuple):
         raise ValueError(f"column {column!r} is {shown(value)}, not a list of texts")
-    return [text(each, f"{column}[{place}]") for place, each in enumerate(value)]
+    return [None if each is None else text(each, f"{column}[{place}]") for place, each in enumerate(value)]
+
+
+def label(value: Any, column: str) -> float:
+    """A label: 1 or 0, also as a word of `LABELS`, or any other number.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    word = LABELS.get(str(value).lower())
+    return number(value, column) if word is None else word
 
 
 def number(value: Any, column: str) -> float:
@@ -99,16 +127,31 @@ def number(value: Any, column: str) -> float:
 
 
 def scores(value: Any, column: str) -> Any:
-    """A number, numbers by name, or a list of such values.
+    """A number, numbers by name (None where one is missing), or a list of such values.
 
     Raises:
         ValueError: it is something else.
     """
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [scores(each, f"{column}[{place}]") for place, each in enumerate(value)]
     if isinstance(value, Mapping):
-        return {name: number(each, f"{column}.{name}") for name, each in value.items()}
+        return {name: None if each is None else number(each, f"{column}.{name}") for name, each in value.items()}
     return number(value, column)
+
+
+def ranked(value: Any, column: str) -> list[dict[str, Any]]:
+    """Answers with their ranks, 1 the best, as in Nectar.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not isinstance(value, list | tuple) or not all(isinstance(each, Mapping) for each in value):
+        raise ValueError(f"column {column!r} is {shown(value)}, not a list of answers with their ranks")
+    return [
+        {"answer": optional(text)(each.get("answer"), f"{column}[{place}].answer"),
+         "rank": number(each.get("rank"), f"{column}[{place}].rank")}
+        for place, each in enumerate(value)
+    ]  # fmt: skip
 
 
 def ids(value: Any, column: str) -> list[int]:
@@ -155,6 +198,8 @@ def shown(value: Any) -> str:
     """A value in a few words, for messages."""
     if value is None:
         return "null"
+    if isinstance(value, float) and math.isnan(value):
+        return "NaN, a missing value"
     kinds: Mapping[type, str] = {list: "a list", dict: "an object", str: "the text", bool: "the value",
                                  int: "the number", float: "the number"}  # fmt: skip
     kind = kinds.get(type(value), f"a {type(value).__name__}")
@@ -165,27 +210,29 @@ def shown(value: Any) -> str:
 
 
 RATED: Mapping[str, Check] = {"chosen_rating": optional(number), "rejected_rating": optional(number)}
-SAMPLED: Mapping[str, Check] = {"prompt_ids": optional(ids), "vocabulary": optional(text)}
-SAMPLED_PAIR: Mapping[str, Check] = {
+PROMPT: Mapping[str, Check] = {"prompt": optional(spoken), "prompt_ids": optional(ids), "vocabulary": optional(text)}
+SAMPLED_PROMPT: Mapping[str, Check] = {
     "chosen_ids": optional(ids), "rejected_ids": optional(ids),
     "chosen_finished": optional(flag), "rejected_finished": optional(flag),
 }  # fmt: skip
 
 COLUMNS: Mapping[str, Mapping[str, Check]] = {
-    "preference": {"prompt": optional(spoken), "chosen": spoken, "rejected": spoken, **RATED, **SAMPLED,
-                   **SAMPLED_PAIR},
+    "preference": {**PROMPT, "chosen": optional(spoken), "rejected": optional(spoken), **RATED, **SAMPLED_PAIR},
+    "compared": {"prompt": optional(spoken), "response_1": optional(spoken), "response_2": optional(spoken)},
     "transcripts": {"chosen": text, "rejected": text},
     "messages": {"messages": messages},
-    "completion": {"prompt": spoken, "completion": spoken},
-    "labelled": {"prompt": spoken, "completion": spoken, "label": number},
-    "text": {"text": text, "label": optional(number)},
-    "prompts": {"prompt": spoken},
-    "graded": {"prompt": spoken, "response": text, "responses": texts, "scores": scores, **SAMPLED,
+    "completion": {"prompt": optional(spoken), "completion": optional(spoken)},
+    "labelled": {"prompt": optional(spoken), "completion": optional(spoken), "label": label},
+    "text": {"text": optional(text), "label": optional(label)},
+    "prompts": {"prompt": optional(spoken)},
+    "graded": {**PROMPT, "response": optional(text), "responses": texts, "scores": scores,
                "responses_ids": optional(listed(ids)), "responses_finished": optional(listed(flag))},
-    "helpsteer": {"prompt": text, "response": text, "helpfulness": number, "correctness": number, "coherence": number,
-                  "complexity": number, "verbosity": number},
+    "answers": {"prompt": optional(spoken), "answers": ranked},
+    "helpsteer": {"prompt": text, "response": optional(text), "helpfulness": number, "correctness": number,
+                  "coherence": number, "complexity": number, "verbosity": number},
 }  # fmt: skip
-"""What each format reads, by column. Other columns of a row may hold anything."""
+"""What each format reads, by column; null where a text may be missing, and the row is dropped and counted. Other columns
+of a row may hold anything."""
 
 
 def checked(row: Row, name: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from treeward.maths import calibration, risk, statistics
 from treeward.maths.branches import Branches
 from treeward.maths.graded import TwoHot, cross_entropy, crps, marginal_entropy, pit, to_score
 from treeward.maths.reward import preferred
-from treeward.maths.scores import Scalar, expectation
+from treeward.maths.scores import Attributes, Scalar, expectation
 from treeward.models.reward_model import RewardModel
 from treeward.trees.tokens import TokenTree
 
@@ -37,6 +37,8 @@ class Judged:
     @classmethod
     def of(cls, model: RewardModel, trees: Sequence[TokenTree]) -> "Judged":
         """Score the trees, once for all tables."""
+        if isinstance(model.head, Attributes):
+            trees = [tree.with_attributes(model.head.names) for tree in trees]
         return cls(model, trees, model.outputs(trees))
 
     def pairs(self) -> Table | None:
@@ -120,7 +122,7 @@ def calibration_facts(table: Table) -> dict[str, Any]:
     half of the groups asks for, with the other half's NLL before and after it.
     """
     p = table.columns["p"]
-    half = np.array([unit(group, 1) < 0.5 for group in table.groups])
+    half = np.array([unit(group, 1, "temperature") < 0.5 for group in table.groups])
     facts: dict[str, Any] = {
         "ece": asdict(calibration.calibration_error(p, table.groups)),
         "reliability": [asdict(point) for point in calibration.reliability(p, table.groups)],

@@ -9,6 +9,7 @@ OUT/
   checks.json (what the first chunk was checked for; it stands in the report too)
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,7 @@ from treeward.models.sampler import DecodeSampler, Noise, Rollout, check_samplin
 from treeward.models.weights import fingerprint
 from treeward.proof import identities
 from treeward.proof.checks import Check, require
+from treeward.proof.data_checks import selection_check
 from treeward.proof.guards import first_cut, first_rollout
 from treeward.rewards import scorers
 from treeward.runs.directory import RunDirectory, alone, finite, free_path
@@ -254,8 +256,13 @@ def _list(row: Mapping[str, Any], numbers: Sequence[int]) -> dict[str, Any]:
 
 
 def _check(rows: Sequence[Mapping[str, Any]], opened: Opened, config: PairsRun) -> list[Check]:
-    """Look at the first chunk's scores and ends. Openings of texts have no answer that ends, so only given prompts ask for ends."""
-    checks = [first_rollout([row["scores"] for row in rows], rows[0]["responses"])]
+    """Checks of the first chunk: scores, parts and ends. A text that is cut into a prompt has no end, so only prompts
+    that the data gave are asked for ends.
+    """
+    checks = [
+        first_rollout([row["scores"] for row in rows], rows[0]["responses"]),
+        selection_check(opened.parts, Counter(prompt.split for prompt in opened.prompts)),
+    ]
     if opened.given:
         checks.append(first_cut([ended for row in rows for ended in row["ended"]], config.max_new_tokens))
     return require(checks, config.skip_check)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from treeward.data import sources, values
+from treeward.data.columns import Names, has, several, value_of
 from treeward.data.render import token_tree
 from treeward.evaluation.tables import wins
 from treeward.maths.scores import Attributes, Scalar
@@ -22,7 +23,7 @@ from treeward.models.ensemble import Ensemble, mean, spread
 from treeward.models.loading import ModelConfig
 from treeward.models.reward_model import RewardModel
 from treeward.runs.directory import finite
-from treeward.trees.text import Tree
+from treeward.trees.text import Tree, normalised
 from treeward.trees.tokens import TokenTree
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ class ScoreData:
 
     source: str = ""
     """JSONL (.gz too) or any source of rows: prompt with response, responses, or chosen and rejected; or text alone."""
-    columns: dict[str, str] = field(default_factory=dict)
+    columns: dict[str, str | list[str]] = field(default_factory=dict)
     """Renames: {ours: theirs}, such as {response: answer}."""
     limit: int | None = None
     """Score only this many rows."""
@@ -126,10 +127,10 @@ def tree_of(row: Mapping[str, Any], number: int) -> Tree:
         BadRow: a column is missing, its value is no text, or a response is empty.
     """
     sides = [(name, row[name]) for name in ("chosen", "rejected") if name in row]
-    several = [("responses", each) for each in row["responses"]] if isinstance(row.get("responses"), list) else []
+    listed = [("responses", each) for each in row["responses"]] if isinstance(row.get("responses"), list) else []
     single = [(name, row[name]) for name in ("response",) if name in row]
     whole = [("text", row["text"])] if "text" in row and not row.get("prompt") else []
-    given = sides if len(sides) == 2 else several or single or whole
+    given = sides if len(sides) == 2 else listed or single or whole
     if not given:
         raise sources.BadRow(
             number, f"it has the columns {', '.join(sorted(row))}; it needs response, responses, chosen and rejected, "
@@ -149,12 +150,16 @@ def tree_of(row: Mapping[str, Any], number: int) -> Tree:
     return Tree(prompt, responses, group=f"row {number + 1}")
 
 
-def _named(row: Mapping[str, Any], config: ScoreRun) -> Mapping[str, Any]:
-    """The row with the columns renamed as data.columns says."""
-    missing = [theirs for theirs in config.data.columns.values() if theirs not in row]
-    if missing:
-        raise ValueError(f"data.columns names {missing[0]!r}; the data has {', '.join(sorted(row))}")
-    return {**row, **{ours: row[theirs] for ours, theirs in config.data.columns.items()}}
+def _mapped(row: Mapping[str, Any], columns: Mapping[str, Names]) -> Mapping[str, Any]:
+    """The row with our names beside the source's.
+
+    Raises:
+        ValueError: the row lacks a column that `columns` names.
+    """
+    for theirs in (name for names in columns.values() for name in several(names)):
+        if not has(row, theirs):
+            raise ValueError(f"data.columns names {theirs!r}; the data has {', '.join(sorted(row))}")
+    return {**row, **{ours: value_of(row, ours, theirs) for ours, theirs in columns.items()}}
 
 
 def _scored(
@@ -163,9 +168,10 @@ def _scored(
     model = ensemble.members[0]
     trees = [
         token_tree(
-            tree_of(_named(row, config), first + n), model.tokenizer, config.data.max_prompt, config.data.max_response
+            tree_of(_mapped(row, config.data.columns), first + n), model.tokenizer,
+            config.data.max_prompt, config.data.max_response,
         )
-        for n, row in enumerate(chunk, 1)
+        for n, row in enumerate(chunk)
     ]
     if len(ensemble.members) > 1:
         scores = ensemble.scores(trees)
@@ -183,9 +189,10 @@ def _lines(trees: list[TokenTree], first: int, columns: Mapping[str, Any]) -> li
     for number, tree in enumerate(trees):
         ends = slice(at, at := at + len(tree.branches))
         if not bool(columns["scores"][ends].isfinite().all()):
-            raise ValueError(
-                f"row {first + number + 1} gets a score that is not finite: the model's weights are broken, or its "
-                "products overflow (try model.precision fp32)"
+            raise sources.BadRow(
+                first + number,
+                "it gets a score that is not finite: the model's weights are broken, or its products overflow (try "
+                "model.precision fp32)",
             )
         lines.append({"row": first + number, **{name: values[ends].tolist() for name, values in columns.items()}})
     return lines
@@ -238,15 +245,22 @@ def _summary(partial: Path, config: ScoreRun, rows: int, fresh: int, seconds: fl
         for number, (line, raw) in enumerate(zip(lines, judged, strict=False)):
             scores = np.array(json.loads(line)["scores"], dtype=np.float64)
             responses += len(scores)
-            row = raw if config.against else _named(raw, config)
+            row = raw if config.against else _mapped(raw, config.data.columns)
             try:
                 outcomes = _pairwise(scores, row, bool(config.against))
             except ValueError as problem:
                 raise sources.BadRow(number, str(problem)) from None
             right += outcomes
-            prompts += [json.dumps(row.get("prompt") or f"row {number + 1}")] * len(outcomes)
+            prompts += [_group(row.get("prompt"), number)] * len(outcomes)
     accuracy = share(right, prompts) if right else None
     return Scored(rows, responses, fresh, seconds, accuracy)
+
+
+def _group(prompt: Any, number: int) -> str:
+    """The unit of the interval: the prompt as data splits know it; where there is none, the row."""
+    if not prompt:
+        return f"row {number + 1}"
+    return normalised(prompt if isinstance(prompt, str) else tuple(values.messages(prompt, "prompt")))
 
 
 def _pairwise(scores: Floats, row: Mapping[str, Any], against: bool) -> list[float]:

@@ -19,7 +19,7 @@ from treeward.evaluation.tables import Comparison, Measurement, Table
 from treeward.jobs.options import AnyRun, DPORun, RewardRun, SFTRun
 from treeward.maths.preference import needs as preference_needs
 from treeward.maths.reward import Graded
-from treeward.maths.scores import Scalar
+from treeward.maths.scores import Attributes, Scalar
 from treeward.models.anchor import Anchor, anchor_of
 from treeward.models.policy import Policy
 from treeward.models.reward_model import RewardModel
@@ -44,6 +44,10 @@ class Task(Protocol):
     @property
     def metric(self) -> str:
         """By which the best step is chosen and the verdict given."""
+        ...
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """The names of the ratings that the model learns, in its order; empty where it learns none by name."""
         ...
 
     def objective(self, trees: Sequence[TokenTree]) -> Objective:
@@ -91,6 +95,7 @@ class SFTTask:
     """Supervised fine-tuning: held-out NLL a token, or the score of fresh samples where a scorer is named."""
 
     purpose: Purpose = "sft"
+    attributes: tuple[str, ...] = ()
 
     def __init__(self, config: SFTRun) -> None:
         self.config = config
@@ -138,6 +143,8 @@ class RewardTask:
         self.model = RewardModel.from_config(config.model, config.seed, config.head)
         self.loss = suited(config.loss, self.model.head)
         self.purpose: Purpose = needs(self.loss)
+        head = self.model.head
+        self.attributes: tuple[str, ...] = head.names if isinstance(head, Attributes) else ()
         self.metric = config.evaluation.metric or ("crps" if self.purpose == "graded" else "accuracy")
 
     def objective(self, trees: Sequence[TokenTree]) -> Objective:
@@ -200,6 +207,8 @@ class DPOTask:
 
     Training measures log-ratios against `reference`; evaluation and checks against the start, `anchor`.
     """
+
+    attributes: tuple[str, ...] = ()
 
     def __init__(self, config: DPORun) -> None:
         self.config = config

@@ -134,11 +134,11 @@ def prologue(config: AnyRun) -> Prologue:
     task = task_of(config)
     tokenizer_checks = vocabulary_checks(config.model, task.model.tokenizer, task.model.tree.module)
     require(tokenizer_checks, [id for id in config.skip_check if id == "F09" and tokenizer_checks])
-    data = data_of(config, task.model.tokenizer, task.purpose)
+    data = data_of(config, task.model.tokenizer, task.purpose, task.attributes)
     if data.best_accuracy is not None:
         log.info("best reachable accuracy on these pairs: %.3f (known: the labels' noise is)", data.best_accuracy)
     if not data.held_out:
-        raise ValueError(f"nothing is held out, and so there is no verdict: {unheld(data.account)}")
+        raise ValueError(f"nothing is held out, and so there is no verdict: {unheld(data.account, config.data)}")
     embedding: Any = task.model.tree.module.get_input_embeddings()  # type: ignore[operator]
     checks = data_checks(data, task.model.tokenizer, embedding.num_embeddings, task.purpose)
     require([check for check in checks if check.id == "F09"])
@@ -147,13 +147,16 @@ def prologue(config: AnyRun) -> Prologue:
     return Prologue(task, data, require([*tokenizer_checks, *checks, *found], config.skip_check), missing)
 
 
-def data_of(config: AnyRun, tokenizer: Tokenizer, purpose: Purpose) -> Prepared:
+def data_of(config: AnyRun, tokenizer: Tokenizer, purpose: Purpose, attributes: Sequence[str] = ()) -> Prepared:
     """The data of a run; what is held out for the verdict has no group on which a checkpoint is chosen.
+
+    `attributes` are the names of a model's ratings, in the order of its head.
 
     Raises:
         ValueError: the data cannot be read, or nothing is left to train on.
     """
-    data = prepare(config.data, tokenizer, purpose)
+    data = prepare(config.data, tokenizer, purpose, attributes)
+    log.info("columns: %s", data.account.layout)
     log.info("data: %s", data.account)
     if not data.train:
         raise ValueError(f"data.source {config.data.source!r} leaves nothing to train on: {data.account}")

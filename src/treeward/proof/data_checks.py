@@ -1,15 +1,18 @@
 """Checks of the data, before the first step: what was lost, what leaks, what cannot be learned from or measured."""
 
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
-from treeward.data.formats import JUDGED
-from treeward.data.prepare import COMPARED, IDENTICAL, REPEATED, Prepared, VerdictPart
-from treeward.data.render import Tokenizer, closing_id, decode, opening_id, template_faults
-from treeward.data.shapes import Purpose
+from treeward.data.formats import JUDGED, TIED
+from treeward.data.prepare import COMPARED, IDENTICAL, LEAKED, REPEATED, UNPAIRED, Prepared, VerdictPart
+from treeward.data.render import Account, Tokenizer, closing_id, decode, opening_id, template_faults
+from treeward.data.shapes import UNRANKED, Purpose
+from treeward.data.splits import Part
 from treeward.maths.statistics import POWER, Z
 from treeward.models import vocabulary
 from treeward.models.loading import ModelConfig
@@ -18,6 +21,10 @@ from treeward.trees.tokens import TokenTree
 
 GAP = 0.1
 """Median gap of the ratings of a pair, in standard deviations of all ratings, below which it is noise."""
+NO_FAULT = (UNPAIRED, TIED, UNRANKED, LEAKED)
+"""Reasons for dropping what is no fault of the data: ties, texts without a partner, leaks that the user drops."""
+ERRORS = 5.0
+"""Standard errors by which a part's share may miss the one asked for; one sound run in a million misses it by more."""
 GROUPS = 30
 """Fewer held-out groups than this cannot carry an interval."""
 
@@ -30,6 +37,7 @@ def data_checks(data: Prepared, tokenizer: Tokenizer, embedding_rows: int, purpo
         *_tokens(everything, tokenizer, embedding_rows),
         _template(tokenizer),
         _overlap(data),
+        *_shares(data),
         _dropped(data),
     ]
     if purpose == "unpaired":
@@ -78,17 +86,93 @@ def _template(tokenizer: Tokenizer) -> Check:
 
 
 def _overlap(data: Prepared) -> Check:
-    train = {tree.group for tree in data.train}
-    leaked = sorted({tree.group for part in ("validation", "test") for tree in data.parts[part]} & train)
-    detail = "; ".join(repr(group[:60]) for group in leaked[:3])
-    return below("F04", "groups both in training and held out", len(leaked), 0, ["F04", "F50"], detail=detail)
+    """F04, by the texts before they were paired; of data that was prepared earlier, by its trees."""
+    leaked, examples = data.account.leaked, data.account.leaks
+    if not leaked:
+        held_out = [tree.group for part in ("validation", "test") for tree in data.parts[part]]
+        groups = {tree.group for tree in data.train} & set(held_out)
+        examples = sorted(groups)[:3]
+        leaked = Counter({
+            "groups": len(groups), "training": sum(tree.group in groups for tree in data.train),
+            "held out": sum(group in groups for group in held_out), "of held out": len(held_out),
+        })  # fmt: skip
+    detail = ""
+    if leaked["groups"]:
+        share = leaked["held out"] / max(1, leaked["of held out"])
+        shown = "; ".join(repr(group[:60]) for group in examples)
+        detail = (
+            f"{leaked['held out']} of {leaked['of held out']} held-out examples ({share:.1%}), such as {shown}; split "
+            f"all rows anew with --data.splits ignore, or drop the {leaked['training']} training examples of these "
+            "groups with --data.leaks drop"
+        )
+    return below("F04", "groups both in training and held out", leaked["groups"], 0, ["F04", "F50"], detail=detail)
+
+
+def _shares(data: Prepared) -> list[Check]:
+    """F63: whether the groups that fell into a part by chance are as many as chance gives."""
+    if data.placed is None:
+        return []
+    groups, total = data.placed.groups, data.placed.groups.total()
+    return [_shares_check(groups, {part: (share, total) for part, share in data.placed.shares.items()}, math.inf)]
+
+
+def selection_check(before: Mapping[Part, int], after: Mapping[Part, int]) -> Check:
+    """F63: whether a selection took examples from each part in proportion. `before` and `after` count examples by part.
+
+    The count of a part after a selection of n out of N, K of them in the part, is hypergeometric under a fair choice:
+    mean n K / N, variance n (K / N) (1 - K / N) (N - n) / (N - 1).
+    """
+    pool, taken = sum(before.values()), sum(after.values())
+    return _shares_check(after, {part: (count / pool, taken) for part, count in before.items()}, pool)
+
+
+def _shares_check(counts: Mapping[Part, int], asked: Mapping[Part, tuple[float, int]], pool: float) -> Check:
+    """Counts by part against (share, number drawn) by part; `pool` is what was drawn from."""
+    worst, detail = 0.0, ""
+    for part, (share, n) in asked.items():
+        spread = math.sqrt(n * share * (1 - share) * (1.0 if math.isinf(pool) else (pool - n) / max(1, pool - 1)))
+        off = abs(counts.get(part, 0) - n * share)
+        errors = off / spread if spread else 0.0
+        if errors > worst:
+            worst = errors
+            detail = f"{part} has {counts.get(part, 0)} of {n}, where {share:.1%} were asked for"
+    fix = "; the examples were chosen by the hash that splits them: choose them another way, or set another data.seed"
+    name = "shares of the parts against those asked for, in standard errors"
+    return below("F63", name, worst, ERRORS, ["F63"], detail=detail + fix if worst > ERRORS else "")
 
 
 def _dropped(data: Prepared) -> Check:
     account = data.account
-    share = sum(account.dropped.values()) / max(1, account.rows)
-    mend = "raise data.max_prompt or data.max_response, or accept with --skip-check F10" if share > 0.05 else ""
-    return below("F10", "share of rows dropped", share, 0.05, ["F10"], detail=f"{account}; {mend}".rstrip("; "))
+    faults = Counter({reason: n for reason, n in account.dropped.items() if reason not in NO_FAULT and n})
+    share = faults.total() / max(1, account.rows)
+    detail = f"{account}; {_advice(account, faults)}" if share > 0.05 else str(account)
+    return below("F10", "share of rows dropped", share, 0.05, ["F10"], detail=detail)
+
+
+def _advice(account: Account, faults: Counter[str]) -> str:
+    """What to do about the most frequent reason for which rows were dropped."""
+    (reason, n), *_ = faults.most_common(1)
+    if reason == IDENTICAL:
+        middle, most, longest = (account.response_length(share) for share in (0.5, 0.95, 1.0))
+        cure = (
+            f"responses have {middle} tokens at the median, {most} at 95 % and {longest} at most: --data.max_response "
+            f"{most} keeps 95 % of them whole"
+        )
+    else:
+        cure = CURES.get(reason, "look at these rows with `treeward inspect`")
+    return f"{n} rows have: {reason}; {cure}; or accept the loss with --skip-check F10"
+
+
+CURES = {
+    "empty response": "give these rows a response, or take them out",
+    "empty prompt": "give these rows a prompt, or take them out",
+    "identical pair": "take out the pairs whose two sides are equal",
+    "prompts differ": "the two sides of a pair answer different prompts: take these rows out",
+    "without a winner": "fill in the winner's column, or take these rows out",
+    "without a rating": "rate these responses, or take them out",
+    "one response alone": "a comparison needs two rated responses to a prompt; ratings alone teach --loss.kind graded",
+}
+"""What to do about rows that are dropped, by the reason."""
 
 
 def enough_groups(data: Prepared, used: int) -> Check:

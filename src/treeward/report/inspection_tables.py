@@ -62,7 +62,9 @@ def remarks(facts: Facts) -> list[str]:
 
 def text(facts: Facts) -> str:
     """The tables for a terminal."""
-    blocks = [f"{facts['source']}: format {facts['format']}, read for {facts['purpose']}"]
+    blocks = [f"{facts['source']}: {facts['columns']}; read for {facts['purpose']}"]
+    if facts["columns_not_read"]:
+        blocks[0] += f"\ncolumns not read: {facts['columns_not_read']}"
     for section in sections(facts):
         blocks.append("\n".join(_aligned(section)))
     warned = remarks(facts)

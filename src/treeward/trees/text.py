@@ -43,7 +43,9 @@ class Tree:
     every interval: the normalised prompt unless given. An empty prompt is allowed only with a group of its own.
     `subset` names a part of the data that is reported apart; `weight` is what the tree counts for in training, and
     `margin` what a loss of pairs asks for beyond 0, instead of the run's. Of a sampled tree `prompt_ids` are what
-    sampling began from, and `vocabulary` is the hash of the tokens its ids mean.
+    sampling began from, and `vocabulary` is the hash of the tokens its ids mean. `attributes` are the names of the
+    responses' grades, in their order, where they have names. `row` holds the other columns of the data row, so that a
+    scorer can check a response against them.
     """
 
     prompt: Prompt
@@ -54,11 +56,13 @@ class Tree:
     margin: float | None = None
     prompt_ids: tuple[int, ...] = ()
     vocabulary: str = ""
+    attributes: tuple[str, ...] = ()
+    row: Mapping[str, Any] | None = None
 
     def __init__(
         self, prompt: str | Sequence[Message], responses: Sequence[Response | str] = (), group: str | None = None,
         subset: str = "", weight: float = 1.0, margin: float | None = None, prompt_ids: Sequence[int] = (),
-        vocabulary: str = "",
+        vocabulary: str = "", attributes: Sequence[str] = (), row: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         fixed: Prompt = prompt if isinstance(prompt, str) else tuple(dict(message) for message in prompt)
         if not fixed and group is None:
@@ -71,13 +75,17 @@ class Tree:
         object.__setattr__(self, "margin", margin)
         object.__setattr__(self, "prompt_ids", tuple(prompt_ids))
         object.__setattr__(self, "vocabulary", vocabulary)
+        object.__setattr__(self, "attributes", tuple(attributes))
+        object.__setattr__(self, "row", row)
 
     def __hash__(self) -> int:
         return hash(self.to_json())
 
     def to_json(self) -> str:
-        """One line of JSON; `Tree.from_json` gives an equal tree back."""
-        return json.dumps(asdict(self), ensure_ascii=False, sort_keys=True)
+        """One line of JSON; `Tree.from_json` gives an equal tree back. A value of `row` that JSON does not know, such
+        as a date, becomes its text.
+        """
+        return json.dumps(asdict(self), ensure_ascii=False, sort_keys=True, default=str)
 
     @classmethod
     def from_json(cls, line: str) -> "Tree":

@@ -1,7 +1,8 @@
 """Ids: a prompt tokenised once, and each response on its own, as generation sees them."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -10,8 +11,8 @@ class TokenTree:
 
     Every branch token is scored, the end token included; no prompt token is. `group` names the unit of splitting and
     of intervals, `subset` a part that is reported apart; `ratings` are the raters' numbers, one tuple a branch with one
-    value an attribute, or nothing. `weight` is what the tree counts for in a loss, `margin` what a loss of pairs asks
-    for beyond 0, instead of the run's.
+    value an attribute, or nothing; `attributes` are the names of those values, where they have names. `weight` is what
+    the tree counts for in a loss, `margin` what a loss of pairs asks for beyond 0, instead of the run's.
 
     Raises:
         ValueError: the prompt or a branch is empty, the weight negative, the margin outside [0, 1], or ratings are
@@ -25,6 +26,7 @@ class TokenTree:
     subset: str = ""
     weight: float = 1.0
     margin: float | None = None
+    attributes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -55,6 +57,23 @@ class TokenTree:
     def grades(self) -> tuple[float, ...]:
         """The mean rating of each branch; empty where the data has none."""
         return tuple(sum(rating) / len(rating) for rating in self.ratings)
+
+    def with_attributes(self, names: Sequence[str]) -> "TokenTree":
+        """The same tree with the ratings of each branch in the order of these names; ratings without names stay.
+
+        Raises:
+            ValueError: the ratings have other names.
+        """
+        if not self.attributes or self.attributes == tuple(names):
+            return self
+        if sorted(self.attributes) != sorted(names):
+            raise ValueError(
+                f"the data rates {', '.join(self.attributes)}, but head.names is {', '.join(names)}: add "
+                f"--head.names '[{', '.join(self.attributes)}]'"
+            )
+        places = [self.attributes.index(name) for name in names]
+        ratings = tuple(tuple(rating[place] for place in places) for rating in self.ratings)
+        return replace(self, attributes=tuple(names), ratings=ratings)
 
     def rows(self) -> list[tuple[int, ...]]:
         """The same tree as one row a branch, the prompt repeated."""
