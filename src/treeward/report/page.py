@@ -85,6 +85,7 @@ def about(run: Path, receipt: Mapping[str, Any], metrics: Sequence[Mapping[str, 
         ),
         "data": _joined(data.get("source"), f"{number(receipt['data']['used'])} of {number(receipt['data']['rows'])} "
                         "rows used"),
+        "verdict on": _judged_on(receipt["data"].get("verdict")),
         "loss": _joined(_loss(config), _divergence(config), _head(config)),
         "learning rate": _joined(f"{config['lr']:g}", config.get("schedule"),
                                  f"{config['warmup']:.0%} warm-up" if config.get("warmup") else "")
@@ -106,6 +107,14 @@ def _text(path: Path) -> str:
 
 def _joined(*parts: Any) -> str:
     return ", ".join(str(part) for part in parts if part)
+
+
+def _judged_on(part: Mapping[str, Any] | None) -> str:
+    """The held-out groups that gave the verdict, where the receipt names them."""
+    if not part:
+        return ""
+    chose = f"{number(part['chosen_on'])} others chose the checkpoint" if part.get("chosen_on") else ""
+    return _joined(f"{number(part['groups'])} groups (prompts) of the {part['part']} part", chose)
 
 
 def _random(model: Mapping[str, Any]) -> bool:
