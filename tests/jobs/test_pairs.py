@@ -1,7 +1,6 @@
 """`treeward pairs`: what it writes, what it counts, that it resumes, and that its data trains."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

@@ -145,7 +145,7 @@ class Prepared:
             return self._moved(lambda part, group: None if part == "validation" and group in shared else part)
         judging = groups
         if chooses:
-            ranked = sorted(groups, key=lambda group: unit(f"gives the verdict: {group}", seed))
+            ranked = sorted(groups, key=lambda group: unit(group, seed, "verdict"))
             judging = set(ranked[: (len(ranked) + 1) // 2])
         found = self._moved(lambda part, group: "test" if part == "validation" and group in judging else part)
         return replace(found, verdict_on="half of validation" if chooses else "validation")

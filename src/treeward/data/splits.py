@@ -23,7 +23,7 @@ NAMES: dict[str, Part] = {
 }  # fmt: skip
 """What a `split` column may say."""
 
-Use = Literal["split", "prompts", "first tokens", "pairing", "temperature"]
+Use = Literal["split", "prompts", "first tokens", "pairing", "temperature", "verdict", "labels check"]
 """What a hash decides. Each use has a salt of its own, so that no choice depends on the split."""
 
 Item = TypeVar("Item")

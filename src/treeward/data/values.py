@@ -46,7 +46,7 @@ def _part(part: Row, column: str) -> str:
 
 
 def messages(value: Any, column: str) -> list[dict[str, str]]:
-    """Chat messages as role and content, in OpenAI's form or ShareGPT's `from` and `value`; a single one is a list of one.
+    """Chat messages as role and content, in OpenAI's form or ShareGPT's `from` and `value`; a single one is a list.
 
     Raises:
         ValueError: it is no list of such messages, or a message holds more than text.
@@ -211,7 +211,7 @@ def shown(value: Any) -> str:
 
 RATED: Mapping[str, Check] = {"chosen_rating": optional(number), "rejected_rating": optional(number)}
 PROMPT: Mapping[str, Check] = {"prompt": optional(spoken), "prompt_ids": optional(ids), "vocabulary": optional(text)}
-SAMPLED_PROMPT: Mapping[str, Check] = {
+SAMPLED_PAIR: Mapping[str, Check] = {
     "chosen_ids": optional(ids), "rejected_ids": optional(ids),
     "chosen_finished": optional(flag), "rejected_finished": optional(flag),
 }  # fmt: skip
@@ -231,8 +231,8 @@ COLUMNS: Mapping[str, Mapping[str, Check]] = {
     "helpsteer": {"prompt": text, "response": optional(text), "helpfulness": number, "correctness": number,
                   "coherence": number, "complexity": number, "verbosity": number},
 }  # fmt: skip
-"""What each format reads, by column; null where a text may be missing, and the row is dropped and counted. Other columns
-of a row may hold anything."""
+"""What each format reads, by column; null where a text may be missing: the row is then dropped and counted. Other
+columns of a row may hold anything."""
 
 
 def checked(row: Row, name: str) -> dict[str, Any]:

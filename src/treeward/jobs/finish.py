@@ -131,7 +131,7 @@ def _to_half(measured: Measurement) -> Difference:
 
 def _labels(task: Task, data: Prepared, config: AnyRun, held_out: Difference) -> list[Check]:
     """F05, from the accuracy on a sample of the training part, which is measured for this alone."""
-    trees = shuffled(((f"looked at again: {tree.group}", tree) for tree in data.train), config.data.seed)
+    trees = shuffled(((tree.group, tree) for tree in data.train), config.data.seed, "labels check")
     table = task.pairs(trees[:LOOKED_AT])
     if table is None:
         return []

@@ -1,7 +1,6 @@
 """Finding models and tokenizers: the embedded world, a local directory, or a hub id; one-line errors."""
 
 import json
-import json
 import logging
 import pickle
 from collections.abc import Callable, Iterator

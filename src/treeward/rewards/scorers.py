@@ -5,7 +5,6 @@ A scorer sees token trees of the policy's vocabulary and gives one raw number a 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
