@@ -15,9 +15,11 @@ from treeward.cli.inspect import configured
 from treeward.cli.parse import parse
 from treeward.data import sources, world
 from treeward.data.columns import layout
-from treeward.data.formats import Row, messages_of
+from treeward.data.files import Piece
+from treeward.data.formats import Row
 from treeward.data.gather import gather
 from treeward.data.prepare import DataConfig, prepare
+from treeward.data.values import messages as messages_of
 
 WORLD = world.tokenizer()
 GOOD = "superb"
@@ -204,7 +206,7 @@ def test_a_value_of_unknown_meaning_names_file_row_and_the_line(tmp_path: Path) 
     meaning = r"--data\.winner '\{1: 1, 2: 2, 7: \"\?\"\}'"
     with pytest.raises(ValueError, match=f"values 1, 2, 7 do not name an output clearly; add {meaning}"):
         prepare(DataConfig(source=source, columns=columns), WORLD, "pairs")
-    with pytest.raises(ValueError, match=rf"rows\.jsonl, row 5: column 'preference' holds 7, .*{meaning}"):
+    with pytest.raises(ValueError, match=rf"rows\.jsonl', row 5: column 'preference' holds 7, .*{meaning}"):
         prepare(DataConfig(source=source, columns=columns, winner={1: 1, 2: 2}), WORLD, "pairs")
     assert accuracy(DataConfig(source=source, columns=columns, winner={1: 1, 2: 2, 7: "tie"})) == 1.0
 
@@ -319,11 +321,11 @@ def test_messages_are_read_in_every_form_or_refused() -> None:
     assert messages_of(parts, "messages") == [{"role": "user", "content": "the plot is"}]
     assert [turn["role"] for turn in messages_of(shared("a", "b"), "chosen")] == ["user", "assistant"]
     for value, said in (
-        ([{"role": "user", "content": [{"type": "image_url"}]}], "message 1, has a part of type 'image_url'"),
+        ([{"role": "user", "content": [{"type": "image_url"}]}], "message 1' has a part of type 'image_url'"),
         ([{"role": "user", "content": None}], "message 1' is null"),
-        ([{"content": "a"}], "message 1, has no role"),
-        ("text", "'messages' is 'text', text, where messages are expected"),
-        (["text"], "message 1, is 'text', text"),
+        ([{"content": "a"}], "message 1' has no role"),
+        ("text", "'messages' is the text 'text', not a list of messages"),
+        (["text"], "message 1' is the text 'text', not a message"),
     ):
         with pytest.raises(ValueError, match=said):
             messages_of(value, "messages")
@@ -331,17 +333,18 @@ def test_messages_are_read_in_every_form_or_refused() -> None:
 
 @pytest.mark.parametrize(
     ("column", "value", "said"),
-    [("chosen", float("nan"), "'chosen' is NaN, a missing value"), ("chosen", 5, "'chosen' is '5', a number"),
-     ("chosen_rating", float("nan"), "'chosen_rating' is NaN"), ("prompt", 5, "'prompt' is '5', a number"),
-     ("rejected", {"a": 1}, "message 1, has no role")],
+    [("chosen", float("nan"), "'chosen' is NaN, a missing value"), ("chosen", 5, "'chosen' is the number 5, not a text"),
+     ("chosen_rating", float("nan"), "'chosen_rating' is NaN"), ("prompt", 5, "'prompt' is the number 5"),
+     ("rejected", {"a": 1}, "message 1' has no role")],
 )  # fmt: skip
 def test_a_value_of_another_kind_is_refused_with_file_and_row(
     column: str, value: object, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [row | {"chosen_rating": 1.0} for row in rows_of(READ["chosen"][0])]
     rows[2][column] = value
-    monkeypatch.setattr(sources, "flow", lambda *given: rows)
-    with pytest.raises(ValueError, match=rf"^given, row 3: .*{said}"):
+    flow = sources.Flow("given", {"train": [Piece("", lambda: rows)]})
+    monkeypatch.setattr(sources, "flow", lambda *given: flow)
+    with pytest.raises(ValueError, match=rf"^data\.source 'given', row 3: .*{said}"):
         prepare(DataConfig(source="given"), WORLD, "pairs")
 
 

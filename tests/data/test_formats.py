@@ -215,8 +215,10 @@ def test_labelled_completions_for_kto() -> None:
     (tree,) = labelled_completion(row)
     assert tree.responses == (Response(" yes", score=1.0),)
     assert labelled_completion({**row, "label": 0})[0].responses[0].score == 0.0
-    with pytest.raises(ValueError, match="'label' is 'good'"):
-        labelled_completion({**row, "label": "good"})
+    with pytest.raises(ValueError, match="'label' is 2; it is true"):
+        labelled_completion({**row, "label": 2.0})
+    with pytest.raises(ValueError, match="'label' is the text 'good', not a finite number"):
+        reader("labelled", "unpaired", "last")({**row, "label": "good"})
     with pytest.raises(ValueError, match=r"loss\.kind kto"):
         reader("labelled", "pairs", "last")
     for name in ("completion", "graded", "helpsteer", "messages"):

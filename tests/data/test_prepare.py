@@ -172,11 +172,12 @@ def test_a_purpose_sets_the_number_of_branches(purpose: Purpose, branches: int) 
     assert {len(tree.branches) for trees in found.parts.values() for tree in trees} == {branches}
 
 
-def test_the_held_out_part_is_the_test_part_else_the_validation_part() -> None:
+def test_the_held_out_part_is_the_test_part_else_what_the_validation_part_gives() -> None:
     both = prepare(DataConfig(limit=200), WORLD, "pairs")
     assert both.held_out is both.parts["test"]
     one = prepare(DataConfig(limit=200, test=0.0), WORLD, "pairs")
-    assert one.held_out is one.parts["validation"]
+    assert one.held_out == []
+    assert one.apart(chooses=False, seed=0).held_out == one.parts["validation"]
 
 
 def test_columns_are_renamed(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def text(value: Any, column: str) -> str:
 def _part(part: Row, column: str) -> str:
     said = part.get("text")
     if part.get("type") != "text" or not isinstance(said, str):
-        raise ValueError(f"column {column!r} has a message part of type {part.get('type')!r}; only texts are read")
+        raise ValueError(f"column {column!r} has a part of type {part.get('type')!r}; only text is read")
     return said
 
 

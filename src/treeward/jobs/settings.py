@@ -46,18 +46,22 @@ NODES, LEVELS = 10_000, 40
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain YAML: no tags of Python, every key a text that stands there once, aliases only as far as `NODES`."""
+    """Plain YAML: no tags of Python; every key stands there once and is the text as written, also `0` and `true`; aliases
+    only as far as `NODES`.
+    """
 
     def construct_document(self, node: Any) -> Any:
         self._size(node, {}, 0)
         return super().construct_document(node)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        found: dict[Any, Any] = super().construct_mapping(node, deep)
-        other = next((key for key in found if not isinstance(key, str)), None)
+        if not isinstance(node, yaml.MappingNode):
+            raise yaml.constructor.ConstructorError(None, None, "it is no mapping", node.start_mark)
+        self.flatten_mapping(node)
+        other = next((key for key, _ in node.value if not isinstance(key, yaml.ScalarNode)), None)
         if other is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {other!r} is no text", node.start_mark)
-        return found
+            raise yaml.constructor.ConstructorError(None, None, "a key is no text", other.start_mark)
+        return {key.value: self.construct_object(value, deep) for key, value in node.value}
 
     def _size(self, node: Any, sizes: dict[int, int], level: int) -> int:
         """The values below a node with all aliases written out; `sizes` holds those that are known, 0 while open."""
