@@ -215,8 +215,8 @@ def test_f04_texts_in_both_parts_are_seen_before_they_are_paired(tmp_path: Path,
     assert (check.passed, check.value) == (False, 3)
     assert check.detail == (
         "3 of 83 held-out examples (3.6%), such as 'the acting is superb .'; 'the music is superb .'; 'the plot is "
-        "superb .'; split all rows anew with --data.splits ignore, or drop the 3 training examples of these groups with "
-        "--data.leaks drop"
+        "superb .'; split all rows anew with --data.splits ignore, or drop the 3 training examples of these groups "
+        "with --data.leaks drop"
     )
 
 
