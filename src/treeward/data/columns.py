@@ -224,6 +224,7 @@ class _Work:
     known: str = ""
     known_winner: Mapping[str, int] = field(default_factory=dict)
     other_winners: tuple[str, ...] = ()
+    words: dict[str, set[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.columns = dict(self.columns)
@@ -461,6 +462,11 @@ class _Work:
 
     def _values(self, name: str) -> set[str]:
         """The distinct values of a column as words; empty where one is no word or there are more than ten."""
+        if name not in self.words:
+            self.words[name] = self._distinct(name)
+        return self.words[name]
+
+    def _distinct(self, name: str) -> set[str]:
         values: set[str] = set()
         for row in self.sample:
             value = value_of(row, name, name)
