@@ -267,7 +267,7 @@ class _Work:
     def _infer_responses(self) -> None:
         if self.purpose != "prompts" and self.format in ("auto", "compared"):
             self._infer_outputs()
-        if any(self.has(name) for name in ("winner", "responses", "chosen", "text", "messages")):
+        if any(self.has(name) for name in ("response_1", "responses", "chosen", "text", "messages")):
             return
         rated = self.format == "graded" or (self.format == "auto" and self.purpose in ("pairs", "ranked", "graded"))
         if rated and self.has("prompt") and (self.has("response") or self._free_of(RESPONSES)):
