@@ -40,6 +40,18 @@ def test_a_range_draws_every_length_by_the_text_alone(tmp_path: Path) -> None:
     assert openings(config, TOKENIZER, (4, 6)).prompts == found
 
 
+def test_lengths_do_not_depend_on_the_part(tmp_path: Path) -> None:
+    """312 texts: the mean of 2 to 8 tokens is 5 +- 2/sqrt(n) in each part; the test part had the shortest alone."""
+    texts = [f"{a} {b} is bad and long and dull ." for a in world.ADJECTIVE for b in world.ASPECT]
+    config = replace(source(tmp_path, [{"text": text} for text in texts]), validation=0.2, test=0.2)
+    found = openings(config, TOKENIZER, (2, 8)).prompts
+    for part in ("train", "validation", "test"):
+        lengths = [len(prompt.ids) - 1 for prompt in found if prompt.split == part]
+        assert len(lengths) > 30
+        assert abs(sum(lengths) / len(lengths) - 5) < 5 * 2 / len(lengths) ** 0.5
+        assert {min(lengths), max(lengths)} <= {2, 3, 7, 8}
+
+
 def test_a_text_that_is_all_opening_is_left_out_and_counted(tmp_path: Path) -> None:
     config = source(tmp_path, [{"text": "the plot is"}, {"text": "the cast is good ."}])
     opened = openings(config, TOKENIZER, (3, 3))

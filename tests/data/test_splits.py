@@ -1,12 +1,13 @@
 """Parts by group: stable, disjoint, of the right size."""
 
 import math
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from treeward.data.splits import NAMES, PARTS, Part, edges, named, part_at, part_of, shuffled, unit
+from treeward.data.splits import NAMES, PARTS, Part, Use, edges, named, part_at, part_of, shuffled, unit
 
 GROUPS = st.lists(st.text(max_size=12), min_size=1, max_size=30)
 
@@ -27,6 +28,16 @@ def test_the_unit_is_the_head_of_a_sha256_sum() -> None:
     """`printf '0:the film' | sha256sum | cut -c1-16`, over 2^64: another hash would move every prompt of every run."""
     assert unit("the film", 0) == 0x1B9F2466DFE9450E / 2**64
     assert unit("the film", 1) == 0xBACF73D93A9FE581 / 2**64
+
+
+@pytest.mark.parametrize("use", [use for use in get_args(Use) if use != "split"])
+def test_each_use_of_the_hash_is_independent_of_the_split(use: Use) -> None:
+    """400 of 4,000 groups are in the test part; the first tenth by another use holds a tenth of them, 40 +- 5 x 6."""
+    groups = [f"group {n}" for n in range(4000)]
+    both = sum(unit(group, 3) < 0.1 and unit(group, 3, use) < 0.1 for group in groups)
+    assert 10 <= both <= 70
+    others = [other for other in get_args(Use) if other != use]
+    assert all(unit("group", 3, use) != unit("group", 3, other) for other in others)
 
 
 def test_shares_are_kept_up_to_chance() -> None:

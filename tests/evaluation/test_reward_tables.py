@@ -131,13 +131,23 @@ def test_calibration_facts_split_their_halves_by_group() -> None:
     assert facts["temperature"] == pytest.approx(3.0, abs=0.8)
     assert facts["nll_with_temperature"] < facts["nll_without_temperature"]
     assert 120 < facts["n_temperature"] < 280
-    asked = table.columns["p"][[unit(group, 1) < 0.5 for group in table.groups]]
+    asked = table.columns["p"][[unit(group, 1, "temperature") < 0.5 for group in table.groups]]
     assert facts["temperature"] == pytest.approx(calibration.temperature(asked))
     assert facts["n_temperature"] == 400 - len(asked)
     assert set(facts["ece"]) == {"value", "plug_in", "expected_if_exact", "p", "n"}
     assert 0 < facts["ece"]["expected_if_exact"] < facts["ece"]["value"] < facts["ece"]["plug_in"] < 0.3
     assert facts["ece"]["p"] < 0.05
     assert sum(point["n"] for point in facts["reliability"]) == 400
+
+
+def test_the_temperatures_halves_do_not_depend_on_the_datas_split() -> None:
+    """A test part split with data.seed 1: all its groups had one half, and no temperature was fitted."""
+    groups = [name for name in map(str, range(2000)) if unit(name, 1) < 0.1]
+    draw = np.random.default_rng(0)
+    outputs = [[x] for m in draw.normal(1, 3, len(groups)) for x in (m, 0.0)]
+    table = judged(Scalar(), [tree(1, 1, group=name) for name in groups], outputs).pairs()
+    assert table is not None
+    assert 0.3 * len(groups) < rewards.calibration_facts(table)["n_temperature"] < 0.7 * len(groups)
 
 
 def test_pairs_of_one_prompt_count_as_one() -> None:

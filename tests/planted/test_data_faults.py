@@ -193,8 +193,10 @@ def test_f08_a_gap_near_zero(gap: float, names: set[str], prepared: Any, policy:
 
 def leaking(folder: Path) -> str:
     """Labelled texts with a `split` column; three of the test part's texts stand in training too."""
-    rows = [{"text": f"the plot is good {n} .", "label": n % 2, "split": "train" if n < 200 else "test"}
-            for n in range(280)]  # fmt: skip
+    from treeward.data import world
+
+    texts = [f"the {aspect} is {word} ." for word in world.ADJECTIVE for aspect in world.ASPECT][:280]
+    rows = [{"text": text, "label": n % 2, "split": "train" if n < 200 else "test"} for n, text in enumerate(texts)]
     rows += [{**row, "split": "test"} for row in rows[:3]]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(folder / "rows.jsonl")
@@ -212,9 +214,9 @@ def test_f04_texts_in_both_parts_are_seen_before_they_are_paired(tmp_path: Path,
     _, check = leaks(leaking(tmp_path), policy.tokenizer)
     assert (check.passed, check.value) == (False, 3)
     assert check.detail == (
-        "3 of 83 held-out examples (3.6%), such as 'the plot is good 0 .'; 'the plot is good 1 .'; 'the plot is good 2 "
-        ".'; split all rows anew with --data.splits ignore, or drop the 3 training examples of these groups with "
-        "--data.leaks drop"
+        "3 of 83 held-out examples (3.6%), such as 'the acting is superb .'; 'the music is superb .'; 'the plot is "
+        "superb .'; split all rows anew with --data.splits ignore, or drop the 3 training examples of these groups "
+        "with --data.leaks drop"
     )
 
 
@@ -250,8 +252,8 @@ def test_f10_the_cure_is_one_for_the_reason(prepared: Any, policy: Any) -> None:
     assert "give these rows a response" in said("empty response")
     assert "max_response" not in said("empty response")
     lengths = sorted(n for tree in prepared.train + prepared.held_out for n in map(len, tree.branches))
-    quantiles = re.search(r"have (\d+) tokens at the median, (\d+) at 95 % and (\d+) at most: --data.max_response (\d+)",
-                          said("identical after truncation"))  # fmt: skip
+    numbers = r"have (\d+) tokens at the median, (\d+) at 95 % and (\d+) at most: --data.max_response (\d+)"
+    quantiles = re.search(numbers, said("identical after truncation"))
     assert quantiles is not None
     middle, most, longest, budget = map(int, quantiles.groups())
     assert abs(middle - lengths[len(lengths) // 2]) <= 1
@@ -296,7 +298,7 @@ NAMES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 
 
 def rated(folder: Path, change: Any = lambda n, scores: scores) -> str:
-    """Sixty rows with HelpSteer2's five ratings in alphabetical order, helpfulness 4 and the others below."""
+    """Sixty rows with HelpSteer2's five ratings in alphabetical order: helpfulness 4, then one less each."""
     rows = []
     for n in range(60):
         scores = {name: {"helpfulness": 4, "correctness": 3, "coherence": 2, "complexity": 1}.get(name, 0)
@@ -355,10 +357,13 @@ def test_f62_a_reward_model_learns_each_attribute_under_its_own_name(tmp_path: P
     ],
 )  # fmt: skip
 def test_f62_other_names_are_refused_and_the_row_is_named(
-    change: Any, said: str, tmp_path: Path, policy: Any
+    change: Any, said: str, tmp_path: Path, policy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from treeward.data import sources
     from treeward.data.prepare import DataConfig, prepare
 
     source = rated(tmp_path, change)
+    rows = [json.loads(line) for line in Path(source).read_text().splitlines()]
+    monkeypatch.setattr(sources, "flow", lambda *given: rows)
     with pytest.raises(ValueError, match=rf"rows\.jsonl, {said}"):
         prepare(DataConfig(source=source), policy.tokenizer, "graded", NAMES)

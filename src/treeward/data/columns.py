@@ -230,6 +230,7 @@ class _Work:
     known: str = ""
     known_winner: Mapping[str, int] = field(default_factory=dict)
     other_winners: tuple[str, ...] = ()
+    words: dict[str, set[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.columns = dict(self.columns)
@@ -272,7 +273,7 @@ class _Work:
     def _infer_responses(self) -> None:
         if self.purpose != "prompts" and self.format in ("auto", "compared"):
             self._infer_outputs()
-        if any(self.has(name) for name in ("winner", "responses", "chosen", "text", "messages")):
+        if any(self.has(name) for name in ("response_1", "responses", "chosen", "text", "messages")):
             return
         rated = self.format == "graded" or (self.format == "auto" and self.purpose in ("pairs", "ranked", "graded"))
         if rated and self.has("prompt") and (self.has("response") or self._free_of(RESPONSES)):
@@ -467,6 +468,11 @@ class _Work:
 
     def _values(self, name: str) -> set[str]:
         """The distinct values of a column as words; empty where one is no word or there are more than ten."""
+        if name not in self.words:
+            self.words[name] = self._distinct(name)
+        return self.words[name]
+
+    def _distinct(self, name: str) -> set[str]:
         values: set[str] = set()
         for row in self.sample:
             value = value_of(row, name, name)

@@ -355,7 +355,7 @@ def rendered(rows: Sequence[sources.Row], reading: Reading, tokenizer: Tokenizer
     account = Account(rows=len(rows), made=reading.made(), layout=reading.layout.said)
     account.unread = list(reading.layout.unread)
     texts, fallen = placed(_trees(rows, reading, account, first), reading)
-    _leaks(texts, account, config)
+    _leaks(texts, account, reading)
     if reading.format == "text" and purpose in ("pairs", "ranked"):
         unpaired = {part: len(trees) for part, trees in texts.items()}
         texts = {part: pair_labelled(trees, config.seed) for part, trees in texts.items()}
@@ -441,19 +441,26 @@ def placed(
     return parts, fallen
 
 
-def _leaks(texts: dict[Part, list[Tree]], account: Account, config: DataConfig) -> None:
-    """Count the groups that stand in training and held out, or drop them from training where the user asked for it."""
-    held_out = [tree for part in ("validation", "test") for tree in texts[part]]
-    groups = {tree.group for tree in texts["train"]} & {tree.group for tree in held_out}
+def _leaks(texts: dict[Part, list[Tree]], account: Account, reading: Reading) -> None:
+    """Drop the groups that stand in training and held out from training, where the user asked for it. Of texts that are
+    to be paired count them: the pairs will have groups of their own; other trees show their groups to check F04.
+    """
+    held_out = {tree.group for part in ("validation", "test") for tree in texts[part]}
+    groups = {tree.group for tree in texts["train"]} & held_out
     if not groups:
         return
     clean = [tree for tree in texts["train"] if tree.group not in groups]
-    if config.leaks == "drop":
+    if reading.config.leaks == "drop":
         account.dropped[LEAKED] += len(texts["train"]) - len(clean)
         texts["train"] = clean
-        return
+    elif reading.joined and reading.format == "text":
+        _count_leaks(texts, groups, account)
+
+
+def _count_leaks(texts: dict[Part, list[Tree]], groups: set[str], account: Account) -> None:
+    held_out = [tree for part in ("validation", "test") for tree in texts[part]]
     account.leaked = Counter({
-        "groups": len(groups), "training": len(texts["train"]) - len(clean),
+        "groups": len(groups), "training": sum(tree.group in groups for tree in texts["train"]),
         "held out": sum(tree.group in groups for tree in held_out), "of held out": len(held_out),
     })  # fmt: skip
     account.leaks = sorted(groups)[:3]

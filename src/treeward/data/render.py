@@ -28,8 +28,8 @@ class Account:
 
     `used` counts the trees, and `made` says what they are. `columns` counts the rows in which a column beside the texts
     changes what training does; `layout` says how the columns were read, and `unread` names those that nothing reads.
-    `response_lengths` counts responses by their tokens before any cut. `leaked` counts groups that the data has in
-    training and held out, and their rows on both sides; `leaks` are three of them.
+    `response_lengths` counts responses by their tokens before any cut. `leaked` counts texts that stand in training
+    and held out before they are paired, and their rows on both sides; `leaks` are three of them.
     """
 
     rows: int = 0
