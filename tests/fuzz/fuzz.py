@@ -201,8 +201,9 @@ def wrong_row(draw: random.Random, folder: Path) -> Case:
     deep = b'{"prompt": ' + b"[" * 3000 + b"]" * 3000 + b"}"
     lines[number] = draw.choice((
         b"null", b"[]", b"5", b'"x"', b"{}", b'{"prompt": "a"}', b'{"prompt": "a", "prompt": "b"}', b"{", b"}", b"\x00",
-        b'{"prompt": "a" "b"}', lines[number] + b"x", lines[number][:-3], b"\xff\xfe", lines[number].replace(b"a", b"\x80"),
-        deep, b'{"prompt": "\t"}', b'{"chosen": "\\ud800"}', lines[number] * 2, b'{"n": ' + b"1" * 5000 + b"}",
+        b'{"prompt": "a" "b"}', lines[number] + b"x", lines[number][:-3], b"\xff\xfe",
+        lines[number].replace(b"a", b"\x80"), deep, b'{"prompt": "\t"}', b'{"chosen": "\\ud800"}', lines[number] * 2,
+        b'{"n": ' + b"1" * 5000 + b"}",
         lines[number][:-1] + b', "prompt": "again"}', lines[number][:-1] + b', "x": {"y": 1, "y": 2}}',
     ))  # fmt: skip
     (folder / "row.jsonl").write_bytes(b"\n".join(lines) + b"\n")
@@ -217,7 +218,7 @@ def document(draw: random.Random, folder: Path) -> Case:
     kind = draw.choice(("jsonl", "json", "csv", "parquet", "jsonl.gz"))
     zipped = kind.endswith("gz") and draw.random() < 0.5
     (folder / f"else.{kind}").write_bytes(gzip.compress(data) if zipped else data)
-    return read(f"{data[:20]!r} as {kind}", folder / f"else.{kind}", ("pairs",), "refused", () if data else ())
+    return read(f"{data[:20]!r} as {kind}", folder / f"else.{kind}", ("pairs",), "refused")
 
 
 def damaged(draw: random.Random, folder: Path) -> Case:
@@ -381,14 +382,14 @@ def model(draw: random.Random, folder: Path) -> Case:
         (place / "pytorch_model.bin").write_bytes(data)
         expected = "refused"
     elif name == "template":
-        how = draw.choice(("{% if", "{{ raise_exception('no') }}", "{{ messages[9].x.y }}", "{{ 1 + 'a' }}", "{{ 1/0 }}",
-                           "{% for i in range(10**9) %}x{% endfor %}", "{{ ''.__class__.__mro__ }}"))  # fmt: skip
+        how = draw.choice(("{% if", "{{ raise_exception('no') }}", "{{ messages[9].x.y }}", "{{ 1 + 'a' }}",
+                           "{{ 1/0 }}", "{% for i in range(10**9) %}x{% endfor %}", "{{ ''.__class__.__mro__ }}"))  # fmt: skip
         (place / "chat_template.jinja").write_text(how)
     else:
         how = _damage_json(draw, place / name)
     if kind == "policy":
-        words = ["sample", "--model.path", str(place), "--data.source", str(fixtures() / "chats.jsonl"), "--samples", "1",
-                 "--max-new-tokens", "2", "--data.validation", "0", "--data.test", "0"]  # fmt: skip
+        words = ["sample", "--model.path", str(place), "--data.source", str(fixtures() / "chats.jsonl"),
+                 "--samples", "1", "--max-new-tokens", "2", "--data.validation", "0", "--data.test", "0"]  # fmt: skip
         if name != "template":
             words = [*words[:3], "--prompt", "the plot is", *words[5:9]]
     else:
@@ -437,7 +438,8 @@ ODD: list[Any] = ["x", [], {}, None, -1, 0, 3, 1e30, True, [1], {"a": 1}, "", 2.
 def _damage_json(draw: random.Random, file: Path) -> str:
     data = file.read_bytes()
     if draw.random() < 0.3:
-        new = draw.choice((b"[]", b"null", b"5", b"", b"{}", data[: draw.randrange(len(data))], b"\xff\xfe", b"[" * 9999))
+        part = data[: draw.randrange(len(data))]
+        new = draw.choice((b"[]", b"null", b"5", b"", b"{}", part, b"\xff\xfe", b"[" * 9999))
         file.write_bytes(new)
         return f"is {new[:12]!r}"
     value = json.loads(data)
@@ -457,18 +459,18 @@ def recipe(draw: random.Random, folder: Path) -> Case:
     bomb = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
         f"{name}: &{name} [{','.join([f'*{last}'] * 10)}]\n" for last, name in zip("abcdefgh", "bcdefghi", strict=True)
     )
-    base = "command: dpo\nsteps: 3\nlr: 0.001\ndata:\n  source: world\n  limit: 50\nloss:\n  kind: sigmoid\n  beta: 0.1\n"
+    base = "command: dpo\nsteps: 3\nlr: 0.001\ndata:\n  source: world\nloss:\n  kind: sigmoid\n  beta: 0.1\n"
     good = [base, base.replace("0.1", "&b 0.1") + "seed: 1\n", "# only\n" + base]
     bad = [
         bomb, "- a\n- b\n", "null", "", "5", "a: [", "a:\tb", "steps: !!python/object/apply:os.system ['true']\n",
-        "steps: 1\nsteps: 2\n", "data:\n  source: a\n  source: b\n", "1: 2\n", "? [a]\n: b\n", "a: &a [*a]\n", "\x00", "[" * 5000,
-        "data: 5\n", "data: []\n", "loss: x\n", "steps: {}\n", "steps: [1]\n", "lr: x\n", "steps: 1.5\n", "name: 5\n",
+        "steps: 1\nsteps: 2\n", "data:\n  source: a\n  source: b\n", "1: 2\n", "? [a]\n: b\n", "a: &a [*a]\n", "\x00",
+        "[" * 5000, "data: 5\n", "data: []\n", "loss: x\n", "steps: {}\n", "steps: [1]\n", "lr: x\n", "steps: 1.5\n", "name: 5\n",
         "steps: !!int x\n", "seed: !!timestamp x\n", "seed: !!binary x\n", "name: !!float x\n", "command: [dpo]\n",
         "loss:\n  kind: [1]\n", "loss:\n  kind:\n", "model:\n  config: 5\n", "data:\n  columns: [a]\n", "name: ../x\n",
         "name: /tmp/x\n", "name: ''\n", "evaluation:\n  scorer: evil.py:f\n", "evaluation:\n  judges: [evil.py:f]\n",
         "lr: .nan\n", "lr: .inf\n", "steps: -1\n", "out: 5\n",
-        "skip_check: 5\n", "evaluation:\n  prompts: {a: b}\n", "a" * 5000 + ": 1\n", "steps: 2001-01-01\n", "*a", "%", "!x y",
-        "data: &d {source: x}\nmodel: *d\n", "<<: 5\n", "--- 1\n--- 2\n",
+        "skip_check: 5\n", "evaluation:\n  prompts: {a: b}\n", "a" * 5000 + ": 1\n", "steps: 2001-01-01\n", "*a", "%",
+        "!x y", "data: &d {source: x}\nmodel: *d\n", "<<: 5\n", "--- 1\n--- 2\n",
     ]  # fmt: skip
     sound = draw.random() < 0.1
     text = draw.choice(good if sound else bad)
@@ -483,9 +485,10 @@ def scorer(draw: random.Random, folder: Path) -> Case:
     """A Python file as scorer that fails."""
     body = draw.choice((
         "raise RuntimeError('x')", "import nowhere_at_all", "def f(", "f = 5", "import sys; sys.exit(3)", "\x00",
-        "def f(p, r): return 'x'", "def f(p, r): return '0.5'", "def f(p, r): return None", "def f(p, r): return float('nan')",
-        "def f(p, r): return [1]", "def f(p, r): raise KeyError('x')", "def f(p): return 1", "def f(p, r): return 10**400",
-        "def f(p, r): return r.nothing", "def f(p, r): return 1 + 2j", "1/0",
+        "def f(p, r): return 'x'", "def f(p, r): return '0.5'", "def f(p, r): return None",
+        "def f(p, r): return float('nan')", "def f(p, r): return [1]", "def f(p, r): raise KeyError('x')",
+        "def f(p): return 1", "def f(p, r): return 10**400", "def f(p, r): return r.nothing",
+        "def f(p, r): return 1 + 2j", "1/0",
     ))  # fmt: skip
     (folder / "sc.py").write_text(body)
 
@@ -500,8 +503,8 @@ def scorer(draw: random.Random, folder: Path) -> Case:
 
 
 def read(
-    label: str, file: Path, purposes: Sequence[str], expected: str, shown: tuple[str, ...] = (), rows: Rows | None = None,
-    cut: bool = False,
+    label: str, file: Path, purposes: Sequence[str], expected: str, shown: tuple[str, ...] = (),
+    rows: Rows | None = None, cut: bool = False,
 ) -> Case:  # fmt: skip
     """The case of reading a file for training."""
 
@@ -581,30 +584,29 @@ def judged(case: Case, folder: Path) -> Outcome:
                 code = run(list(case.words))
     except BaseException:  # noqa: BLE001
         return Outcome("traceback", traceback.format_exc().strip().splitlines()[-1][:200])
-    lines = [line for line in errors.getvalue().splitlines() if line.startswith("treeward:")]
     if (folder / "ran").exists():
         return Outcome("ran code")
     if code == 2:
-        said = errors.getvalue()
-        if isinstance(case.words, Sequence) and len(lines) != 1 and "FAILED" not in said:
-            return Outcome("not one line", said[-200:])
-        if callable(case.words) and "\n" in said.strip():
-            return Outcome("not one line", said[-200:])
-        if case.expected == "read":
-            return Outcome("valid data refused", said[-200:])
-        missing = [each for each in case.shown if not re.search(rf"{re.escape(each)}\b", said)]
-        if missing:
-            return Outcome("does not say where", f"{missing} not in {said[-250:]}")
-        return Outcome("ok")
+        return _refusal(case, errors.getvalue())
     if code not in (0, 3):
         return Outcome(f"exit code {code}", errors.getvalue()[-200:])
     if case.expected == "refused":
         return Outcome("accepted", output.getvalue()[-100:])
-    if case.rows is not None:
-        whole = case.rows[: len(found)] if case.cut else case.rows
-        if found != whole:
-            return Outcome("other rows", f"{len(found)} rows of {len(case.rows)}")
+    if case.rows is not None and found != (case.rows[: len(found)] if case.cut else case.rows):
+        return Outcome("other rows", f"{len(found)} rows of {len(case.rows)}")
     return Outcome("ok")
+
+
+def _refusal(case: Case, said: str) -> Outcome:
+    """Whether a refusal is one line, right, and says where."""
+    lines = [line for line in said.splitlines() if line.startswith("treeward:")]
+    alone = "\n" not in said.strip() if callable(case.words) else len(lines) == 1 or "FAILED" in said
+    if not alone:
+        return Outcome("not one line", said[-200:])
+    if case.expected == "read":
+        return Outcome("valid data refused", said[-200:])
+    missing = [each for each in case.shown if not re.search(rf"{re.escape(each)}\b", said)]
+    return Outcome("does not say where", f"{missing} not in {said[-250:]}") if missing else Outcome("ok")
 
 
 def apart(case: Case, folder: Path) -> Outcome:
