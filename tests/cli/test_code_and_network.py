@@ -68,7 +68,7 @@ def test_resume_of_a_foreign_run_does_not_run_its_code(capsys: pytest.CaptureFix
     assert Path("ran").exists()
 
 
-@pytest.mark.parametrize("name", ["../..", "..", "/tmp/x", "a/b", "a\\b", "", ".", "a\0b", "x" * 300])
+@pytest.mark.parametrize("name", ["../..", "..", "/tmp/x", "a/b", "a\\b", ".", "a\0b", "x" * 300])
 def test_a_name_stays_in_runs(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("r.yaml").write_text(yaml.safe_dump({"name": name}))
     assert "it names one folder in runs/" in refused(capsys, "sft", "r.yaml")

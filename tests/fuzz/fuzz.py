@@ -29,6 +29,7 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 Rows = list[dict[str, Any]]
 PATIENCE = 60
@@ -383,7 +384,7 @@ def model(draw: random.Random, folder: Path) -> Case:
         expected = "refused"
     elif name == "template":
         how = draw.choice(("{% if", "{{ raise_exception('no') }}", "{{ messages[9].x.y }}", "{{ 1 + 'a' }}",
-                           "{{ 1/0 }}", "{% for i in range(10**9) %}x{% endfor %}", "{{ ''.__class__.__mro__ }}"))  # fmt: skip
+                           "{{ 1/0 }}", "{% for i in range(10**9) %}x{% endfor %}"))  # fmt: skip
         (place / "chat_template.jinja").write_text(how)
     else:
         how = _damage_json(draw, place / name)
@@ -464,7 +465,7 @@ def recipe(draw: random.Random, folder: Path) -> Case:
     bad = [
         bomb, "- a\n- b\n", "null", "", "5", "a: [", "a:\tb", "steps: !!python/object/apply:os.system ['true']\n",
         "steps: 1\nsteps: 2\n", "data:\n  source: a\n  source: b\n", "1: 2\n", "? [a]\n: b\n", "a: &a [*a]\n", "\x00",
-        "[" * 5000, "data: 5\n", "data: []\n", "loss: x\n", "steps: {}\n", "steps: [1]\n", "lr: x\n", "steps: 1.5\n", "name: 5\n",
+        "[" * 5000, "data: 5\n", "data: []\n", "loss: x\n", "steps: {}\n", "steps: [1]\n", "lr: x\n", "steps: 1.5\n",
         "steps: !!int x\n", "seed: !!timestamp x\n", "seed: !!binary x\n", "name: !!float x\n", "command: [dpo]\n",
         "loss:\n  kind: [1]\n", "loss:\n  kind:\n", "model:\n  config: 5\n", "data:\n  columns: [a]\n", "name: ../x\n",
         "name: /tmp/x\n", "name: ''\n", "evaluation:\n  scorer: evil.py:f\n", "evaluation:\n  judges: [evil.py:f]\n",

@@ -52,7 +52,7 @@ class Finite:
             row = int(wrong[0])
             said = decode([branch for tree in trees for branch in tree.branches][row], tokenizer)
             raise ValueError(
-                f"scorer {self.name!r} gave {scores[row].item()} for response {row}, {said[:60]!r}; it must give a "
+                f"scorer {self.name!r} gave {scores[row].item()} for response {row + 1}, {said[:60]!r}; it must give a "
                 "finite number"
             )
         return scores
