@@ -1,8 +1,7 @@
 """How long pairs take from a file to token trees on disk: `python bench/prepare.py [--pairs 100000] [--processes 2]`.
 
 The file repeats helpful-base, each prompt with a number of its own; the tokenizer is GPT-2's. No peer: the figures are
-seconds, and the peak memory of this process and of the largest of its workers. The resident peak counts pages of the
-mapped row file, which the system takes back when it needs them.
+seconds, and the peak memory of this process and of the largest of its workers.
 """
 
 import argparse

@@ -77,7 +77,7 @@ def test_f35_no_scorer_may_give_a_score_that_is_not_finite(
     value: float, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Length, "__call__", lambda self, trees, tokenizer: torch.tensor([1.0, value, value]))
-    with pytest.raises(ValueError, match=rf"scorer 'length' gave {value} for response 1, 'w9'"):
+    with pytest.raises(ValueError, match=rf"scorer 'length' gave {value} for response 2, 'w9'"):
         scorers.find("length")(TREES, tiny_tokenizer)
 
 

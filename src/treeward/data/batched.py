@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
-from treeward.data.render import Account, Tokenizer, token_tree
+from treeward.data.render import Account, Tokenizer, templated, token_tree
 from treeward.trees.text import Tree
 from treeward.trees.tokens import TokenTree
 
@@ -51,7 +51,7 @@ class Ahead:
     def read(self, trees: Sequence[Tree]) -> None:
         """Read these trees, and forget the ones before."""
         self._dialogues = {
-            repr(spoken): self._tokenizer.apply_chat_template(spoken, **_PROMPT)
+            repr(spoken): templated(self._tokenizer, spoken, add_generation_prompt=True)
             for spoken in (list(tree.prompt) for tree in trees if isinstance(tree.prompt, tuple))
             if self._tokenizer.chat_template
         }

@@ -195,7 +195,8 @@ def reader(name: str, purpose: str, turns: str) -> Reader:
         ValueError: the format or the turns do not serve the purpose.
     """
     read = _reader(name, purpose, turns)
-    return lambda row: read(values.checked(row, name))
+    paired = purpose in ("pairs", "ranked")
+    return lambda row: read(values.checked(row, name, paired))
 
 
 def _reader(name: str, purpose: str, turns: str) -> Reader:

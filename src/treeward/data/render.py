@@ -13,6 +13,8 @@ from functools import lru_cache
 from hashlib import sha256
 from typing import Any
 
+from jinja2 import TemplateError
+
 from treeward.trees.text import Message, Prompt, Response, Tree
 from treeward.trees.tokens import TokenTree
 
@@ -217,10 +219,28 @@ def _template_end_of(tokenizer: Tokenizer, _template: str) -> int | None:
     return None
 
 
+def templated(tokenizer: Tokenizer, spoken: Any, add_generation_prompt: bool) -> str:
+    """The text that the chat template makes of messages.
+
+    Raises:
+        ValueError: the template is damaged, or refuses these messages.
+    """
+    try:
+        return str(
+            tokenizer.apply_chat_template(list(spoken), tokenize=False, add_generation_prompt=add_generation_prompt)
+        )
+    except (TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as problem:
+        # A template is a small program: beside Jinja's own errors it may fail as any expression does.
+        said = " ".join(str(problem).split())[:160] or type(problem).__name__
+        raise ValueError(
+            f"the chat template cannot render the messages that begin {str(spoken[0]['content'])[:60]!r} ({said})"
+        ) from None
+
+
 def _templated(tokenizer: Tokenizer, spoken: Any, add_generation_prompt: bool) -> list[int]:
     if not tokenizer.chat_template:
         raise ValueError("the prompt is messages, but the tokenizer has no chat template; give plain text prompts")
-    text = tokenizer.apply_chat_template(list(spoken), tokenize=False, add_generation_prompt=add_generation_prompt)
+    text = templated(tokenizer, spoken, add_generation_prompt)
     return list(tokenizer(text, add_special_tokens=False).input_ids)
 
 

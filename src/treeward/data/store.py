@@ -29,6 +29,8 @@ BRANCHES = {"prompts": 0, "sft": 1, "pairs": 2, "ranked": 2, "graded": 2, "unpai
 """Responses a tree has at most, by the purpose it was prepared for; pairs serve where single ones do."""
 
 Facts = dict[str, Any]
+DAMAGED = (json.JSONDecodeError, UnicodeDecodeError)
+"""The kinds of ValueError that a damaged file gives; others are ours and say more."""
 AGAIN = "prepare the data again with `treeward inspect --save`"
 
 
@@ -153,17 +155,18 @@ def load(
         if BRANCHES[made] < BRANCHES[purpose] or made == "unpaired" != purpose:
             raise ValueError(f"data.source {source!r} was prepared for {made}, not {purpose}; {AGAIN}")
         read = {part: _part(source, part, facts["rows"][part]) for part in PARTS}
-    except (KeyError, OSError, TypeError, json.JSONDecodeError) as problem:
+        losses: Facts = {k: Counter(v) if isinstance(v, dict) else v for k, v in facts["account"].items()}
+        lengths = losses.get("response_lengths", {})
+        losses["response_lengths"] = Counter({int(length): n for length, n in lengths.items()})
+        account = Account(**losses)
+    except (KeyError, OSError, TypeError, AttributeError, RecursionError, *DAMAGED) as problem:
         raise ValueError(f"data.source {source!r} is damaged ({problem}); {AGAIN}") from None
     if made != purpose:
         read = {part: [_fewer(*pair, BRANCHES[purpose]) for pair in pairs] for part, pairs in read.items()}
     texts = {part: [text for _, text in pairs] for part, pairs in read.items()}
     _same_tokenizer(source, facts, _made_with(chats(texts), tokenizer))
-    losses: Facts = {k: Counter(v) if isinstance(v, dict) else v for k, v in facts["account"].items()}
-    lengths = losses.get("response_lengths", {})
-    losses["response_lengths"] = Counter({int(length): n for length, n in lengths.items()})
     best = facts["best_accuracy"] if purpose == "pairs" else None
-    return Stored({part: [ids for ids, _ in pairs] for part, pairs in read.items()}, texts, Account(**losses),
+    return Stored({part: [ids for ids, _ in pairs] for part, pairs in read.items()}, texts, account,
                   facts["format"], best)  # fmt: skip
 
 

@@ -127,13 +127,22 @@ def number(value: Any, column: str) -> float:
 
 
 def scores(value: Any, column: str) -> Any:
-    """A number, numbers by name (None where one is missing), or a list of such values.
+    """A score, or a list of scores.
 
     Raises:
         ValueError: it is something else.
     """
     if isinstance(value, list | tuple):
-        return [scores(each, f"{column}[{place}]") for place, each in enumerate(value)]
+        return [score(each, f"{column}[{place}]") for place, each in enumerate(value)]
+    return score(value, column)
+
+
+def score(value: Any, column: str) -> float | dict[str, float | None]:
+    """A number, or numbers by name (None where one is missing).
+
+    Raises:
+        ValueError: it is something else.
+    """
     if isinstance(value, Mapping):
         return {name: None if each is None else number(each, f"{column}.{name}") for name, each in value.items()}
     return number(value, column)
@@ -235,11 +244,16 @@ COLUMNS: Mapping[str, Mapping[str, Check]] = {
 columns of a row may hold anything."""
 
 
-def checked(row: Row, name: str) -> dict[str, Any]:
-    """The row with every value that format `name` reads checked.
+def checked(row: Row, name: str, paired: bool) -> dict[str, Any]:
+    """The row with every value that format `name` reads checked; `paired`: its texts become pairs by their labels.
 
     Raises:
         ValueError: a value is not what its column holds; the column is named.
     """
-    checks = COLUMNS[name]
+    checks = dict(COLUMNS[name])
+    if name == "text" and paired:
+        checks["label"] = number
+        row = {"label": None, **row}
+    if name == "graded" and "responses" not in row:
+        checks["scores"] = score
     return {**row, **{column: check(row[column], column) for column, check in checks.items() if column in row}}

@@ -7,6 +7,7 @@ validated. A field whose type is a union of dataclasses takes its class from `ki
 import dataclasses
 import difflib
 import logging
+import math
 import re
 import types
 from collections.abc import Mapping, Sequence
@@ -290,9 +291,12 @@ def _value(hint: Any, value: Any, path: str) -> Any:
         return tuple(_value(_item(hint), each, f"{path}.{place}") for place, each in enumerate(value))
     if not classes:
         try:
-            return pydantic.TypeAdapter(hint).validate_python(_read_below(value))
+            validated = pydantic.TypeAdapter(hint).validate_python(_read_below(value))
         except pydantic.ValidationError as problem:
             raise ValueError(f"{path} is {value!r}: {problem.errors()[0]['msg'].lower()}") from None
+        if isinstance(validated, float) and not math.isfinite(validated):
+            raise ValueError(f"{path} is {value!r}; it must be a finite number")
+        return validated
     if value is None and type(None) in get_args(hint):
         return None
     if not isinstance(value, Mapping):

@@ -5,6 +5,7 @@ response, in order.
 """
 
 import importlib.util
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,9 @@ class PythonFile:
         module = importlib.util.module_from_spec(spec)
         try:
             spec.loader.exec_module(module)
-        except Exception as problem:  # a user's file may raise anything
-            raise ValueError(f"scorer {name!r}: {file!r} cannot be run ({problem}); mend the file") from problem
+        except (Exception, SystemExit) as problem:  # a user's file may raise anything
+            said = " ".join(f"{type(problem).__name__}: {problem}".split())
+            raise ValueError(f"scorer {name!r}: {file!r} cannot be run ({said[:200]}); correct the file") from problem
         found = getattr(module, function, None)
         if not callable(found):
             raise ValueError(f"scorer {name!r}: {file!r} defines no function {function!r}; name one that it defines")
@@ -53,12 +55,24 @@ class PythonFile:
 
     def __call__(self, trees: Sequence[TokenTree], tokenizer: Tokenizer) -> Float[Tensor, "N"]:
         return torch.tensor([
-            self._number(self.function(prompt, response), number, response)
-            for number, (prompt, response) in enumerate(texts.pairs(trees, tokenizer))
+            self._number(prompt, response, number)
+            for number, (prompt, response) in enumerate(texts.pairs(trees, tokenizer), 1)
         ], dtype=torch.float32)  # fmt: skip
 
-    def _number(self, value: Any, row: int, response: str) -> float:
+    def _number(self, prompt: str, response: str, row: int) -> float:
+        """The score of one response; `row` counts from 1."""
         try:
-            return float(value)
-        except (TypeError, ValueError):
-            raise texts.BadScore(self.name, repr(value), row, response) from None
+            value = self.function(prompt, response)
+        except (Exception, SystemExit) as problem:  # a user's function may raise anything
+            frames = traceback.extract_tb(problem.__traceback__)
+            said = " ".join(f"{type(problem).__name__}: {problem}".split())
+            raise texts.BadScore(
+                f"scorer {self.name!r} failed for response {row}, {response[:60]!r}, in line {frames[-1].lineno} of "
+                f"{frames[-1].filename!r} ({said[:200]})"
+            ) from problem
+        try:
+            if not isinstance(value, str | bytes):
+                return float(value)
+        except (TypeError, ValueError, OverflowError):
+            pass
+        raise texts.BadScore.of(self.name, f"{value!r:.80}", row, response)

@@ -51,7 +51,7 @@ class Finite:
         if len(wrong):
             row = int(wrong[0])
             said = decode([branch for tree in trees for branch in tree.branches][row], tokenizer)
-            raise BadScore(self.name, scores[row].item(), row, said)
+            raise BadScore.of(self.name, scores[row].item(), row + 1, said)
         return scores
 
 

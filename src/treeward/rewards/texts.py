@@ -7,12 +7,12 @@ from treeward.trees.tokens import TokenTree
 
 
 class BadScore(ValueError):
-    """A scorer gave something else than a finite number; the scorer and the response are named."""
+    """A scorer failed, or gave something else than a finite number; the scorer and the response are named."""
 
-    def __init__(self, scorer: str, value: object, row: int, text: str) -> None:
-        super().__init__(
-            f"scorer {scorer!r} gave {value} for response {row}, {text[:60]!r}; it must give a finite number"
-        )
+    @classmethod
+    def of(cls, scorer: str, value: object, row: int, text: str) -> "BadScore":
+        """The error for a value that is no finite number; `row` counts responses from 1."""
+        return cls(f"scorer {scorer!r} gave {value} for response {row}, {text[:60]!r}; it must give a finite number")
 
 
 def pairs(trees: Sequence[TokenTree], tokenizer: Tokenizer) -> list[tuple[str, str]]:
