@@ -11,8 +11,10 @@ from treeward.data.render import token_tree
 from treeward.models.reward_model import RewardModel
 from treeward.trees.text import Tree
 
-SHORT = ["--data.limit", "400", "--steps", "3", "--require", "any", "--model.device", "cpu", "--model.precision",
-         "fp32", "--evaluation.prompts", "2", "--evaluation.samples", "2", "--evaluation.max-new-tokens", "4"]  # fmt: skip
+SHORT = [
+    "--data.limit", "400", "--steps", "3", "--require", "any", "--model.device", "cpu", "--model.precision", "fp32",
+    "--evaluation.prompts", "2", "--evaluation.samples", "2", "--evaluation.max-new-tokens", "4",
+]  # fmt: skip
 LONG = " the plot is good and the cast is very bad and the music is dull ."
 
 

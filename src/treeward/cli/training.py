@@ -78,6 +78,17 @@ def with_model(verb: str, values: Mapping[str, Any]) -> Mapping[str, Any]:
     )
 
 
+def only_options(verb: str, words: Words) -> Words:
+    """The words of a command that takes no recipe.
+
+    Raises:
+        ValueError: a word stands there that belongs to no option.
+    """
+    if words.places:
+        raise ValueError(f"{verb} does not take {words.places[0]!r}: give options, --KEY VALUE")
+    return words
+
+
 def recipe_of(verb: str, words: Words) -> dict[str, Any]:
     """The mapping of the recipe that a command line names, with its name; empty without one.
 

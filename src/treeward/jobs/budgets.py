@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from treeward.data import store
+from treeward.data.prepare import DataConfig
 from treeward.jobs.settings import Repeated
 from treeward.models.artifact import Budgets, read
 
@@ -37,7 +38,8 @@ def with_budgets(values: Mapping[str, Any]) -> dict[str, Any]:
             filled[name] = trained
         elif given != trained:
             log.warning("data.%s is %s; the model was trained with %d", name, given, trained)
-    taken = [f"{name} {value}" for name, value in vars(budgets).items() if name not in data]
+    default = DataConfig()
+    taken = [f"{n} {value}" for n, value in vars(budgets).items() if n not in data and value != getattr(default, n)]
     if taken:
         log.info("data: %s, as the model was trained", ", ".join(taken))
     return {**values, "data": filled}

@@ -1,10 +1,8 @@
 """Measure a trained model on held-out data: a policy against a start, or a reward model against one half."""
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from treeward.data.prepare import DataConfig, prepare
@@ -13,7 +11,7 @@ from treeward.evaluation import policies, rewards, versus
 from treeward.evaluation.tables import Measurement, Table, compare, known
 from treeward.jobs.options import EvaluationConfig
 from treeward.models.anchor import Anchor
-from treeward.models.loading import ModelConfig, model_directory
+from treeward.models.loading import CLASSIFIER, ModelConfig, head_of_config
 from treeward.models.policy import Policy
 from treeward.models.reward_model import RewardModel
 from treeward.proof import guards
@@ -24,8 +22,6 @@ from treeward.runs.directory import RunDirectory, finite, free_path
 from treeward.trees.tokens import TokenTree
 
 log = logging.getLogger(__name__)
-
-REWARD = "SequenceClassification"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +72,7 @@ def evaluate(config: EvaluateRun) -> Evaluated:
         ValueError: the model, the data or the place to write cannot be used, or an option has no effect.
     """
     path = free_path("evaluate", config.out) if config.out else None
-    reward = _is_reward(config.model)
+    reward = head_of_config(config.model.path) == CLASSIFIER
     if reward:
         config.evaluation.refuse_samples()
     if config.evaluation.metric is not None and (reward or not config.start):
@@ -196,9 +192,3 @@ def _chosen_part(trees: list[TokenTree], config: EvaluateRun) -> list[TokenTree]
             f"the part {config.part!r} of data.source {config.data.source!r} is empty; name another --part"
         )
     return trees
-
-
-def _is_reward(config: ModelConfig) -> bool:
-    file = Path(model_directory(config.path)).expanduser() / "config.json"
-    names = json.loads(file.read_text(encoding="utf-8")).get("architectures") or [] if file.exists() else []
-    return any(name.endswith(REWARD) for name in names)

@@ -137,11 +137,23 @@ def tree_of(row: Mapping[str, Any], number: int) -> Tree:
             "rejected, or text: rename with data.columns, such as {response: NAME}"
         )
     prompt: str | list[Message] = row.get("prompt") or ""
-    if not isinstance(answers[0], str):
+    if all(_is_chat(answer) for answer in answers):
         prompt, answers = answers[0][:-1] or prompt, [spoken[-1]["content"] for spoken in answers]
+    if not all(isinstance(answer, str) for answer in answers):
+        raise ValueError(f"row {number} has a response that is neither text nor messages: {str(answers)[:60]}")
+    if not isinstance(prompt, str) and not _is_chat(prompt):
+        raise ValueError(f"row {number} has a prompt that is neither text nor messages: {str(prompt)[:60]}")
     if any(not answer for answer in answers):
         raise ValueError(f"row {number} has an empty response; there is nothing to score")
     return Tree(prompt, answers, group=f"row {number}")
+
+
+def _is_chat(spoken: Any) -> bool:
+    """Whether a value is a list of messages, each with its role and text."""
+    return isinstance(spoken, list) and bool(spoken) and all(
+        isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
+        for turn in spoken
+    )  # fmt: skip
 
 
 def _named(row: Mapping[str, Any], config: ScoreRun) -> Mapping[str, Any]:
@@ -161,9 +173,12 @@ def _rows(source: str) -> Iterator[Mapping[str, Any]]:
     with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines):
             try:
-                yield json.loads(line)
+                row = json.loads(line)
             except json.JSONDecodeError as problem:
                 raise ValueError(f"data {source!r}, line {number + 1} is not JSON: {problem.msg}") from None
+            if not isinstance(row, dict):
+                raise ValueError(f"data {source!r}, line {number + 1} is no JSON object: {line.strip()[:60]}")
+            yield row
 
 
 def _scored(chunk: list[Mapping[str, Any]], first: int, ensemble: Ensemble, config: ScoreRun) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,10 +19,13 @@ from treeward.data.render import Tokenizer
 from treeward.models.device import AskedDevice, AskedPrecision, choose_device, choose_precision, keep_freed_memory
 from treeward.models.kernels import fuse_gelu
 from treeward.models.weights import set_dropout
+from treeward.runs.directory import ENDED
 from treeward.trees.forest import Backend
 from treeward.trees.forward import Precision
 
 log = logging.getLogger(__name__)
+CLASSIFIER = "ForSequenceClassification"
+"""How the class of a reward model ends."""
 TINY = 2_000_000
 """Models below this many parameters run on one CPU thread: two are 25 % faster at best, and forty times slower as soon
 as another process holds a core, since each of their many small products waits for the slower thread."""
@@ -143,10 +147,9 @@ def model_directory(path: str) -> str:
     if (place / "model" / "config.json").exists():
         return str(place / "model")
     if (place / "config.yaml").exists():
-        raise ValueError(
-            f"{path!r} is a run directory without a model: the run has not ended; finish it with "
-            f"`treeward resume {path}`, or name another"
-        )
+        ended = any((place / name).exists() for name in ENDED)
+        why = "it made no model" if ended else f"it has not ended; finish it with `treeward resume {path}`"
+        raise ValueError(f"{path!r} is the directory of a run without a model: {why}, or name another")
     return path
 
 
@@ -165,7 +168,9 @@ def load_tokenizer(config: ModelConfig) -> Tokenizer:
         ValueError: there is none at that place.
     """
     path = config.tokenizer or config.path
-    return world.tokenizer() if path == "world" else _ask(path, "tokenizer", AutoTokenizer)
+    if path == "world":
+        return world.tokenizer()
+    return _ask(path, "tokenizer", AutoTokenizer, "model.tokenizer" if config.tokenizer else "model.path")
 
 
 def own_tokenizer(config: ModelConfig) -> Tokenizer | None:
@@ -180,6 +185,16 @@ def own_tokenizer(config: ModelConfig) -> Tokenizer | None:
     except ValueError as problem:
         log.warning("the tokenizer %r is not compared with the model's own: %s", config.tokenizer, problem)
         return None
+
+
+def head_of_config(path: str) -> str | None:
+    """How the model's class ends by its config.json: ForCausalLM, ForSequenceClassification; None without one."""
+    file = Path(model_directory(path)).expanduser() / "config.json"
+    if not file.exists():
+        return None
+    names = json.loads(file.read_text(encoding="utf-8")).get("architectures") or [""]
+    found = re.search(r"For[A-Z]\w*$", names[0])
+    return found[0] if found else None
 
 
 def name_special_ids(module: Any, tokenizer: Tokenizer) -> None:
@@ -215,14 +230,16 @@ def check_vocabulary(module: Any, tokenizer: Tokenizer, config: ModelConfig) -> 
         )
 
 
-def _ask(path: str, what: str, source: Any, **named: Any) -> Any:
+def _ask(path: str, what: str, source: Any, field: str = "model.path", **named: Any) -> Any:
     path = model_directory(path)
     local = Path(path).expanduser()
+    if local.is_file():
+        raise ValueError(f"{field} {path!r} is a file; name the directory that holds it, or a hub id")
     if not local.is_dir() and (path.startswith((".", "/", "~")) or path.count("/") > 1 or "\\" in path):
-        raise ValueError(f"model.path {path!r} is not a directory")
+        raise ValueError(f"{field} {path!r} is not a directory")
     if local.is_dir():
         path = str(local)
-        _check_files(path, local, what)
+        _check_files(path, local, what, field)
     elif not reachable():
         named["local_files_only"] = True
     try:
@@ -230,14 +247,14 @@ def _ask(path: str, what: str, source: Any, **named: Any) -> Any:
     except (OSError, ValueError, KeyError, json.JSONDecodeError) as problem:
         if named.get("local_files_only"):
             raise ValueError(
-                f"{path!r} is not a directory here, and as a hub id its {what} is not on this machine and the hub "
-                "cannot be reached; give a local directory or 'world'"
+                f"{field} {path!r} is not a directory here, and as a hub id its {what} is not on this machine and the "
+                "hub cannot be reached; give a local directory or 'world'"
             ) from None
         reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
         raise ValueError(f"the {what} of {path!r} cannot be loaded ({reason[:160]})") from None
 
 
-def _check_files(path: str, local: Path, what: str) -> None:
+def _check_files(path: str, local: Path, what: str, field: str) -> None:
     """Refuse a directory that lacks the files of what is asked of it, before transformers looks for them."""
     if not (local / "config.json").exists() and (local / "adapter_config.json").exists():
         raise ValueError(
@@ -249,8 +266,9 @@ def _check_files(path: str, local: Path, what: str) -> None:
             "from config.json"
         )
     if what == "tokenizer" and not has_tokenizer(local):
-        missing = "" if (local / "config.json").exists() else " and no config.json, so it is not a model directory"
-        raise ValueError(f"{path!r} holds no tokenizer{missing}; name one with model.tokenizer")
+        model = field == "model.tokenizer" or (local / "config.json").exists()
+        missing = "" if model else " and no config.json, so it is not a model directory"
+        raise ValueError(f"{field} {path!r} holds no tokenizer{missing}; name one with model.tokenizer")
     if what != "tokenizer" and not (local / "config.json").exists():
         raise ValueError(f"model.path {path!r} holds no config.json, so it is not a model directory")
 

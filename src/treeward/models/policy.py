@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from treeward.data.render import Tokenizer, end_id, token_tree
 from treeward.maths.logprobs import sum_by_branch
 from treeward.models import adapters, artifact, vocabulary
-from treeward.models.loading import ModelConfig, load, seeded
+from treeward.models.loading import CLASSIFIER, ModelConfig, head_of_config, load, seeded
 from treeward.trees.forest import Forest
 from treeward.trees.forward import TreeLM
 from treeward.trees.text import Tree
@@ -55,7 +55,12 @@ class Policy:
         """The policy that a run's `model` section describes; `seed` draws random weights.
 
         Whether its tokenizer is the model's own is left to the checks before the first step (F09).
+
+        Raises:
+            ValueError: nothing loadable is there, it is a reward model, or its tokenizer has no end token.
         """
+        if not config.random and head_of_config(config.path) == CLASSIFIER:
+            raise ValueError(f"model.path {config.path!r} is a reward model or classifier; name a policy")
         loaded = load(config, AutoModelForCausalLM, seed)
         vocabulary.check_end(config, loaded.tokenizer, loaded.module)
         with seeded(config, seed):
