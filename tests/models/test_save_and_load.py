@@ -92,6 +92,19 @@ def test_a_file_is_no_model(tmp_path: Path) -> None:
         Policy.load(str(tmp_path / "model.safetensors"))
 
 
+@pytest.mark.parametrize(("call", "error", "said"), [
+    (lambda: Policy.load("world", precison="fp32"), TypeError, "unknown option 'precison', did you mean 'precision'"),
+    (lambda: Policy.load("world", device="cudaa"), ValueError, "device is 'cudaa'; it may be auto, cpu"),
+    (lambda: Policy.load("world", precision="fp16"), ValueError, "precision is 'fp16'; it may be auto, fp32"),
+    (lambda: Policy.load("world").save(__file__), ValueError, "is a file; name a directory to save into"),
+])  # fmt: skip
+def test_wrong_arguments_are_answered_in_one_line(call: Build, error: type[Exception], said: str) -> None:
+    with pytest.raises(error) as caught:
+        call()
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_hub_id_and_the_world_stand_as_they_are() -> None:
     paths = ["world", "some/model", "/nowhere"]
     assert [model_directory(path) for path in paths] == paths

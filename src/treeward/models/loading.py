@@ -3,11 +3,12 @@
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -83,6 +84,25 @@ class ModelConfig:
             raise ValueError("model.train is 'head', but model.lora trains the backbone too; leave one of them away")
         if self.config and not self.random:
             raise ValueError(f"model.config {self.config} shapes a model with random weights; set model.init to random")
+
+    @classmethod
+    def of(cls, path: str | Path, options: Mapping[str, Any]) -> "ModelConfig":
+        """The configuration of a model at `path`, its other fields given by name.
+
+        Raises:
+            TypeError: there is no field of that name; the nearest is named.
+            ValueError: a value is out of range.
+        """
+        names = [field.name for field in fields(cls)]
+        for name in options:
+            if name not in names:
+                close = get_close_matches(name, names, 1)
+                nearest = f", did you mean {close[0]!r}?" if close else ""
+                raise TypeError(f"unknown option {name!r}{nearest}; there are {', '.join(names[1:])}")
+        for name, values in (("device", AskedDevice), ("precision", AskedPrecision)):
+            if options.get(name, "auto") not in get_args(values):
+                raise ValueError(f"{name} is {options[name]!r}; it may be {', '.join(get_args(values))}")
+        return cls(path=str(path), **options)
 
     @property
     def random(self) -> bool:

@@ -34,14 +34,14 @@ class Policy:
         """The budgets of the data that it was trained with, where a run trained it."""
 
     @classmethod
-    def load(cls, path: str, *, seed: int = 0, **options: Any) -> "Policy":
+    def load(cls, path: str | Path, *, seed: int = 0, **options: Any) -> "Policy":
         """Load a directory (what `save` wrote, or a run's), a hub id or "world"; `options` are the fields of
         `ModelConfig` (precision, device, ...).
 
         Raises:
             ValueError: nothing loadable is there, or the tokenizer is another model's or has no end token.
         """
-        return cls.trained(ModelConfig(path=path, **options), seed)
+        return cls.trained(ModelConfig.of(path, options), seed)
 
     @classmethod
     def trained(cls, config: ModelConfig, seed: int = 0) -> "Policy":
@@ -85,8 +85,11 @@ class Policy:
 
         `load` reads it. With LoRA the adapter goes to `adapter_directory` in peft's layout, by default
         `directory/adapter`.
+
+        Raises:
+            ValueError: a file stands at that place.
         """
-        directory = Path(directory)
+        directory = adapters.directory_for(directory)
         adapters.save(self.adapter, self.tree.module, directory, adapter_directory)
         self.tokenizer.save_pretrained(directory)
         artifact.write_policy(directory, self.tokenizer, self.budgets)
