@@ -55,7 +55,8 @@ class RewardModel:
         model = cls.from_config(config, seed)
         if not model.awake:
             raise ValueError(f"model.path {config.path!r} has no trained head; train one with `treeward reward`")
-        vocabulary.refuse_foreign(config, model.tokenizer, model.tree.module)
+        if config.tokenizer is not None:
+            vocabulary.refuse_foreign(config, model.tokenizer, model.tree.module)
         return model
 
     @classmethod

@@ -151,7 +151,7 @@ def draw(logits: Float[Tensor, "N V"], temperature: float, generator: torch.Gene
     if not bool(cumulative[:, -1].isfinite().all()):
         raise FloatingPointError(
             "the policy's logits are NaN or infinite, so nothing can be sampled: its weights are broken, or products "
-            "overflow (try --model.precision fp32)"
+            "overflow (try model.precision fp32)"
         )
     uniform = torch.rand(len(logits), 1, generator=generator).to(logits.device) * cumulative[:, -1:]
     return torch.searchsorted(cumulative, uniform, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
