@@ -128,9 +128,13 @@ def swept(verb: str, words: Words) -> Swept:
         raise ValueError(f"--sweep runs every point; leave --{min(words.flags)} away, or the sweep")
     axes = [axis(text) for key, text in words.options if key == "sweep"]
     rest = Words(words.places, tuple(option for option in words.options if option[0] != "sweep"), words.flags)
-    swept_keys = {key for key, _ in axes}
     base = overridden(rest, recipe_of(verb, rest))
-    return sweep(verb, base if "model.path" in swept_keys else with_model(verb, base), axes)
+    values = dict(axes)
+    if "model.path" not in values:
+        for source in values.get("data.source", ()):
+            with_model(verb, settings.merge(base, settings.override("data.source", source)))
+        base = dict(with_model(verb, base))
+    return sweep(verb, base, axes)
 
 
 def resume(words: Words) -> int:
