@@ -129,7 +129,8 @@ def test_the_table_of_the_docs_is_the_one_that_suggestions_come_from() -> None:
     ["sample", "--prompt", "x"], ["evaluate"], ["pairs", "--data.source", "x.jsonl", "--scorer", "length"], ["pairs"],
     ["score", "--data", "x.jsonl"], ["dpo", "--data.source", "x.jsonl"], ["sft", "--data", "x.jsonl"],
     ["reward", "--data.source", "x.jsonl", "--model.precision", "fp32"],
-    ["dpo", "--data.source", "x.jsonl", "--sweep", "loss.beta=0.1,0.2"], ["sft", "--sweep", "data.source=world,x.jsonl"],
+    ["dpo", "--data.source", "x.jsonl", "--sweep", "loss.beta=0.1,0.2"],
+    ["sft", "--sweep", "data.source=world,x.jsonl"],
 ])  # fmt: skip
 def test_a_command_without_a_model_asks_for_one(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search(r"model\.path is not given: name a model with --model\.path", said(capsys, *words))
