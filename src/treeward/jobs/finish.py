@@ -12,10 +12,11 @@ from treeward.data.prepare import Prepared
 from treeward.evaluation import versus
 from treeward.evaluation.rewards import score_spread
 from treeward.evaluation.tables import Comparison, Measurement, compare, known
+from treeward.jobs.budgets import trained_with
 from treeward.jobs.options import AnyRun, DPORun, verb_of
 from treeward.jobs.tasks import Task
 from treeward.maths.divergences import ChiSquaredMixed
-from treeward.models.artifact import Budgets, annotate
+from treeward.models.artifact import annotate
 from treeward.models.reward_model import RewardModel
 from treeward.proof import closing, guards, identities
 from treeward.proof.checks import Check
@@ -51,7 +52,7 @@ def conclude(
     """Write model, evaluation, samples, receipt and report; returns the receipt and the exit code."""
     task, data = begun.task, begun.data
     moved = closing.Movement.since(task.model, start)
-    task.model.budgets = Budgets(config.data.max_prompt, config.data.max_response)
+    task.model.budgets = trained_with(config.data)
     task.model.save(run.path / "model", run.path / "adapter")
     after, broken = _after(task, data, before, broken)
     main = compare(task.metric, before.table_of(task.metric), after.table_of(task.metric))
