@@ -76,7 +76,7 @@ def test_a_run_without_a_model_says_that_it_has_not_ended(tmp_path: Path) -> Non
 def test_a_finished_run_that_makes_no_model_is_not_resumed(tmp_path: Path) -> None:
     run = places(tmp_path)[0]
     (tmp_path / "report.json").write_text("{}")
-    with pytest.raises(ValueError, match="a run without a model: it made no model, or name another"):
+    with pytest.raises(ValueError, match="a run without a model: it made none; name another"):
         Policy.load(run)
 
 

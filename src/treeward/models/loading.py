@@ -168,8 +168,9 @@ def model_directory(path: str) -> str:
         return str(place / "model")
     if (place / "config.yaml").exists():
         ended = any((place / name).exists() for name in ENDED)
-        why = "it made no model" if ended else f"it has not ended; finish it with `treeward resume {path}`"
-        raise ValueError(f"{path!r} is the directory of a run without a model: {why}, or name another")
+        resume = f"it has not ended; finish it with `treeward resume {path}`, or name another"
+        why = "it made none; name another" if ended else resume
+        raise ValueError(f"{path!r} is the directory of a run without a model: {why}")
     return path
 
 
