@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,17 @@ def test_every_config_field_has_a_help_string() -> None:
 def test_configs_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         tw.DPOConfig().lr = 1.0  # type: ignore[misc]
+
+
+def test_the_library_never_speaks_of_options_of_the_command_line() -> None:
+    """Whoever calls it from Python has no `--flags`; the packages below the commands name fields instead."""
+    named = [
+        f"{file.relative_to(SOURCE)}: {node.value[:60]}"
+        for package in ("maths", "trees", "models", "rewards", "algorithms", "evaluation")
+        for file in sorted((SOURCE / package).rglob("*.py"))
+        for statement in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(statement, ast.Raise | ast.Assign)
+        for node in ast.walk(statement)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and re.search(r"(^|\s)--[a-z]", node.value)
+    ]
+    assert named == []

@@ -95,6 +95,23 @@ def test_a_name_of_another_group_is_found(capsys: pytest.CaptureFixture[str]) ->
     assert "did you mean 'data.max_response'" in said(capsys, "dpo", "--max-response", "5")
 
 
+def test_a_field_of_another_kind_is_named_as_such(capsys: pytest.CaptureFixture[str]) -> None:
+    line = said(capsys, "dpo", "--loss.kind", "ipo", "--loss.flip", "0.1")
+    assert "unknown key 'loss.flip' of this kind (another loss.kind has it); known are beta" in line
+
+
+@pytest.mark.parametrize(("words", "key"), [(["--model", "x"], "model.path"), (["--loss", "ipo"], "loss.kind")])
+def test_a_group_given_as_a_value_names_its_first_field(
+    words: list[str], key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert f"it is a group of fields: set {key} or another" in said(capsys, "dpo", *words)
+
+
+@pytest.mark.parametrize("verb", ["sample", "evaluate", "score"])
+def test_a_word_that_belongs_to_no_option_is_refused(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert f"{verb} does not take 'extra'" in said(capsys, verb, "extra", "--model.path", "world")
+
+
 def test_every_option_that_is_suggested_exists() -> None:
     keys = {key for cls in (*RUNS.values(), PairsRun, SampleRun, EvaluateRun) for key, _, _ in describe(cls)}
     keys |= {"resume", "model.lora"}
@@ -113,6 +130,7 @@ def test_the_table_of_the_docs_is_the_one_that_suggestions_come_from() -> None:
     ["score", "--data", "x.jsonl"], ["dpo", "--data.source", "x.jsonl"], ["sft", "--data", "x.jsonl"],
     ["reward", "--data.source", "x.jsonl", "--model.precision", "fp32"],
     ["dpo", "--data.source", "x.jsonl", "--sweep", "loss.beta=0.1,0.2"],
+    ["sft", "--sweep", "data.source=world,x.jsonl"],
 ])  # fmt: skip
 def test_a_command_without_a_model_asks_for_one(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search(r"model\.path is not given: name a model with --model\.path", said(capsys, *words))

@@ -1,18 +1,25 @@
 """F17: a model is read at the budgets that it was trained with, and another value is reported."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
 from treeward.cli.main import run
+from treeward.data import store, world
+from treeward.data.prepare import DataConfig, prepare
 from treeward.data.render import token_tree
+from treeward.jobs.budgets import trained_with
+from treeward.models.artifact import Budgets
 from treeward.models.reward_model import RewardModel
 from treeward.trees.text import Tree
 
-SHORT = ["--data.limit", "400", "--steps", "3", "--require", "any", "--model.device", "cpu", "--model.precision",
-         "fp32", "--evaluation.prompts", "2", "--evaluation.samples", "2", "--evaluation.max-new-tokens", "4"]  # fmt: skip
+SHORT = [
+    "--data.limit", "400", "--steps", "3", "--require", "any", "--model.device", "cpu", "--model.precision", "fp32",
+    "--evaluation.prompts", "2", "--evaluation.samples", "2", "--evaluation.max-new-tokens", "4",
+]  # fmt: skip
 LONG = " the plot is good and the cast is very bad and the music is dull ."
 
 
@@ -74,3 +81,12 @@ def test_the_other_commands_take_them_too(
     run([*words, "--data.max-prompt", "7", "--data.max-response", "8"])
     assert "data.max_prompt is 7; the model was trained with 6" in caplog.messages
     assert not any("max_response is" in message or "as the model was" in message for message in caplog.messages)
+
+
+def test_prepared_data_says_its_own_budgets(tmp_path: Path) -> None:
+    store.save(
+        tmp_path / "kept", prepare(DataConfig(limit=40, max_response=9), world.tokenizer(), "pairs"),
+        world.tokenizer(), asdict(DataConfig(limit=40, max_response=9)), "pairs",
+    )  # fmt: skip
+    assert trained_with(DataConfig(source=str(tmp_path / "kept"))) == Budgets(512, 9)
+    assert trained_with(DataConfig(max_prompt=7)) == Budgets(7, 512)

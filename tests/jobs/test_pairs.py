@@ -306,7 +306,7 @@ def test_openings_of_texts_need_no_end(tmp_path: Path) -> None:
 
 
 def test_the_command_prints_the_yield(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["pairs", "--data.source", "world:20", "--samples", "4", "--max-new-tokens", "5",
+    words = ["pairs", "--model.path", "world", "--data.source", "world:20", "--samples", "4", "--max-new-tokens", "5",
              "--skip-check", "[I17]"]  # fmt: skip
     assert run([*words, "--out", str(tmp_path / "p")]) == 0
     said = capsys.readouterr().out

@@ -24,6 +24,7 @@ from treeward.maths.preference import needs as preference_needs
 
 Row = dict[str, Any]
 TURNS = "{% for m in messages %}w5 {{ m['content'] }} <eos> {% endfor %}{% if add_generation_prompt %}w6 {% endif %}"
+WORLD = ("--model.path", "world")
 PARTS = ("train", "validation", "test")
 
 
@@ -172,7 +173,7 @@ def test_rows_that_name_their_own_split_and_nothing_held_out_say_so(
 ) -> None:
     rows = world.pairs(0, 1500)
     source = as_folder(tmp_path / "data", rows.__getitem__)
-    assert run(["dpo", "--data.source", source, "--data.limit", "1000", "--out", str(tmp_path / "run")]) == 2
+    assert run(["dpo", *WORLD, "--data.source", source, "--data.limit", "1000", "--out", str(tmp_path / "run")]) == 2
     said_here = capsys.readouterr().err
     assert "names the split of 1000 of 1000 rows" in said_here
     assert "--data.split train" in said_here

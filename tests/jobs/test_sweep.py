@@ -18,6 +18,8 @@ SHORT: dict[str, Any] = {
     "evaluation": {"prompts": 4, "samples": 2, "max_new_tokens": 8, "scorer": "gold"},
 }  # fmt: skip
 
+WORLD = ("--model.path", "world")
+
 
 def test_points_are_the_product_in_order() -> None:
     found = points([axis("loss.beta=0.1, 0.5"), axis("seed=0,1")])
@@ -124,8 +126,8 @@ def test_a_value_that_is_a_path_names_one_directory(tmp_path: Path) -> None:
 def test_a_later_point_that_cannot_run_is_told_and_a_first_one_stops_the_sweep(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["sft", "--steps", "1", "--require", "any", "--data.test", "0.2", "--data.limit", "300", "--lr", "3e-3",
-             "--skip-check", "[F42]"]  # fmt: skip
+    words = ["sft", *WORLD, "--steps", "1", "--require", "any", "--data.test", "0.2", "--data.limit", "300", "--lr",
+             "3e-3", "--skip-check", "[F42]"]  # fmt: skip
     there, missing = "data.source=world-texts", str(tmp_path / "none.jsonl")
     assert run([*words, "--out", str(tmp_path / "a"), "--sweep", f"{there},{missing}"]) == 2
     said = capsys.readouterr()

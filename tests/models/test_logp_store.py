@@ -90,7 +90,7 @@ def test_two_processes_write_at_once(store: LogpStore) -> None:
 
 def test_a_file_that_is_no_store_is_refused_with_the_mend(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("not a database, " * 100)
-    with pytest.raises(ValueError, match=r"cannot be used .*--anchor.store off"):
+    with pytest.raises(ValueError, match=r"cannot be used .*anchor.store to off"):
         LogpStore(tmp_path / "x")
 
 

@@ -67,10 +67,42 @@ def test_a_run_directory_is_its_reward_model_and_its_scorer(judge: RewardModel, 
 def test_a_run_without_a_model_says_that_it_has_not_ended(tmp_path: Path) -> None:
     run = places(tmp_path)[0]
     for load in (Policy.load, RewardModel.load, scorers.find):
-        with pytest.raises(ValueError, match="a run directory without a model: the run has not ended") as caught:
+        with pytest.raises(ValueError, match="the directory of a run without a model: it has not ended") as caught:
             load(run)
         assert f"treeward resume {run}" in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def test_a_finished_run_that_makes_no_model_is_not_resumed(tmp_path: Path) -> None:
+    run = places(tmp_path)[0]
+    (tmp_path / "report.json").write_text("{}")
+    with pytest.raises(ValueError, match="a run without a model: it made none; name another"):
+        Policy.load(run)
+
+
+def test_a_reward_model_is_no_policy(judge: RewardModel, tmp_path: Path) -> None:
+    judge.save(tmp_path)
+    with pytest.raises(ValueError, match="is a reward model or classifier; name a policy"):
+        Policy.load(str(tmp_path))
+
+
+def test_a_file_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_text("")
+    with pytest.raises(ValueError, match=r"model\.path '.*model\.safetensors' is a file; name the directory"):
+        Policy.load(str(tmp_path / "model.safetensors"))
+
+
+@pytest.mark.parametrize(("call", "error", "said"), [
+    (lambda: Policy.load("world", precison="fp32"), TypeError, "unknown option 'precison', did you mean 'precision'"),
+    (lambda: Policy.load("world", device="cudaa"), ValueError, "device is 'cudaa'; it may be auto, cpu"),
+    (lambda: Policy.load("world", precision="fp16"), ValueError, "precision is 'fp16'; it may be auto, fp32"),
+    (lambda: Policy.load("world").save(__file__), ValueError, "is a file; name a directory to save into"),
+])  # fmt: skip
+def test_wrong_arguments_are_answered_in_one_line(call: Build, error: type[Exception], said: str) -> None:
+    with pytest.raises(error) as caught:
+        call()
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_hub_id_and_the_world_stand_as_they_are() -> None:

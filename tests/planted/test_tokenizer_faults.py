@@ -138,6 +138,10 @@ def small(config: Path, **changes: Any) -> Any:
         return transformers.AutoModelForCausalLM.from_config(plan)
 
 
+def tokenizer_at(path: Path) -> Any:
+    return transformers.AutoTokenizer.from_pretrained(path)
+
+
 @pytest.mark.data
 @pytest.mark.parametrize(("name", "tokenizer", "sound"), [
     ("gpt2", "gpt2", True), ("dialogpt-medium", "gpt2", True), ("smollm2-135m-instruct", "smollm2", True),
@@ -148,6 +152,15 @@ def test_f09_real_tokenizers_and_configurations(name: str, tokenizer: str, sound
     path = data_root / "tokenizers" / folders[tokenizer]
     module = small(data_root / "model_configs" / name)
     config = ModelConfig(path=str(data_root / "model_configs" / name), tokenizer=str(path))
-    loaded = transformers.AutoTokenizer.from_pretrained(path)
-    found = vocabulary.compare(config, loaded, module)
+    found = vocabulary.compare(config, tokenizer_at(path), module)
+    assert all(each.passed for each in found) is sound, [each.detail for each in found]
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(("rows", "sound"), [(50264, True), (51200, True), (52000, True), (60000, False)])
+def test_f09_embeddings_padded_beyond_the_vocabulary(rows: int, sound: bool, data_root: Path) -> None:
+    """GPT-2's 50,257 tokens in Phi-2's 51,200 rows and the like are sound; nearly ten thousand idle rows are not."""
+    path = data_root / "tokenizers" / "gpt2"
+    module = small(data_root / "model_configs" / "gpt2", vocab_size=rows)
+    found = vocabulary.compare(ModelConfig(path="some/model", tokenizer=None), tokenizer_at(path), module)
     assert all(each.passed for each in found) is sound, [each.detail for each in found]

@@ -143,7 +143,7 @@ def check_judged(loss: AnyRewardLoss, head: AnyHead, trees: Sequence[TokenTree])
         if isinstance(loss, Graded | Joint):
             if not tree.ratings:
                 raise ValueError(
-                    f"{tree.group[:60]!r} has no ratings; a graded loss needs them: use --loss.kind half-ties"
+                    f"{tree.group[:60]!r} has no ratings; a graded loss needs them: set loss.kind to half-ties"
                 )
             attributes = len(head.names) if isinstance(head, Attributes) else 1
             if attributes > 1 and len(tree.ratings[0]) != attributes:

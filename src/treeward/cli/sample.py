@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 
 from treeward.cli.parse import field_lines, overridden, parse
-from treeward.cli.training import with_model
+from treeward.cli.training import only_options, with_model
 from treeward.jobs import settings
 from treeward.jobs.budgets import with_budgets
 from treeward.jobs.sample import SampleRun, sample
@@ -16,6 +16,6 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     if "help" in words.flags:
         print("\n".join([str(SampleRun.__doc__), "", *field_lines(SampleRun)]))
         return 0
-    for row in sample(settings.build(SampleRun, with_budgets(with_model(verb, overridden(words))))):
+    for row in sample(settings.build(SampleRun, with_budgets(with_model(verb, overridden(only_options(verb, words)))))):
         print(json.dumps(row, ensure_ascii=False))
     return 0

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from treeward.cli.parse import field_lines, overridden, parse
-from treeward.cli.training import with_model
+from treeward.cli.training import only_options, with_model
 from treeward.jobs import settings
 from treeward.jobs.budgets import with_budgets
 from treeward.jobs.score import ScoreRun, score
@@ -17,7 +17,7 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     if "help" in words.flags:
         print("\n".join([str(ScoreRun.__doc__), "", *field_lines(ScoreRun)]))
         return 0
-    config = settings.build(ScoreRun, with_budgets(with_model(verb, overridden(words))))
+    config = settings.build(ScoreRun, with_budgets(with_model(verb, overridden(only_options(verb, words)))))
     found = score(config)
     rate = f", {found.fresh / found.seconds:.1f} responses/s" if found.fresh else ""
     print(f"{found.rows} rows, {found.responses} responses{rate}")

@@ -81,6 +81,17 @@ def with_model(verb: str, values: Mapping[str, Any]) -> Mapping[str, Any]:
     )
 
 
+def only_options(verb: str, words: Words) -> Words:
+    """The words of a command that takes no recipe.
+
+    Raises:
+        ValueError: a word stands there that belongs to no option.
+    """
+    if words.places:
+        raise ValueError(f"{verb} does not take {words.places[0]!r}: give options, --KEY VALUE")
+    return words
+
+
 def recipe_of(verb: str, words: Words) -> dict[str, Any]:
     """The mapping of the recipe that a command line names, with its name; empty without one.
 
@@ -110,9 +121,13 @@ def swept(verb: str, words: Words) -> Swept:
         raise ValueError(f"--sweep runs every point; leave --{min(single)} away, or the sweep")
     axes = [axis(text) for key, text in words.options if key == "sweep"]
     rest = Words(words.places, tuple(option for option in words.options if option[0] != "sweep"), words.flags)
-    swept_keys = {key for key, _ in axes}
     base = overridden(rest, recipe_of(verb, rest))
-    return sweep(verb, base if "model.path" in swept_keys else with_model(verb, base), axes)
+    values = dict(axes)
+    if "model.path" not in values:
+        for source in values.get("data.source", ()):
+            with_model(verb, settings.merge(base, settings.override("data.source", source)))
+        base = dict(with_model(verb, base))
+    return sweep(verb, base, axes)
 
 
 def resume(words: Words) -> int:

@@ -67,6 +67,12 @@ def is_prepared(source: str) -> bool:
     return (Path(source) / FILE).is_file()
 
 
+def options(source: str) -> dict[str, Any]:
+    """The data options that a directory of prepared data was made with."""
+    made = json.loads((Path(source) / FILE).read_text(encoding="utf-8"))
+    return dict(made["data"])
+
+
 def save(path: Path, trees: Trees, tokenizer: Tokenizer, options: Mapping[str, Any], purpose: str) -> None:
     """Write to a new directory, whole or not at all. `options` are the data's, as a mapping.
 

@@ -1,4 +1,4 @@
-"""The budgets that a model was trained with, for the commands that read data for it.
+"""The budgets of a model: those that a run trained it with, and those of the commands that read data for it later.
 
 Prompts and responses that are cut at other lengths than in training are other texts to the model, and its figures move.
 """
@@ -10,10 +10,17 @@ from typing import Any
 import yaml
 
 from treeward.data import store
+from treeward.data.prepare import DataConfig
 from treeward.jobs.settings import Repeated
 from treeward.models.artifact import Budgets, read
 
 log = logging.getLogger(__name__)
+
+
+def trained_with(config: DataConfig) -> Budgets:
+    """The budgets at which the data of a training run was cut; prepared data says its own."""
+    made = store.options(config.source) if store.is_prepared(config.source) else vars(config)
+    return Budgets(made["max_prompt"], made["max_response"])
 
 
 def with_budgets(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,7 +44,8 @@ def with_budgets(values: Mapping[str, Any]) -> dict[str, Any]:
             filled[name] = trained
         elif given != trained:
             log.warning("data.%s is %s; the model was trained with %d", name, given, trained)
-    taken = [f"{name} {value}" for name, value in vars(budgets).items() if name not in data]
+    default = DataConfig()
+    taken = [f"{n} {value}" for n, value in vars(budgets).items() if n not in data and value != getattr(default, n)]
     if taken:
         log.info("data: %s, as the model was trained", ", ".join(taken))
     return {**values, "data": filled}

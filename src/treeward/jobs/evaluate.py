@@ -11,7 +11,7 @@ from treeward.evaluation import policies, rewards, versus
 from treeward.evaluation.tables import Measurement, Table, compare, known
 from treeward.jobs.options import EvaluationConfig
 from treeward.models.anchor import Anchor
-from treeward.models.loading import ModelConfig, architectures
+from treeward.models.loading import CLASSIFIER, ModelConfig, head_of_config
 from treeward.models.policy import Policy
 from treeward.models.reward_model import RewardModel
 from treeward.proof import guards, identities
@@ -23,7 +23,6 @@ from treeward.trees.tokens import TokenTree
 
 log = logging.getLogger(__name__)
 
-REWARD = "SequenceClassification"
 SEEN = {"train": "models are trained on it", "validation": "checkpoints are chosen on it"}
 """Why figures of a part are no held-out ones."""
 
@@ -80,13 +79,13 @@ def evaluate(config: EvaluateRun) -> Evaluated:
     if config.part != "test":
         log.warning("part %s: %s, so the figures of a model of this data are too good here", config.part,
                     SEEN[config.part])  # fmt: skip
-    reward = _is_reward(config.model)
+    reward = head_of_config(config.model.path) == CLASSIFIER
     if reward:
         config.evaluation.refuse_samples()
     if config.evaluation.metric is not None and (reward or not config.start):
         raise ValueError(
             f"evaluation.metric is {config.evaluation.metric!r}, which a policy's judges are held against where it is "
-            "compared with a --start; leave it away"
+            "compared with a start; leave it away"
         )
     samples: Sequence[Mapping[str, Any]] = []
     if reward:
@@ -121,7 +120,7 @@ def _reward(config: EvaluateRun) -> tuple[Mapping[str, Table], dict[str, dict[st
         start = RewardModel.load(config.start, precision=config.model.precision, device=config.model.device)
         other = _pairs(start, config)
         if list(other.groups) != list(own.groups):
-            raise ValueError(f"--start {config.start!r} reads other pairs of this data: its tokenizer drops other rows")
+            raise ValueError(f"start {config.start!r} reads other pairs of this data: its tokenizer drops other rows")
         for name in found:
             found[name]["difference"] = finite(vars(compare(name, other, own).difference))
     return {"pairs": own}, found | {"ece": finite(rewards.calibration_facts(own)["ece"])}
@@ -144,7 +143,7 @@ def _policy(config: EvaluateRun) -> tuple[Measurement, Measurement | None, list[
     """
     evaluation = config.evaluation
     if evaluation.aa and not config.start:
-        raise ValueError("evaluation.aa is true, but no start is named that could be measured twice; add --start DIR")
+        raise ValueError("evaluation.aa is true, but no start is named that could be measured twice; set start")
     policy = Policy.trained(config.model, config.seed)
     start = _start(config.start, config, policy) if config.start else policy
     data = prepare(config.data, policy.tokenizer, "prompts" if config.data.format == "prompts" else "sft")
@@ -175,9 +174,12 @@ def _policy(config: EvaluateRun) -> tuple[Measurement, Measurement | None, list[
 
 def _start(path: str, config: EvaluateRun, policy: Policy) -> Policy:
     own = policy.tree
-    start = Policy.load(path, tokenizer=config.model.tokenizer, precision=own.precision, device=own.device.type)
+    start = Policy.load(
+        path, tokenizer=config.model.tokenizer, any_tokenizer=config.model.any_tokenizer, precision=own.precision,
+        device=own.device.type,
+    )  # fmt: skip
     if vocabulary_hash(start.tokenizer) != vocabulary_hash(policy.tokenizer):
-        raise ValueError(f"--start {path!r} has another tokenizer than the policy; name one of its family")
+        raise ValueError(f"start {path!r} has another tokenizer than the policy; name one of its family")
     return start
 
 
@@ -204,11 +206,5 @@ def _against(config: EvaluateRun, before: Measurement, after: Measurement, check
 
 def _chosen_part(trees: list[TokenTree], config: EvaluateRun) -> list[TokenTree]:
     if not trees:
-        raise ValueError(
-            f"the part {config.part!r} of data.source {config.data.source!r} is empty; name another --part"
-        )
+        raise ValueError(f"the part {config.part!r} of data.source {config.data.source!r} is empty; name another part")
     return trees
-
-
-def _is_reward(config: ModelConfig) -> bool:
-    return any(name.endswith(REWARD) for name in architectures(config.path))

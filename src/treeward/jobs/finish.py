@@ -11,11 +11,12 @@ from treeward.data.splits import shuffled
 from treeward.evaluation import versus
 from treeward.evaluation.rewards import score_spread
 from treeward.evaluation.tables import Comparison, Measurement, compare, known
+from treeward.jobs.budgets import trained_with
 from treeward.jobs.options import AnyRun, DPORun, verb_of
 from treeward.jobs.tasks import Task
 from treeward.maths.divergences import ChiSquaredMixed
 from treeward.maths.statistics import Difference, against_half
-from treeward.models.artifact import Budgets, annotate
+from treeward.models.artifact import annotate
 from treeward.models.reward_model import RewardModel
 from treeward.proof import closing, guards, identities
 from treeward.proof.checks import Check
@@ -63,7 +64,7 @@ def conclude(
 ) -> tuple[dict[str, Any], int]:  # fmt: skip
     """Write model, evaluation, samples, receipt and report; returns the receipt and the exit code."""
     task, data = begun.task, begun.data
-    task.model.budgets = Budgets(config.data.max_prompt, config.data.max_response)
+    task.model.budgets = trained_with(config.data)
     with whole(run.path / "model", run.path / "adapter"):
         task.model.save(run.path / "model", run.path / "adapter")
     after, broken = _after(task, data, before, broken)

@@ -223,6 +223,8 @@ def _unknown(problem: UnknownKey, keys: Sequence[str]) -> str:
     if not near:
         same = [key for key in keys if key.rsplit(".", 1)[-1] == name]
         near = f", did you mean {same[0]!r}?" if same else ""
+        if problem.key in keys:
+            near = f" of this kind (another {problem.key.rpartition('.')[0]}.kind has it)"
     return f"unknown key {problem.key!r}{near}; known are {', '.join(problem.names)}"
 
 
@@ -300,7 +302,8 @@ def _value(hint: Any, value: Any, path: str) -> Any:
     if value is None and type(None) in get_args(hint):
         return None
     if not isinstance(value, Mapping):
-        raise ValueError(f"{path} is {value!r}; it is a group of fields: set {path}.NAME")
+        first = "kind" if len(classes) > 1 else dataclasses.fields(classes[0])[0].name
+        raise ValueError(f"{path} is {value!r}; it is a group of fields: set {path}.{first} or another of them")
     if len(classes) == 1:
         return _build(classes[0], value, f"{path}.")
     kinds = {kind_of(cls): cls for cls in classes}

@@ -33,6 +33,17 @@ def does_nothing(module: nn.Module) -> bool:
     return bool(second) and not any(bool(p.any()) for p in second)
 
 
+def directory_for(place: str | Path) -> Path:
+    """The directory that a model is saved into.
+
+    Raises:
+        ValueError: a file stands at that place.
+    """
+    if Path(place).is_file():
+        raise ValueError(f"{str(place)!r} is a file; name a directory to save into")
+    return Path(place)
+
+
 def save(adapter: Any | None, module: nn.Module, directory: Path, adapter_directory: Path | None = None) -> None:
     """Write the model (merged where there is an adapter) into `directory`, and the adapter in peft's layout into
     `adapter_directory`, by default `directory/adapter`; both as safetensors."""

@@ -257,7 +257,10 @@ def anchor_of(policy: Policy, asked: AnyAnchor) -> Anchor:
         return MovingAnchor(policy, asked.rate)
     if asked.path is None:
         return Anchor.of(policy, asked.open())
-    other = Policy.load(asked.path, precision=policy.tree.precision, device=policy.tree.device.type)
+    # Its vocabulary must be the policy's, whose F09 is checked.
+    other = Policy.load(
+        asked.path, precision=policy.tree.precision, device=policy.tree.device.type, any_tokenizer=True
+    )  # fmt: skip
     if vocabulary_hash(other.tokenizer) != vocabulary_hash(policy.tokenizer):
         raise ValueError(f"anchor.path {asked.path!r} has another tokenizer than the policy; name one of its family")
     return Anchor(other.tree.requires_grad_(False).eval(), other, store=asked.open())

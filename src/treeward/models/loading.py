@@ -3,12 +3,14 @@
 import json
 import logging
 import pickle
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -23,10 +25,13 @@ from treeward.data.render import Tokenizer
 from treeward.models.device import AskedDevice, AskedPrecision, choose_device, choose_precision, keep_freed_memory
 from treeward.models.kernels import fuse_gelu
 from treeward.models.weights import set_dropout
+from treeward.runs.directory import ENDED
 from treeward.trees.forest import Backend
 from treeward.trees.forward import Precision
 
 log = logging.getLogger(__name__)
+CLASSIFIER = "ForSequenceClassification"
+"""How the class of a reward model ends."""
 TINY = 2_000_000
 """Models below this many parameters run on one CPU thread: two are 25 % faster at best, and forty times slower as soon
 as another process holds a core, since each of their many small products waits for the slower thread."""
@@ -84,6 +89,25 @@ class ModelConfig:
             raise ValueError("model.train is 'head', but model.lora trains the backbone too; leave one of them away")
         if self.config and not self.random:
             raise ValueError(f"model.config {self.config} shapes a model with random weights; set model.init to random")
+
+    @classmethod
+    def of(cls, path: str | Path, options: Mapping[str, Any]) -> "ModelConfig":
+        """The configuration of a model at `path`, its other fields given by name.
+
+        Raises:
+            TypeError: there is no field of that name; the nearest is named.
+            ValueError: a value is out of range.
+        """
+        names = [field.name for field in fields(cls)]
+        for name in options:
+            if name not in names:
+                close = get_close_matches(name, names, 1)
+                nearest = f", did you mean {close[0]!r}?" if close else ""
+                raise TypeError(f"unknown option {name!r}{nearest}; there are {', '.join(names[1:])}")
+        for name, values in (("device", AskedDevice), ("precision", AskedPrecision)):
+            if options.get(name, "auto") not in get_args(values):
+                raise ValueError(f"{name} is {options[name]!r}; it may be {', '.join(get_args(values))}")
+        return cls(path=str(path), **options)
 
     @property
     def random(self) -> bool:
@@ -150,10 +174,10 @@ def model_directory(path: str) -> str:
     if (place / "model" / "config.json").exists():
         return str(place / "model")
     if (place / "config.yaml").exists():
-        raise ValueError(
-            f"{path!r} is a run directory without a model: the run has not ended; finish it with "
-            f"`treeward resume {path}`, or name another"
-        )
+        ended = any((place / name).exists() for name in ENDED)
+        resume = f"it has not ended; finish it with `treeward resume {path}`, or name another"
+        why = "it made none; name another" if ended else resume
+        raise ValueError(f"{path!r} is the directory of a run without a model: {why}")
     return path
 
 
@@ -172,7 +196,9 @@ def load_tokenizer(config: ModelConfig) -> Tokenizer:
         ValueError: there is none at that place.
     """
     path = config.tokenizer or config.path
-    return world.tokenizer() if path == "world" else _ask(path, "tokenizer", AutoTokenizer)
+    if path == "world":
+        return world.tokenizer()
+    return _ask(path, "tokenizer", AutoTokenizer, "model.tokenizer" if config.tokenizer else "model.path")
 
 
 def own_tokenizer(config: ModelConfig) -> Tokenizer | None:
@@ -187,6 +213,19 @@ def own_tokenizer(config: ModelConfig) -> Tokenizer | None:
     except ValueError as problem:
         log.warning("the tokenizer %r is not compared with the model's own: %s", config.tokenizer, problem)
         return None
+
+
+def head_of_config(path: str) -> str | None:
+    """How the model's class ends by its config.json: ForCausalLM, ForSequenceClassification; None without one.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    file = Path(model_directory(path)).expanduser() / "config.json"
+    names = description(file).get("architectures") if file.is_file() else None
+    first = names[0] if isinstance(names, list) and names else ""
+    ending = re.search(r"For[A-Z]\w*$", first if isinstance(first, str) else "")
+    return ending[0] if ending else None
 
 
 def name_special_ids(module: Any, tokenizer: Tokenizer) -> None:
@@ -248,34 +287,28 @@ def description(file: Path) -> dict[str, Any]:
     return value
 
 
-def architectures(path: str) -> list[str]:
-    """The classes that a local directory's config.json names; none without one.
+def _ask(path: str, what: str, source: Any, field: str = "model.path", **named: Any) -> Any:
+    """What `source.from_pretrained` gives for a local directory, else for a hub id; code that lies there is never run.
 
-    Raises:
-        ValueError: the file is damaged.
+    `field` is what the user set, for messages.
     """
-    file = Path(model_directory(path)).expanduser() / "config.json"
-    names = description(file).get("architectures") if file.is_file() else None
-    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
-
-
-def _ask(path: str, what: str, source: Any, **named: Any) -> Any:
-    """What `source.from_pretrained` finds in a local directory, else on the hub; code that lies there is never run."""
     path = model_directory(path)
     local = Path(path).expanduser()
+    if local.is_file():
+        raise ValueError(f"{field} {path!r} is a file; name the directory that holds it, or a hub id")
     if local.is_dir():
-        _check_directory(local, path, what)
+        _check_directory(local, path, what, field)
         path, named = str(local), named | {"local_files_only": True}
     elif local.exists() or not is_id(path):
-        raise ValueError(f"model.path {path!r} is not a directory")
+        raise ValueError(f"{field} {path!r} is not a directory")
     elif not reachable():
         named |= {"local_files_only": True}
     absent = not local.is_dir() and bool(named.get("local_files_only"))
-    return _tried(path, what, lambda: source.from_pretrained(path, trust_remote_code=False, **named), absent)
+    return _tried(path, what, lambda: source.from_pretrained(path, trust_remote_code=False, **named), field, absent)
 
 
-def _tried(path: str, what: str, call: Callable[[], Any], absent: bool = False) -> Any:
-    """What a call into transformers gives; whatever it raises for damaged files is told in one line.
+def _tried(path: str, what: str, call: Callable[[], Any], field: str = "model.path", absent: bool = False) -> Any:
+    """What a call into transformers gives; whatever it raises for damaged files is reported in one line.
 
     `absent`: the path is a hub id and the hub cannot be reached.
     """
@@ -287,13 +320,13 @@ def _tried(path: str, what: str, call: Callable[[], Any], absent: bool = False) 
             raise
         if absent:
             raise ValueError(
-                f"{path!r} is not a directory here, and as a hub id its {what} is not on this machine and the hub "
-                "cannot be reached; give a local directory or 'world'"
+                f"{field} {path!r} is not a directory here, and as a hub id its {what} is not on this machine and the "
+                "hub cannot be reached; give a local directory or 'world'"
             ) from None
         raise ValueError(f"the {what} of {path!r} cannot be loaded ({_line(problem)})") from None
 
 
-def _check_directory(local: Path, path: str, what: str) -> None:
+def _check_directory(local: Path, path: str, what: str, field: str) -> None:
     """Refuse a model directory that lacks a file, holds a damaged description, or points outside itself."""
     if not (local / "config.json").exists() and (local / "adapter_config.json").exists():
         raise ValueError(
@@ -305,8 +338,9 @@ def _check_directory(local: Path, path: str, what: str) -> None:
             "from config.json"
         )
     if what == "tokenizer" and not has_tokenizer(local):
-        missing = "" if (local / "config.json").exists() else " and no config.json, so it is not a model directory"
-        raise ValueError(f"{path!r} holds no tokenizer{missing}; name one with model.tokenizer")
+        model = field == "model.tokenizer" or (local / "config.json").exists()
+        missing = "" if model else " and no config.json, so it is not a model directory"
+        raise ValueError(f"{field} {path!r} holds no tokenizer{missing}; name one with model.tokenizer")
     if what != "tokenizer" and not (local / "config.json").exists():
         raise ValueError(f"model.path {path!r} holds no config.json, so it is not a model directory")
     descriptions = {name: description(local / name) for name in DESCRIPTIONS if (local / name).is_file()}

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from treeward.data.render import Tokenizer, end_id, token_tree
 from treeward.maths.logprobs import sum_by_branch
 from treeward.models import adapters, artifact, vocabulary
-from treeward.models.loading import ModelConfig, load, seeded
+from treeward.models.loading import CLASSIFIER, ModelConfig, head_of_config, load, seeded
 from treeward.trees.forest import Forest
 from treeward.trees.forward import TreeLM
 from treeward.trees.text import Tree
@@ -34,14 +34,14 @@ class Policy:
         """The budgets of the data that it was trained with, where a run trained it."""
 
     @classmethod
-    def load(cls, path: str, *, seed: int = 0, **options: Any) -> "Policy":
+    def load(cls, path: str | Path, *, seed: int = 0, **options: Any) -> "Policy":
         """Load a directory (what `save` wrote, or a run's), a hub id or "world"; `options` are the fields of
         `ModelConfig` (precision, device, ...).
 
         Raises:
             ValueError: nothing loadable is there, or the tokenizer is another model's or has no end token.
         """
-        return cls.trained(ModelConfig(path=path, **options), seed)
+        return cls.trained(ModelConfig.of(path, options), seed)
 
     @classmethod
     def trained(cls, config: ModelConfig, seed: int = 0) -> "Policy":
@@ -55,7 +55,12 @@ class Policy:
         """The policy that a run's `model` section describes; `seed` draws random weights.
 
         Whether its tokenizer is the model's own is left to the checks before the first step (F09).
+
+        Raises:
+            ValueError: nothing loadable is there, it is a reward model, or its tokenizer has no end token.
         """
+        if not config.random and head_of_config(config.path) == CLASSIFIER:
+            raise ValueError(f"model.path {config.path!r} is a reward model or classifier; name a policy")
         loaded = load(config, AutoModelForCausalLM, seed)
         vocabulary.check_end(config, loaded.tokenizer, loaded.module)
         if config.random and config.tokenizer is not None:
@@ -90,8 +95,11 @@ class Policy:
 
         `load` reads it. With LoRA the adapter goes to `adapter_directory` in peft's layout, by default
         `directory/adapter`.
+
+        Raises:
+            ValueError: a file stands at that place.
         """
-        directory = Path(directory)
+        directory = adapters.directory_for(directory)
         adapters.save(self.adapter, self.tree.module, directory, adapter_directory)
         self.tokenizer.save_pretrained(directory)
         artifact.write_policy(directory, self.tokenizer, self.budgets)

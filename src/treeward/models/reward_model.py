@@ -39,7 +39,7 @@ class RewardModel:
         """The budgets of the data that it was trained with, where a run trained it."""
 
     @classmethod
-    def load(cls, path: str, *, seed: int = 0, **options: Any) -> "RewardModel":
+    def load(cls, path: str | Path, *, seed: int = 0, **options: Any) -> "RewardModel":
         """Load a trained reward model from a directory (what `save` wrote, or a run's) or a hub id; `options` are the
         fields of `ModelConfig`.
 
@@ -47,7 +47,7 @@ class RewardModel:
             ValueError: nothing loadable is there, it has no trained head, or the tokenizer is not the one it was
                 trained with.
         """
-        return cls.trained(ModelConfig(path=path, **options), seed)
+        return cls.trained(ModelConfig.of(path, options), seed)
 
     @classmethod
     def trained(cls, config: ModelConfig, seed: int = 0) -> "RewardModel":
@@ -55,7 +55,8 @@ class RewardModel:
         model = cls.from_config(config, seed)
         if not model.awake:
             raise ValueError(f"model.path {config.path!r} has no trained head; train one with `treeward reward`")
-        vocabulary.refuse_foreign(config, model.tokenizer, model.tree.module)
+        if config.tokenizer is not None:
+            vocabulary.refuse_foreign(config, model.tokenizer, model.tree.module)
         return model
 
     @classmethod
@@ -134,7 +135,9 @@ class RewardModel:
             ValueError: the head is a scalar, or a path is longer than the model's positions.
         """
         if isinstance(self.head, Scalar):
-            raise ValueError("this reward model has a scalar head and no distribution; train one with --head.kind")
+            raise ValueError(
+                "this reward model has a scalar head and no distribution; train one with another head.kind"
+            )
         found = self.head.log_probs(self.outputs(trees)).exp()
         return found[:, 0] if found.shape[1] == 1 else found
 
@@ -150,8 +153,11 @@ class RewardModel:
 
         The saved tokenizer pads with the model's own pad id, which never ends a response. With LoRA the adapter goes to
         `adapter_directory` in peft's layout, by default `directory/adapter`.
+
+        Raises:
+            ValueError: a file stands at that place.
         """
-        directory = Path(directory)
+        directory = adapters.directory_for(directory)
         adapters.save(self.adapter, self.tree.module, directory, adapter_directory)
         tokenizer = copy.deepcopy(self.tokenizer)
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding_id(self.tokenizer))

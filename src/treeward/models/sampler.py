@@ -327,7 +327,7 @@ def _check_finite(logps: Sequence[Float[Tensor, "N"]]) -> None:
     if not bool(torch.stack(list(logps)).isfinite().all()):
         raise FloatingPointError(
             "the policy's logits are NaN or infinite, so nothing can be sampled: its weights are broken, or products "
-            "overflow (try --model.precision fp32)"
+            "overflow (try model.precision fp32)"
         )
 
 

@@ -116,4 +116,4 @@ def _size(base: sqlite3.Connection) -> int:
     return int(base.execute("SELECT COALESCE(SUM(LENGTH(logps)), 0) FROM entries").fetchone()[0])
 
 
-MEND = "name another with --anchor.store PATH, switch it off with --anchor.store off, or delete it"
+MEND = "name another with anchor.store, switch it off by setting anchor.store to off, or delete it"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from treeward.data.render import Tokenizer, decode
 from treeward.models import artifact
-from treeward.models.loading import ModelConfig, architectures, load_tokenizer, model_directory
+from treeward.models.loading import CLASSIFIER, ModelConfig, head_of_config, load_tokenizer, model_directory
 from treeward.models.reward_model import RewardModel
 from treeward.rewards.classifier import Classifier
 from treeward.rewards.gold import Gold
@@ -112,6 +112,6 @@ def _is_classifier(path: str) -> bool:
     """A local sequence classifier that no reward model was saved as, and whose tokenizer knows no chats."""
     if artifact.read_reward(path) is not None:
         return False
-    if not any(name.endswith("SequenceClassification") for name in architectures(path)):
+    if head_of_config(path) != CLASSIFIER:
         return False
     return not load_tokenizer(ModelConfig(path=path)).chat_template

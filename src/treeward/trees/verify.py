@@ -82,7 +82,7 @@ def verify(model: TreeModule, trees: Sequence[TokenTree], budget: int | None = N
         raise ValueError(
             f"{type(model.module).__name__}: the layout {result.backend!r} deviates from plain calls by "
             f"{result.value_deviation:.3g} (limit {VALUE_LIMIT}), gradients by {result.gradient_deviation:.3g} "
-            f"(limit {GRADIENT_LIMIT}); use --model.backend auto, or another model class"
+            f"(limit {GRADIENT_LIMIT}); set model.backend to auto, or use another model class"
         )
     if result.fallback and result.fallback != model.fallback:
         log.info("one row a branch: %s", result.fallback)
