@@ -1,7 +1,6 @@
 """`treeward pairs`: what it writes, what it counts, that it resumes, and that its data trains."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from treeward.models.policy import Policy
 from treeward.models.sampler import Noise, ScriptedSampler
 from treeward.proof.checks import ChecksFailed
 from treeward.rewards.scorers import Gold
+from treeward.trees.tokens import TokenTree
 
 TOKENIZER = world.tokenizer()
 
