@@ -149,7 +149,7 @@ def test_gradient_checkpointing_recomputes_in_a_training_step(family: str, tiny:
         if checkpointed:
             model.module.gradient_checkpointing_enable({"use_reentrant": False})
         layer = model.module.base_model.layers[0] if family == "llama" else model.module.transformer.h[0]
-        layer.mlp.register_forward_hook(lambda *_, which=checkpointed: calls.append(which))
+        layer.mlp.register_forward_pre_hook(lambda *_, which=checkpointed: calls.append(which))
         with model.training_mode():
             model(forest).sum().backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
