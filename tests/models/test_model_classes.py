@@ -176,7 +176,9 @@ def test_classifiers_that_pool_by_themselves_are_reward_models(name: str, grow: 
         ("AutoModelForSequenceClassification", "FNetConfig", {**HEADS, "num_labels": 1}, "deviates from plain calls"),
     ],
 )  # fmt: skip
-def test_what_cannot_work_is_refused_in_one_line(auto: str, config: str, fields: Fields, said: str, grow: Build) -> None:
+def test_what_cannot_work_is_refused_in_one_line(
+    auto: str, config: str, fields: Fields, said: str, grow: Build
+) -> None:
     kind = TreeLM if auto == "AutoModelForCausalLM" else TreeScorer
     model = kind(build(getattr(transformers, auto), config, fields))
     with pytest.raises(ValueError, match=said) as refused:
