@@ -22,6 +22,7 @@ from treeward.models.policy import Policy
 from treeward.models.sampler import Noise, ScriptedSampler
 from treeward.proof.checks import ChecksFailed
 from treeward.rewards.scorers import Gold
+from treeward.trees.tokens import TokenTree
 
 TOKENIZER = world.tokenizer()
 

@@ -124,10 +124,9 @@ def test_noise_depends_on_everything_that_is_named_and_on_its_place_alone() -> N
     first = Noise(1).uniforms("row", 0, 64)
     assert (Noise(1).uniforms("row", 0, 7) == first[:7]).all()
     others = [
-        Noise(2).uniforms("row", 0, 64), Noise(1, member=1).uniforms("row", 0, 64), Noise(1, step=1).uniforms("row", 0, 64),
+        *(noise.uniforms("row", 0, 64) for noise in (Noise(2), Noise(1, member=1), Noise(1, step=1))),
         Noise(1).uniforms("other", 0, 64), Noise(1).uniforms("row", 1, 64), first[1:],
     ]  # fmt: skip
-    assert all(len(set(first[: len(other)]) & set(other)) <= 63 * (other is others[-1]) for other in others)
     assert all((first[: len(other)] != other).all() for other in others)
     assert first.min() >= 0
     assert first.max() < 1

@@ -4,13 +4,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
+import transformers
 
 from treeward.models.device import choose_device, choose_precision
 from treeward.models.loading import ModelConfig
 from treeward.models.policy import Policy
 from treeward.models.weights import fingerprint, movement, set_dropout, snapshot, trainable
+from treeward.trees.forest import plant
+from treeward.trees.forward import TreeLM
 
 Build = Callable[..., Any]
 
@@ -94,6 +98,63 @@ def test_a_loaded_policy_has_no_dropout_unless_asked_for(policy: Build, tmp_path
     assert torch.equal(*forward_twice(quiet))
     loud = Policy.load(path, device="cpu", dropout=0.2).tree.module.train()
     assert not torch.equal(*forward_twice(loud))
+
+
+def test_a_training_step_runs_in_eval_mode_unless_dropout_is_asked_for(policy: Build, tmp_path: Path) -> None:
+    policy("gpt2").save(tmp_path)
+    path = str(tmp_path / "model")
+    quiet, loud = (Policy.load(path, device="cpu", dropout=share).tree for share in (0.0, 0.2))
+    with quiet.training_mode(), loud.training_mode():
+        assert not any(part.training for part in quiet.modules())
+        assert torch.equal(*forward_twice(quiet.module))
+        assert not torch.equal(*forward_twice(loud.module))
+    with loud.training_mode(dropout=False):
+        assert torch.equal(*forward_twice(loud.module))
+    assert not any(part.training for part in loud.modules())
+
+
+def test_asked_dropout_does_not_wake_other_noise() -> None:
+    config = transformers.MixtralConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=64, num_local_experts=2, router_jitter_noise=0.5,
+    )  # fmt: skip
+    model = TreeLM(transformers.AutoModelForCausalLM.from_config(config), dropout=0.1)
+    set_dropout(model.module, 0.1)
+    with model.training_mode():
+        states = {type(part).__name__: part.training for part in model.modules()}
+    assert states["MixtralAttention"]
+    assert not states["MixtralSparseMoeBlock"]
+
+
+def test_an_adapters_own_dropout_counts_as_asked_for(tiny: Build) -> None:
+    module = tiny("gpt2")
+    adapter = peft.get_peft_model(module, peft.LoraConfig(lora_dropout=0.5, init_lora_weights=False))
+    model = TreeLM(module)
+    with model.training_mode():
+        noisy = {name for name, part in model.named_modules() if part.training}
+        assert not torch.equal(*forward_twice(module))
+    assert noisy
+    assert all("c_attn" in name and not name.endswith("base_layer") for name in noisy)
+    with model.training_mode(dropout=False):
+        assert torch.equal(*forward_twice(module))
+    assert adapter is not None
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_gradient_checkpointing_recomputes_in_a_training_step(family: str, tiny: Build, grow: Build) -> None:
+    forest, gradients, calls = plant(grow(2)), [], []
+    for checkpointed in (False, True):
+        model = TreeLM(tiny(family), backend="tree")
+        model.backend = "tree"
+        if checkpointed:
+            model.module.gradient_checkpointing_enable({"use_reentrant": False})
+        layer = model.module.base_model.layers[0] if family == "llama" else model.module.transformer.h[0]
+        layer.mlp.register_forward_pre_hook(lambda *_, which=checkpointed: calls.append(which))
+        with model.training_mode():
+            model(forest).sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    assert calls == [False, True, True]
+    assert torch.equal(*gradients)
 
 
 @pytest.mark.parametrize("dropout", [-0.1, 1.0])

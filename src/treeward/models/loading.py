@@ -68,7 +68,8 @@ class ModelConfig:
     backend: Literal["auto", "tree", "rows"] = "auto"
     """The layout of the forward pass; auto takes the tree where it equals plain calls."""
     dropout: float = 0.0
-    """Dropout while training; 0 unless asked for, and always 0 when log-probabilities are compared."""
+    """Dropout while training; 0 unless asked for, and always 0 when log-probabilities are compared. At 0 training runs
+    in eval mode, so that no other noise of train mode acts either."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     config: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,177 @@
+"""Faults planted in sampling: the log-probabilities that are recorded must be those of the same ids (I09)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from treeward.cli.main import run
+from treeward.data import world
+from treeward.jobs import tasks
+from treeward.models import sampler
+from treeward.models.policy import Policy
+from treeward.models.sampler import DecodeSampler, Noise
+from treeward.proof import identities
+from treeward.trees.forward import TreeLM
+from treeward.trees.tokens import TokenTree
+
+Patch = pytest.MonkeyPatch
+PROMPTS = [TokenTree((5, 9, 30, 17), (), "a"), TokenTree((40, 41, 42, 43), (), "b"), TokenTree((7, 8), (), "c")]
+DPO = ["dpo", "--data.source", "world:400", "--data.test", "0.2", "--steps", "2", "--batch-size", "16", "--lr", "1e-3",
+       "--model.device", "cpu", "--anchor.store", "off", "--require", "any", "--evaluation.scorer", "gold",
+       "--evaluation.prompts", "12", "--evaluation.samples", "2", "--evaluation.max-new-tokens", "6"]  # fmt: skip
+
+
+def bamba() -> Policy:
+    """A model whose class counts positions from 0 again at every decoding step unless they are passed."""
+    config = transformers.BambaConfig(
+        vocab_size=91, hidden_size=32, num_hidden_layers=2, intermediate_size=64, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256, mamba_n_heads=8, mamba_d_head=8, mamba_d_state=8,
+        mamba_n_groups=2, mamba_chunk_size=16, attn_layer_indices=[1], initializer_range=0.3,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return Policy(TreeLM(module), world.tokenizer())
+
+
+def i09(policy: Policy) -> Any:
+    rollout = DecodeSampler.of(policy, 16)(PROMPTS, 4, Noise(0))
+    (check,) = identities.sampled_rollout(policy, rollout)
+    return check
+
+
+def no_positions(patch: Patch) -> None:
+    patch.setattr(sampler, "_positions", lambda rows: {})
+
+
+def test_f71_positions_are_passed_in_every_step() -> None:
+    policy = bamba()
+    check = i09(policy)
+    assert policy.tree.cache == "past_key_values"
+    assert (check.id, check.passed) == ("I09", True)
+
+
+def test_f71_a_cache_at_wrong_positions_is_not_used(monkeypatch: Patch) -> None:
+    no_positions(monkeypatch)
+    policy = bamba()
+    assert i09(policy).passed
+    assert policy.tree.cache == ""
+
+
+def test_f71_sampling_at_wrong_positions_fails(monkeypatch: Patch) -> None:
+    no_positions(monkeypatch)
+    policy = bamba()
+    policy.tree.cache = "past_key_values"
+    check = i09(policy)
+    assert not check.passed
+    assert check.value > 0.05
+    assert "F71" in check.guards
+
+
+def test_f33_samples_of_other_weights_fail() -> None:
+    policy, stale = bamba(), bamba()
+    rollout = DecodeSampler.of(stale, 8)(PROMPTS, 2, Noise(0))
+    assert all(check.passed for check in identities.sampled_rollout(policy, rollout))
+    with torch.no_grad():
+        next(policy.tree.parameters()).add_(0.02)
+    assert not all(check.passed for check in identities.sampled_rollout(policy, rollout))
+
+
+def test_the_limits_are_those_of_the_precision() -> None:
+    import numpy as np
+
+    lengths = np.array([10.0, 30.0])
+
+    def passed(mean: float, most: float, precision: Any) -> bool | None:
+        return identities.sampled(np.array([0.0, mean * 4 / 3]), np.array([0.0, most]), lengths, precision).passed
+
+    assert passed(0.9e-4, 0.9e-4, "fp32")
+    assert not passed(1e-5, 1.1e-4, "fp32")
+    assert passed(0.9e-2, 0.09, "bf16")
+    assert not passed(1.1e-2, 0.09, "bf16")
+    assert not passed(0.9e-2, 0.11, "bf16")
+    assert not passed(float("nan"), float("nan"), "fp32")
+
+
+def misrecorded(patch: Patch) -> None:
+    """F31: what is recorded is the log-probability under another distribution than the policy's."""
+    honest = sampler.token_logps
+    patch.setattr(sampler, "token_logps", lambda *given: honest(*given) + 1e-3)
+
+
+def receipt_of(path: Path) -> Any:
+    return json.loads((path / "receipt.json").read_text())
+
+
+def i09s(path: Path) -> list[tuple[str, bool]]:
+    return [(c["stage"], c["passed"]) for c in receipt_of(path)["checks"] if c["id"] == "I09"]
+
+
+def test_f31_a_start_that_is_not_what_was_sampled_stops_before_the_first_step(
+    tmp_path: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*DPO, "--out", str(tmp_path / "clean")]) == 0
+    assert i09s(tmp_path / "clean") == [("before", True), ("after", True)]
+    misrecorded(monkeypatch)
+    assert run([*DPO, "--out", str(tmp_path / "planted")]) == 2
+    assert "I09" in capsys.readouterr().err
+    assert not (tmp_path / "planted").exists()
+
+
+def test_f31_samples_after_training_that_are_not_the_policys_are_broken(tmp_path: Path, monkeypatch: Patch) -> None:
+    honest = tasks.DPOTask.steps
+
+    def steps(self: Any, *given: Any) -> Any:
+        yield from honest(self, *given)
+        misrecorded(monkeypatch)
+
+    monkeypatch.setattr(tasks.DPOTask, "steps", steps)
+    assert run([*DPO, "--out", str(tmp_path / "run")]) == 4
+    assert i09s(tmp_path / "run") == [("before", True), ("after", False)]
+    assert receipt_of(tmp_path / "run")["reason"].startswith("I09 FAILED")
+
+
+def commands(model: Path, out: Path) -> dict[str, list[str]]:
+    return {
+        "pairs": ["pairs", "--model.path", str(model), "--data.source", "world:40", "--samples", "3",
+                  "--max-new-tokens", "6", "--skip-check", "[I17]", "--out", str(out)],
+        "evaluate": ["evaluate", "--model.path", str(model), "--data.source", "world:40", "--data.test", "0.5",
+                     "--evaluation.scorer", "gold", "--evaluation.max-new-tokens", "6", "--out", str(out)],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["pairs", "evaluate"])
+def test_f31_pairs_and_evaluate_count_nothing_that_is_not_the_policys(
+    command: str, tmp_path: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Policy.load("world").save(tmp_path / "start")
+    start = tmp_path / "start" / "model"
+    assert run(commands(start, tmp_path / "clean")[command]) == 0
+    said = capsys.readouterr()
+    misrecorded(monkeypatch)
+    assert run(commands(start, tmp_path / "planted")[command]) == 2
+    assert "I09" in capsys.readouterr().err
+    assert not (tmp_path / "planted").exists()
+    if command == "pairs":
+        checks = json.loads((tmp_path / "clean" / "report.json").read_text())["checks"]
+        assert next((c["id"], c["passed"]) for c in checks) == ("I09", True)
+    else:
+        assert "I09 passed" in said.out
+
+
+@pytest.mark.parametrize("ends", [2, [2], [2, 20], [20, 2]])
+def test_f69_every_end_id_of_the_generation_config_ends_a_response(ends: Any) -> None:
+    """Of a policy that ends with either of two ids, hardly a response is called cut."""
+    policy = Policy.load("world")
+    module: Any = policy.tree.module
+    often = torch.nn.functional.one_hot(torch.tensor(20), 91) * 6.0
+    module.get_output_embeddings().register_forward_hook(lambda layer, inputs, logits: logits + often)
+    module.generation_config.eos_token_id = ends
+    (tree,) = DecodeSampler.of(policy, 12)([TokenTree((1, 5), (), "a")], 100, Noise(0)).trees
+    stopped = sum(branch[-1] in policy.end_ids for branch in tree.branches)
+    assert stopped > 90 if 20 in policy.end_ids else stopped < 50
+    assert not any(token in policy.end_ids for branch in tree.branches for token in branch[:-1])
