@@ -27,7 +27,7 @@ def stated(n: int, sharpen: float, seed: int) -> NDArray[np.float64]:
 
 
 def test_f73_a_calibrated_model_is_not_given_an_error_with_an_interval_above_zero() -> None:
-    """n=225: the bootstrap printed "0.057 to 0.141" for right probabilities. A third of the log-odds too much is found."""
+    """n=225: the bootstrap printed "0.057 to 0.141" for right probabilities. Three times the log-odds are found."""
     sound, wrong = (calibration_facts(Table(prompts(225), {"p": stated(225, s, 3)}))["ece"] for s in (1.0, 3.0))
     assert "low" not in sound
     assert sound["value"] < sound["plug_in"] / 2
