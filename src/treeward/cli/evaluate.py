@@ -5,7 +5,7 @@ from typing import Any
 
 from treeward.cli.parse import parse
 from treeward.cli.training import field_lines, interval, overridden
-from treeward.evaluation.tables import known, metric
+from treeward.evaluation.tables import metric
 from treeward.jobs import settings
 from treeward.jobs.evaluate import EvaluateRun, evaluate
 
@@ -18,10 +18,14 @@ def run(verb: str, arguments: Sequence[str]) -> int:
         return 0
     done = evaluate(settings.build(EvaluateRun, overridden(words)))
     for name, facts in done.figures.items():
-        print(f"{name:<10} {interval(facts)}, n={facts['n']}; {meaning(name)}")
+        if name == "ece":
+            print(f"{name:<10} {calibration_error(facts)}")
+            continue
+        print(f"{name:<10} {interval(facts)}, n={facts['n']}; {metric(name).meaning}")
         if "difference" in facts:
             gap = facts["difference"]
-            least = f"least visible {gap['minimum_detectable']:.2g}"
+            least = gap["minimum_detectable"]
+            least = f"least visible {'unknown' if least is None else f'{least:.2g}'}"
             print(f"{'':<10} against the other {interval(gap)}, p={gap['p']:.2g} ({gap['test']}), {least}")
     print("\n".join(summary(done.against)), end="\n" if done.against else "")
     for check in done.checks:
@@ -51,6 +55,10 @@ def summary(against: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def meaning(name: str) -> str:
-    """What a figure is, in words."""
-    return metric(name).meaning if known(name) else "expected calibration error, ten bins of equal mass"
+def calibration_error(facts: Mapping[str, Any]) -> str:
+    """The expected calibration error beside what exactly right probabilities would show."""
+    return (
+        f"{facts['value']:.4g} without what chance adds ({facts['plug_in']:.4g} with it; exactly right probabilities "
+        f"would show {facts['expected_if_exact']:.4g}), test of calibration p={facts['p']:.2g}, n={facts['n']}; "
+        "expected calibration error, ten bins of equal mass"
+    )

@@ -5,6 +5,7 @@ passed and every guard held. A failed check is `broken`; a guard that did not ho
 asked, and what it learned is not good.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -48,9 +49,8 @@ def decide(
     if fallen:
         return Verdict("worse", str(fallen[0]))
     d, name = main.difference, main.metric.name
-    change = (
-        f"{name} {main.before.value:.4g} -> {main.after.value:.4g}, change {d.value:+.3g} [{d.low:+.3g}, {d.high:+.3g}]"
-    )
+    interval = "" if math.isnan(d.low) else f" [{d.low:+.3g}, {d.high:+.3g}]"
+    change = f"{name} {main.before.value:.4g} -> {main.after.value:.4g}, change {d.value:+.3g}{interval}"
     alone = name == "score" and scorer is not None and not any(check.id == "F32" for check in checks)
     change += f", n={main.after.n}{f', by {scorer} alone' if alone else ''}"
     if half is not None and half.value < 0 and half.p < BELOW_HALF and main.outcome != "worse":
@@ -59,5 +59,7 @@ def decide(
         said = f"{rule.before.value:.3g} against {rule.after.value:.3g}, p={rule.difference.p:.2g}"
         return Verdict("no detectable change", f"{change}, but not above the length rule ({said}; F16)")
     if main.outcome == "no detectable change":
+        if math.isnan(d.minimum_detectable):
+            return Verdict(main.outcome, f"{change}; all values are alike, so what other prompts would show is unknown")
         return Verdict(main.outcome, f"{change}; this n shows differences from {d.minimum_detectable:.3g}")
     return Verdict(main.outcome, change)
