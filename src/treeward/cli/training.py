@@ -1,5 +1,6 @@
 """`treeward sft | reward | dpo [RECIPE] [--key value ...]` and `treeward resume RUN`."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -175,8 +176,9 @@ def show_members(found: Ensembled) -> int:
 
 
 def interval(facts: dict[str, Any]) -> str:
-    """A value with its 95 % interval; a dash for a bound that n = 1 cannot give."""
-    low, high = ("–" if facts[bound] is None else f"{facts[bound]:.4g}" for bound in ("low", "high"))
+    """A value with its 95 % interval; a dash for a bound of which nothing is known."""
+    bounds = (facts["low"], facts["high"])
+    low, high = ("–" if bound is None or math.isnan(bound) else f"{bound:.4g}" for bound in bounds)
     return f"{facts['value']:.4g} [{low}, {high}]"
 
 
