@@ -51,7 +51,7 @@ Figures = Mapping[str, Any]
 SEED = 0
 TABLES = 4_000
 ECE_TABLES = 1_000
-DIVERSITY_TABLES = 1_000
+DIVERSITY_TABLES = 500
 ROUNDING = 1e-12
 LEAST = 0.93
 """A cell of 32 examples and more fails if its coverage is below this beyond chance (99 %)."""
@@ -237,7 +237,7 @@ def of_rank_correlation(rho: float, n: int) -> Scenario:
         y = rho * x + math.sqrt(1 - rho**2) * draw.standard_normal(n)
         return covered(6 / math.pi * math.asin(rho / 2), rank_correlation(x, y, prompts(n)))
 
-    return coverage("rank correlation", f"rho {rho:g}", n, once, tables=400)
+    return coverage("rank correlation", f"rho {rho:g}", n, once, tables=200)
 
 
 def of_best_of_n(n: int) -> Scenario:

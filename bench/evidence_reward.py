@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from treeward.data.floor import floor
 from treeward.data.prepare import prepare
 from treeward.jobs import settings
@@ -117,7 +119,8 @@ def floor_of(question: Question) -> str:
         part: [(tree.responses[0].text, tree.responses[1].text) for tree in texts[part]]
         for part in ("train", "test")
     }  # fmt: skip
-    found = floor(sides["train"], sides["test"])
+    _, groups = np.unique([tree.group for tree in texts["test"]], return_inverse=True)
+    found = floor(sides["train"], sides["test"], groups.tolist())
     return "–" if found is None else shown(vars(found.accuracy))
 
 

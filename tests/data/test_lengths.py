@@ -5,10 +5,12 @@ import math
 import numpy as np
 import pytest
 
-from treeward.data.lengths import Lengths, bars, describe, measure, quantiles
+from treeward.data.lengths import Lengths, bars, describe, longer_wins, measure, quantiles
 from treeward.trees.text import Tree
 
 NONE = np.full(4, math.nan)
+FOUR = np.arange(4)
+"""Four pairs of a prompt each."""
 COUNTED = Lengths(
     np.array([10, 64, 127, 128]),
     np.array([[70, 10], [128, 128], [64, 200], [5, 300]]),
@@ -17,7 +19,7 @@ COUNTED = Lengths(
 
 
 def test_shares_have_their_borders_at_64_and_127() -> None:
-    found = describe(COUNTED, NONE)
+    found = describe(COUNTED, NONE, FOUR)
     assert [found[f"prompt_share_{s}"] for s in ("under_64", "64_127", "over_127")] == [0.25, 0.5, 0.25]
     assert [found[f"chosen_share_{s}"] for s in ("under_64", "64_127", "over_127")] == [0.25, 0.5, 0.25]
     assert [found[f"share_{s}"] for s in ("under_64", "64_127", "over_127")] == [0.25, 0.25, 0.5]
@@ -27,7 +29,7 @@ def test_shares_have_their_borders_at_64_and_127() -> None:
 
 
 def test_what_a_limit_of_64_cuts() -> None:
-    found = describe(COUNTED, NONE, [64])
+    found = describe(COUNTED, NONE, FOUR, [64])
     expected = {
         "cut_prompts": 2, "cut_prompts_share": 0.5, "cut_responses": 5, "cut_responses_share": 0.625,
         "cut_chosen": 2, "cut_chosen_share": 0.5, "cut_rejected": 3, "cut_rejected_share": 0.75,
@@ -40,16 +42,29 @@ def test_what_a_limit_of_64_cuts() -> None:
 def test_length_and_preference_without_ratings() -> None:
     sides = np.array([[3, 1], [1, 3], [2, 2], [4, 2]])
     lengths = Lengths(np.ones(4, dtype=np.int64), sides, np.zeros(4, dtype=np.int64))
-    found = describe(lengths, NONE)
+    found = describe(lengths, NONE, FOUR)
     assert (found["longer_wins"], found["longer_wins_n"]) == (0.625, 4)
     assert (found["longer_wins_unequal"], found["longer_wins_unequal_n"]) == (pytest.approx(2 / 3), 3)
     assert found["length_correlation"] == pytest.approx(1 / math.sqrt(7.5 * 2))
     assert found["length_correlation_kind"].startswith("point-biserial")
 
 
+def test_f73_longer_wins_counts_prompts() -> None:
+    """Twelve prompts of ten pairs each, all of one kind: what is known is known of twelve. The ten pairs of the last
+    prompt count as much as one pair would."""
+    difference = np.repeat([1] * 7 + [-1] * 4 + [0], 10)
+    found = longer_wins(difference, np.repeat(np.arange(12), 10))
+    alone = longer_wins(difference[::10], np.arange(12))
+    assert (found["longer_wins"], found["longer_wins_n"], found["longer_wins_unequal_n"]) == (0.625, 12, 11)
+    assert found["longer_wins_high"] - found["longer_wins_low"] > 0.45
+    assert [found[f"longer_wins_{end}"] for end in ("low", "high")] == pytest.approx(
+        [alone[f"longer_wins_{end}"] for end in ("low", "high")]
+    )
+
+
 def test_constant_lengths_have_no_correlation() -> None:
     lengths = Lengths(np.ones(2, dtype=np.int64), np.full((2, 2), 3), np.zeros(2, dtype=np.int64))
-    found = describe(lengths, np.array([1.0, 2.0]))
+    found = describe(lengths, np.array([1.0, 2.0]), FOUR[:2])
     assert found["length_correlation"] is None
     assert (found["longer_wins"], found["longer_wins_unequal"], found["longer_wins_unequal_n"]) == (0.5, None, 0)
 

@@ -25,7 +25,7 @@ PAIRS: dict[str, Any] = {
     "scorer": "gold", "skip_check": ["I17"],
 }  # fmt: skip
 DPO: dict[str, Any] = {
-    "steps": 2, "batch_size": 16, "lr": 1e-3, "require": "any", "skip_check": ["F09", "F10"],
+    "steps": 2, "batch_size": 16, "lr": 1e-3, "require": "any", "skip_check": ["F09", "F10", "F48"],
     "evaluation": {"prompts": 4, "samples": 2, "max_new_tokens": 8}, "anchor": {"store": "off"},
 }  # fmt: skip
 

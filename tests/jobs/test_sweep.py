@@ -14,6 +14,7 @@ from treeward.models.anchor import Anchor
 
 SHORT: dict[str, Any] = {
     "data": {"source": "world:300", "test": 0.2}, "steps": 2, "batch_size": 16, "lr": 1e-3, "require": "any",
+    "skip_check": ["F48"],
     "model": {"config": {"num_hidden_layers": 1}, "device": "cpu"},
     "evaluation": {"prompts": 4, "samples": 2, "max_new_tokens": 8, "scorer": "gold"},
 }  # fmt: skip

@@ -47,7 +47,8 @@ def test_one_bin_by_its_closed_form() -> None:
 
 def stated(draw: np.random.Generator, n: int, sharpen: float = 1.0) -> Any:
     """P(chosen) of n pairs whose truth lies in [.5, 1), stated with `sharpen` times their log-odds."""
-    truth = np.maximum(*(lambda x: (x, 1 - x))(draw.beta(4, 2, n)))
+    truth = draw.beta(4, 2, n)
+    truth = np.maximum(truth, 1 - truth)
     right = draw.uniform(size=n) < truth
     said = 1 / (1 + ((1 - truth) / truth) ** sharpen)
     return np.where(right, said, 1 - said)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from treeward.maths import risk
 from treeward.maths.graded import HLGauss, OneHot, TwoHot, crps, marginal_entropy, pit, to_score
@@ -103,6 +104,21 @@ def test_pit_of_draws_from_the_stated_distribution_is_uniform() -> None:
     found = pit(logp, s, torch.rand(20_000, generator=draws, dtype=torch.float64))
     assert found.mean().item() == pytest.approx(0.5, abs=0.01)
     assert found.var().item() == pytest.approx(1 / 12, abs=0.003)
+
+
+def test_f73_pit_of_ratings_between_two_bins_is_uniform_for_a_calibrated_model() -> None:
+    """Ratings 3.25, 6.5 and 7.9 of 10: the model that states their two-hot distribution exactly has nothing to learn.
+    Rounding each rating to its nearest bin put all of the first into the lower three quarters."""
+    draws = torch.Generator().manual_seed(0)
+    s = torch.tensor([3.25, 6.5, 7.9]).double()[torch.randint(0, 3, (6_000,), generator=draws)]
+    logp = TwoHot()(s, 10).clamp(min=1e-30).log()
+    uniform = torch.rand(6_000, generator=draws, dtype=torch.float64)
+    for stated in (logp, TwoHot()(s, 10).mean(0).clamp(min=1e-30).log().expand(6_000, -1)):
+        found = pit(stated, s, uniform)
+        assert stats.kstest(found.numpy(), "uniform").pvalue > 0.01
+    for end in (1.0, 10.0):
+        at_end = pit(torch.full((4, 10), 0.1).double().log(), torch.full((4,), end).double(), uniform[:4])
+        assert at_end.tolist() == pytest.approx([(end - 1 + u) / 10 for u in uniform[:4].tolist()])
 
 
 def test_log_intervals_hold_where_the_plain_difference_is_zero() -> None:

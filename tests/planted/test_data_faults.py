@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from treeward.proof.checks import ChecksFailed, require
-from treeward.proof.data_checks import data_checks
+from treeward.proof.data_checks import data_checks, enough_groups
 from treeward.trees.tokens import TokenTree
 
 
@@ -126,8 +126,14 @@ def test_f16_two_bos(prepared: Any, policy: Any) -> None:
 
 
 def test_f48_too_few_groups(prepared: Any, policy: Any) -> None:
+    """The verdict of a sampled metric uses evaluation.prompts of the held-out groups; each way out is named."""
+    assert enough_groups(prepared, 30).passed
+    few_prompts = enough_groups(prepared, 2)
+    assert (few_prompts.id, few_prompts.passed, few_prompts.value) == ("F48", False, 2)
+    assert "2 show only differences above 2 standard deviations; raise evaluation.prompts, or" in few_prompts.detail
     prepared.parts["test"] = prepared.parts["test"][:2]
-    assert failed(prepared, policy.tokenizer) == {"F48"}
+    assert "raise data.test or data.limit, or" in enough_groups(prepared, 2).detail
+    assert "raise evaluation.prompts and raise data.test" in enough_groups(prepared, 1).detail
 
 
 def test_f12_a_row_without_a_scored_token_cannot_be_built() -> None:
@@ -137,12 +143,13 @@ def test_f12_a_row_without_a_scored_token_cannot_be_built() -> None:
 
 def test_all_failures_are_reported_together_and_accepted_by_id(prepared: Any, policy: Any) -> None:
     prepared.parts["test"] = prepared.train[:2]
-    checks = data_checks(prepared, policy.tokenizer, 91, "pairs")
+    checks = [*data_checks(prepared, policy.tokenizer, 91, "pairs"), enough_groups(prepared, 2)]
     with pytest.raises(ChecksFailed) as found:
         require(checks)
     assert {check.id for check in found.value.checks} == {"F04", "F48"}
     accepted = require(checks, ["F04", "F48"])
     assert {check.id for check in accepted if check.passed is None} == {"F04", "F48"}
+    assert {check.id for check in accepted if check.accepted} == {"F04", "F48"}
     with pytest.raises(ValueError, match="F99"):
         require(checks, ["F04", "F48", "F99"])
 

@@ -10,7 +10,7 @@ from treeward.data import world
 from treeward.models.policy import Policy
 
 ARGUMENTS = [
-    "sft", "world-sft", "--data.limit", "800", "--steps", "40", "--evaluation.prompts", "24",
+    "sft", "world-sft", "--data.limit", "800", "--steps", "40", "--evaluation.prompts", "30",
     "--evaluation.samples", "2", "--evaluation.max_new_tokens", "12",
     "--evaluation.metric", "score", "--evaluation.scorer", "count:the",
     "--evaluation.aa", "true",
@@ -52,7 +52,7 @@ def test_f24_a_policy_rewarded_for_one_word_alone_is_worse(rewarded: bool, tmp_p
         rows = [{**row, "chosen": " the" * (6 + number % 6)} for number, row in enumerate(rows)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ["dpo", "--model.path", str(tmp_path / "start" / "model"), "--data.source", str(tmp_path / "pairs.jsonl"),
-             "--steps", "30", "--lr", "3e-3", "--skip-check", "[F09]", "--evaluation.scorer", "count:the",
+             "--steps", "30", "--lr", "3e-3", "--skip-check", "[F09, F48]", "--evaluation.scorer", "count:the",
              "--evaluation.prompts", "12", "--evaluation.samples", "2", "--evaluation.max_new_tokens", "12",
              "--anchor.store", "off", "--require", "any", "--out", str(tmp_path / "run")]  # fmt: skip
     assert run(words) == 0

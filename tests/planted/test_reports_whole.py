@@ -89,7 +89,7 @@ def test_each_fault_of_dpo_on_generated_reviews_is_named(fault: str, tmp_path: P
 def gamed(path: Path) -> dict[str, Any]:
     """F32: the score counts one word, and a judge that training never used counts it against the review."""
     (path / "judge.py").write_text("def against(prompt, response):\n    return -response.split().count('the')\n")
-    return {"evaluation": {"scorer": "count:the", "judges": [f"{path / 'judge.py'}:against"], "prompts": 24}}
+    return {"evaluation": {"scorer": "count:the", "judges": [f"{path / 'judge.py'}:against"], "prompts": 32}}
 
 
 def test_f32_the_score_of_generated_reviews_rises_while_a_judge_falls(tmp_path: Path) -> None:

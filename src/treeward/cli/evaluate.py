@@ -20,10 +20,14 @@ def run(verb: str, arguments: Sequence[str]) -> int:
         return 0
     done = evaluate(settings.build(EvaluateRun, with_budgets(with_model(verb, overridden(only_options(verb, words))))))
     for name, facts in done.figures.items():
+        if name == "ece":
+            print(f"{name:<10} {calibration_error(facts)}")
+            continue
         print(f"{name:<10} {interval(facts)}, n={facts['n']}; {meaning(name)}")
         if "difference" in facts:
             gap = facts["difference"]
-            least = f"least visible {gap['minimum_detectable']:.2g}"
+            least = gap["minimum_detectable"]
+            least = f"least visible {'unknown' if least is None else f'{least:.2g}'}"
             told = f"{interval(gap, sign=True)}, {p_value(gap['p'], facts['n'])} ({gap['test']}), {least}"
             print(f"{'':<10} against the other {told}")
     print("\n".join(summary(done.against)), end="\n" if done.against else "")
@@ -52,3 +56,13 @@ def summary(against: Mapping[str, Any]) -> list[str]:
         covers = "covers" if facts["covers_zero"] else "does not cover"
         found.append(f"the start against itself, {name}: {interval(facts)}, {covers} zero")
     return found
+
+
+def calibration_error(facts: Mapping[str, Any]) -> str:
+    """The expected calibration error beside what exactly right probabilities would show."""
+    return (
+        f"{facts['value']:.4g} without what chance adds ({facts['plug_in']:.4g} with it; exactly right probabilities "
+        f"would show {facts['expected_if_exact']:.4g}), test of calibration {p_value(facts['p'], facts['n'])}, "
+        f"n={facts['n']}; "
+        "expected calibration error, ten bins of equal mass"
+    )

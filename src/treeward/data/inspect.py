@@ -136,13 +136,13 @@ def inspect(
     for name, tokenizer in (tokenizers or {WORDS: None}).items():
         lengths = measure(progress(trees, f"tokens of {name}"), BRANCHES[gathered.purpose], tokenizer, embedding_rows)
         tokens.append({"tokenizer": name, **_vocabulary(tokenizer, lengths, embedding_rows),
-                       **describe(lengths, gaps, budgets)})  # fmt: skip
+                       **describe(lengths, gaps, seen.groups, budgets)})  # fmt: skip
         histograms[name] = bars_of(lengths)
-    characters = longer_wins(seen.characters, "longer_wins_characters") if len(seen.characters) else {}
+    characters = longer_wins(seen.characters, seen.groups, "longer_wins_characters") if len(seen.characters) else {}
     return Inspection(
         config, gathered.format, gathered.purpose, gathered.layout, gathered.unread,
         _counts(gathered, seen.contradictions), _ratings(gaps), characters,
-        floor(seen.texts["train"], seen.held_out), tuple(tokens), histograms,
+        floor(seen.texts["train"], *seen.held_out), tuple(tokens), histograms,
     )  # fmt: skip
 
 
@@ -172,36 +172,47 @@ def _counts(found: Gathered, contradictions: int) -> Counts:
 
 @dataclass(frozen=True)
 class Glance:
-    """What one pass over the pairs says: rating gaps and length differences in characters by pair, how many are there
-    in both orders, and the texts that the word floor is fitted to and measured on, FLOOR_PAIRS of each at most.
+    """What one pass over the pairs says: rating gaps, length differences in characters and the prompt's number by pair,
+    how many are there in both orders, and the texts that the word floor is fitted to and measured on, FLOOR_PAIRS of
+    each at most, with their prompts' numbers.
     """
 
     gaps: Floats
     characters: Ints
+    groups: Ints
     contradictions: int
     texts: Mapping[Part, list[tuple[str, str]]]
+    text_groups: Mapping[Part, list[int]]
 
     @property
-    def held_out(self) -> list[tuple[str, str]]:
-        """The test part's texts, else the validation part's."""
-        return self.texts["test"] or self.texts["validation"]
+    def held_out(self) -> tuple[list[tuple[str, str]], list[int]]:
+        """The test part's texts with their prompts' numbers, else the validation part's."""
+        part: Part = "test" if self.texts["test"] else "validation"
+        return self.texts[part], self.text_groups[part]
 
 
 def glance(found: Gathered) -> Glance:
     """Go through the pairs once; nothing is found where the data has none."""
-    gaps, characters = array("d"), array("q")
+    gaps, characters, groups = array("d"), array("q"), array("q")
     texts: dict[Part, list[tuple[str, str]]] = {part: [] for part in PARTS}
+    text_groups: dict[Part, list[int]] = {part: [] for part in PARTS}
+    numbers: dict[bytes, int] = {}
     forward: set[bytes] = set()
     backward: set[bytes] = set()
     for part, tree in found.parted() if found.purpose == "pairs" else ():
         chosen, rejected = (response.text for response in tree.responses)
         gaps.append(_gap(tree))
         characters.append(len(chosen) - len(rejected))
+        groups.append(numbers.setdefault(mark(tree.group), len(numbers)))
         forward.add(mark(repr((tree.group, chosen, rejected))))
         backward.add(mark(repr((tree.group, rejected, chosen))))
         if len(texts[part]) < FLOOR_PAIRS:
             texts[part].append((chosen, rejected))
-    return Glance(np.array(gaps), np.array(characters, dtype=np.int64), len(forward & backward) // 2, texts)
+            text_groups[part].append(groups[-1])
+    return Glance(
+        np.array(gaps), np.array(characters, dtype=np.int64), np.array(groups, dtype=np.int64),
+        len(forward & backward) // 2, texts, text_groups,
+    )  # fmt: skip
 
 
 def _gap(tree: Tree) -> float:

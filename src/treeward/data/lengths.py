@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from treeward.data.batched import token_trees
 from treeward.data.render import Tokenizer
-from treeward.maths.statistics import Floats, spearman, wilson
+from treeward.maths.statistics import Floats, share, spearman
 from treeward.trees.text import Prompt, Tree
 
 Ints = NDArray[np.int64]
@@ -92,10 +92,11 @@ def plain(prompt: Prompt) -> str:
     return prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
 
 
-def describe(lengths: Lengths, gaps: Floats, budgets: Iterable[int] = ()) -> Figures:
+def describe(lengths: Lengths, gaps: Floats, groups: Ints, budgets: Iterable[int] = ()) -> Figures:
     """Flat figures: `chosen_mean`, `prompt_share_over_127`, `cut_responses_256`, `longer_wins`, ...
 
-    `gaps` are rating differences by pair, NaN where there is none; `budgets` are limits beside MAX_LENGTHS. The plain
+    `gaps` are rating differences by pair, NaN where there is none, `groups` the prompt's number of each pair, both of
+    them empty without pairs; `budgets` are limits beside MAX_LENGTHS. The plain
     `mean_length` and shares are those of the responses (of the prompts, where there are none): `length_of` says so.
     """
     found: Figures = {"templated": lengths.templated}
@@ -106,7 +107,7 @@ def describe(lengths: Lengths, gaps: Floats, budgets: Iterable[int] = ()) -> Fig
     found |= {f"share_{share}": found[f"{of}_share_{share}"] for share in ("under_64", "64_127", "over_127")}
     for budget in sorted({*MAX_LENGTHS, *budgets}):
         found |= {f"{key}_{budget}": value for key, value in _cut(lengths, budget).items()}
-    return found | (_longer(lengths.responses, gaps) if lengths.responses.shape[1] == 2 and len(gaps) else {})
+    return found | (_longer(lengths.responses, gaps, groups) if lengths.responses.shape[1] == 2 and len(gaps) else {})
 
 
 def quantiles(values: Sequence[float] | Ints | Floats) -> Figures:
@@ -153,11 +154,14 @@ def _step(values: Ints | Floats) -> float:
     return float(steps.min()) if len(steps) else max(reach, 1.0)
 
 
-def longer_wins(difference: Ints, name: str = "longer_wins") -> Figures:
-    """How often the longer response is the chosen one, by length differences: ties half, and unequal lengths alone."""
-    unequal = difference[difference != 0]
-    found = _interval(name, float(np.where(difference == 0, 0.5, difference > 0).sum()), len(difference))
-    return found | _interval(f"{name}_unequal", float((unequal > 0).sum()), len(unequal))
+def longer_wins(difference: Ints, groups: Ints, name: str = "longer_wins") -> Figures:
+    """How often the longer response is the chosen one, by length differences: ties half, and unequal lengths alone.
+
+    Means over groups (prompts) with their intervals; n counts groups.
+    """
+    unequal = difference != 0
+    figures = _interval(name, np.where(unequal, difference > 0, 0.5), groups)
+    return figures | _interval(f"{name}_unequal", (difference > 0)[unequal], groups[unequal])
 
 
 def _spread(values: Ints) -> Figures:
@@ -186,10 +190,10 @@ def _cut(lengths: Lengths, budget: int) -> Figures:
     return found
 
 
-def _longer(responses: Ints, gaps: Floats) -> Figures:
+def _longer(responses: Ints, gaps: Floats, groups: Ints) -> Figures:
     """Does the longer response win, and how length goes with preference."""
     difference = responses[:, 0] - responses[:, 1]
-    found = longer_wins(difference)
+    found = longer_wins(difference, groups)
     rated = np.isfinite(gaps)
     if rated.any():
         kind, value = "Spearman of length difference with rating gap", spearman(difference[rated], gaps[rated])
@@ -198,11 +202,11 @@ def _longer(responses: Ints, gaps: Floats) -> Figures:
     return found | {"length_correlation": value if math.isfinite(value) else None, "length_correlation_kind": kind}
 
 
-def _interval(name: str, successes: float, n: int) -> Figures:
-    if not n:
+def _interval(name: str, results: ArrayLike, groups: Ints) -> Figures:
+    if not len(groups):
         return {name: None, f"{name}_low": None, f"{name}_high": None, f"{name}_n": 0}
-    found = wilson(successes, n)
-    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high, f"{name}_n": n}
+    mean = share(results, groups)
+    return {name: mean.value, f"{name}_low": mean.low, f"{name}_high": mean.high, f"{name}_n": mean.n}
 
 
 def _biserial(responses: Ints) -> float:

@@ -63,7 +63,8 @@ class DataConfig:
     validation: float = 0.1
     """Share of the groups on which the best step is chosen; of rows without a named split."""
     test: float = 0.1
-    """Share of the groups on which before and after are measured; of rows without a named split."""
+    """Share of the groups on which before and after are measured; of rows without a named split. With 0, half of the
+    validation groups serve, and the other half chooses the best step."""
     shares: Shares = "expected"
     """expected: each group falls by its own chance, and new rows move no old ones; exact: the parts have the nearest
     count of rows that cuts no group."""

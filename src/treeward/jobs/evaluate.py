@@ -51,9 +51,9 @@ class EvaluateRun:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Intervals of every known metric, by name: value, low, high, n; of a reward model also its `ece`; where a start
-    or another reward model is named, the paired `difference` to it. Of a policy and its start also what
-    `evaluation.versus` says, and the checks of the samples.
+    """Intervals of every known metric, by name: value, low, high, n; where a start or another reward model is named,
+    the paired `difference` to it. Of a reward model also its `ece`, a `maths.calibration.CalibrationError`. Of a policy
+    and its start also what `evaluation.versus` says, and the checks of the samples.
     """
 
     figures: dict[str, dict[str, Any]]

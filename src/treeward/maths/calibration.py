@@ -111,10 +111,11 @@ def calibration_error(p: ArrayLike, groups: Sequence[str], bins: int = 10, seed:
         doubt = np.sqrt(np.bincount(of, np.where(confidence == 0.5, 0.0, confidence * (1 - confidence)))) / total
         drawn = _outcomes_drawn(confidence, of, draws)
     else:
-        sums = np.zeros((len(names), len(parts)))
-        centred = right - confidence - (gaps * total / np.bincount(of))[of]
-        np.add.at(sums, (group, of), centred / total)
-        doubt = np.sqrt((sums**2).sum(0))
+        size = np.bincount(of)
+        sums, centred = np.zeros((2, len(names), len(parts)))
+        np.add.at(sums, (group, of), (right - confidence) / total)
+        np.add.at(centred, (group, of), (right - confidence - (gaps * total / size)[of]) / total)
+        doubt = np.sqrt((centred**2).sum(0) * size / np.maximum(size - 1, 1))
         drawn = _signs_drawn(sums, draws)
     at_least = int((drawn >= plug_in - 1e-12).sum())
 

@@ -5,6 +5,7 @@ passed and every guard held. A failed check is `broken`; a guard that did not ho
 asked, and what it learned is not good.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -59,5 +60,7 @@ def decide(
         said = f"{rule.before.value:.3g} against {rule.after.value:.3g}, p={rule.difference.p:.2g}"
         return Verdict("no detectable change", f"{change}, but not above the length rule ({said}; F16)")
     if main.outcome == "no detectable change":
+        if math.isnan(d.minimum_detectable):
+            return Verdict(main.outcome, f"{change}; all values are alike, so what other prompts would show is unknown")
         return Verdict(main.outcome, f"{change}; this n shows differences from {d.minimum_detectable:.3g}")
     return Verdict(main.outcome, change)

@@ -152,7 +152,8 @@ def _preference(facts: Facts) -> Section:
         rows.append((f"longer wins, in {unit(tokens)}", *_interval(tokens, "longer_wins")))
         rows.append(("  unequal lengths alone", *_interval(tokens, "longer_wins_unequal")))
         rows.append(("  length correlation", number(tokens["length_correlation"], 3), "", number(facts["pairs"])))
-    note = f"ties count half; correlation: {facts['length_correlation_kind']}\n"
+    note = (f"means over prompts, ties half; n counts prompts, of the correlation pairs: "
+            f"{facts['length_correlation_kind']}\n")  # fmt: skip
     if facts["floor"] is None:
         note += "no pair is held out, so no word floor can be measured"
     else:
