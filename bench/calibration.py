@@ -291,7 +291,7 @@ def of_calibration_error(name: str, sharpen: float, n: int, rows: int = 1) -> Sc
         mean = {key: float(np.mean([f[key] for f in found])) for key in ("plug_in", "expected_if_exact", "value")}
         rejected = sum(f["p"] < 0.05 for f in found)
         return {
-            "n": n, "tables": ECE_TABLES, "true": float(np.mean(truths)), "plug-in": mean["plug_in"],
+            "n": n, "tables": ECE_TABLES, "true": round(float(np.mean(truths)), 12), "plug-in": mean["plug_in"],
             "if exact": mean["expected_if_exact"], "debiased": mean["value"],
             "bias": mean["value"] - float(np.mean(truths)), "rejected": rejected / ECE_TABLES,
             "passed": lower(rejected, ECE_TABLES) <= 0.05 if sharpen == 1 else None,
