@@ -333,7 +333,7 @@ def test_messages_are_read_in_every_form_or_refused() -> None:
 
 @pytest.mark.parametrize(
     ("column", "value", "said"),
-    [("chosen", float("nan"), "'chosen' is NaN, a missing value"), ("chosen", 5, "'chosen' is the number 5, not a text"),
+    [("chosen", float("nan"), "'chosen' is NaN, a missing value"), ("chosen", 5, "'chosen' is the number 5, not"),
      ("chosen_rating", float("nan"), "'chosen_rating' is NaN"), ("prompt", 5, "'prompt' is the number 5"),
      ("rejected", {"a": 1}, "message 1' has no role")],
 )  # fmt: skip

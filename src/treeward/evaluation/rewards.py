@@ -196,7 +196,7 @@ def against_longer_wins(table: Table) -> Comparison:
     if statistics.share(rule, table.groups).value < 0.5:
         rule = 1 - rule
     own = table.columns["accuracy"]
-    known = Metric("accuracy", True, "accuracy", "against the length rule")
+    known = Metric("accuracy", True, "accuracy")
     before = statistics.share(rule, table.groups)
     return Comparison(known, before, table.interval("accuracy"), statistics.paired_share(rule, own, table.groups))
 

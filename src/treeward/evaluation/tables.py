@@ -20,7 +20,7 @@ or any numbers."""
 
 @dataclass(frozen=True)
 class Metric:
-    """A named quantity: which way is better, what its values are, and what it is in words.
+    """A named quantity: which way is better, and what its values are.
 
     `zero_at_start`: a start has 0 by construction, because it is measured against itself.
     """
@@ -28,50 +28,32 @@ class Metric:
     name: str
     higher_is_better: bool
     kind: Kind
-    meaning: str
     zero_at_start: bool = False
 
 
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("nll", False, "unbounded", "negative log-likelihood, nats a token (policy) or a pair (reward model)"),
-        Metric("accuracy", True, "accuracy", "share of pairs whose chosen side scores higher, ties one half"),
-        Metric(
-            "log_ratio_chosen",
-            True,
-            "unbounded",
-            "log(policy / start) of the chosen response, nats",
-            zero_at_start=True,
-        ),
-        Metric(
-            "log_ratio_rejected",
-            False,
-            "unbounded",
-            "log(policy / start) of the rejected response, nats",
-            zero_at_start=True,
-        ),
-        Metric("brier", False, "bounded", "squared error of the stated probability of the chosen side"),
-        Metric("mae", False, "unbounded", "distance of the mean score from the rating, in bins"),
-        Metric("crps", False, "unbounded", "continuous ranked probability score against the rating, in bins"),
-        Metric("cross_entropy", False, "unbounded", "cross-entropy of the rating's two-hot target, nats"),
-        Metric("score", True, "unbounded", "the scorer's raw score of fresh samples"),
-        Metric("kl", False, "unbounded", "KL(policy, start) a response in nats, Rao-Blackwellised", zero_at_start=True),
-        Metric(
-            "kl_token",
-            False,
-            "unbounded",
-            "KL(policy, start) a scored token in nats, mean over responses",
-            zero_at_start=True,
-        ),
-        Metric("entropy", True, "unbounded", "conditional entropy, nats a token"),
-        Metric("start_nll", False, "unbounded", "NLL of fresh samples under the start model, nats a token"),
-        Metric("self_bleu", False, "bounded", "BLEU-4 of each sample against the others of its prompt, 0 to 1"),
-        Metric("repetition", False, "bounded", "share of a response's 4-grams that stand in it before"),
-        Metric("length", True, "unbounded", "scored tokens a response"),
-        Metric("ended", True, "bounded", "share of responses that end by themselves"),
+        Metric("nll", False, "unbounded"),
+        Metric("accuracy", True, "accuracy"),
+        Metric("log_ratio_chosen", True, "unbounded", zero_at_start=True),
+        Metric("log_ratio_rejected", False, "unbounded", zero_at_start=True),
+        Metric("brier", False, "bounded"),
+        Metric("mae", False, "unbounded"),
+        Metric("crps", False, "unbounded"),
+        Metric("cross_entropy", False, "unbounded"),
+        Metric("score", True, "unbounded"),
+        Metric("kl", False, "unbounded", zero_at_start=True),
+        Metric("kl_token", False, "unbounded", zero_at_start=True),
+        Metric("entropy", True, "unbounded"),
+        Metric("start_nll", False, "unbounded"),
+        Metric("self_bleu", False, "bounded"),
+        Metric("repetition", False, "bounded"),
+        Metric("length", True, "unbounded"),
+        Metric("ended", True, "bounded"),
     )
 }
+"""What each of them means in words stands in `maths.meanings`."""
 
 
 JUDGE = "judge:"
@@ -90,7 +72,7 @@ def metric(name: str) -> Metric:
         ValueError: there is none; the known ones are listed.
     """
     if name.startswith(JUDGE):
-        return Metric(name, True, "unbounded", f"raw score of fresh samples by {name.removeprefix(JUDGE)}")
+        return Metric(name, True, "unbounded")
     if name not in METRICS:
         raise ValueError(f"metric {name!r} is unknown; known are {', '.join(sorted(METRICS))}")
     return METRICS[name]

@@ -47,8 +47,8 @@ NODES, LEVELS = 10_000, 40
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain YAML: no tags of Python; every key stands there once and is the text as written, also `0` and `true`; aliases
-    only as far as `NODES`.
+    """Plain YAML: no tags of Python; every key stands there once and is the text as written, also `0` and `true`;
+    aliases only as far as `NODES`.
     """
 
     def construct_document(self, node: Any) -> Any:

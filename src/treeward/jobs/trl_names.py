@@ -75,10 +75,13 @@ NAMES = (
         "always, once, before the first step, and kept for other runs in a store whose keys hash weights and ids",
     ),
     Name(("ref_model", "ref_model_name_or_path"), ("anchor.path",),
-         "by default the policy as loaded; with new LoRA adapters they are switched off, trained ones are part of a copy"),
+         "by default the policy as loaded; with new LoRA adapters they are switched off, trained ones are part of "
+         "a copy"),
     Name(("sync_ref_model",), ("anchor.kind ema",), "each step; the average is saved with the state"),
     Name(("ref_model_mixup_alpha",), ("anchor.rate",)),
-    Name(("disable_dropout",), ("model.dropout",), "dropout is off unless `--model.dropout 0.1` asks for it; without it training runs in eval mode, so that router jitter and LayerDrop are off too"),
+    Name(("disable_dropout",), ("model.dropout",),
+         "dropout is off unless `--model.dropout 0.1` asks for it; without it training runs in eval mode, so that "
+         "router jitter and LayerDrop are off too"),
     Name(
         ("bf16",), ("model.precision bf16",), "products in bf16, weights in fp32; `auto` looks at the hardware"
     ),
