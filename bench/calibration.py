@@ -300,7 +300,7 @@ def of_calibration_error(name: str, sharpen: float, n: int, rows: int = 1) -> Sc
         mean = {key: float(np.mean([f[key] for f in found])) for key in ("plug_in", "expected_if_exact", "value")}
         rejected = sum(f["p"] < 0.05 for f in found)
         return {
-            "n": n, "tables": ECE_TABLES, "true": float(np.mean(truths)), "plug-in": mean["plug_in"],
+            "n": n, "tables": ECE_TABLES, "true": round(float(np.mean(truths)), 12), "plug-in": mean["plug_in"],
             "if exact": mean["expected_if_exact"], "debiased": mean["value"],
             "bias": mean["value"] - float(np.mean(truths)), "rejected": rejected / ECE_TABLES,
             "passed": lower(rejected, ECE_TABLES) <= 0.05 if sharpen == 1 else None,
@@ -615,14 +615,31 @@ def shown(value: object) -> str:
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """One table a family."""
+    """One table a family; coverage by n, one line a case."""
     blocks = []
     for family in dict.fromkeys(row["family"] for row in rows):
         of = [row for row in rows if row["family"] == family]
-        columns = [name for name in of[0] if name not in ("family", "seed", "seconds")]
-        lines = [columns, ["---"] * len(columns), *([shown(row.get(name)) for name in columns] for row in of)]
+        lines = by_size(of) if "coverage" in of[0] else by_row(of)
         blocks.append(f"### {family}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines))
     return "\n\n".join(blocks)
+
+
+def by_row(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """A line a scenario with all its figures."""
+    columns = [name for name in rows[0] if name not in ("family", "seed", "seconds")]
+    return [columns, ["---"] * len(columns), *([shown(row.get(name)) for name in columns] for row in rows)]
+
+
+def by_size(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """A line a case with its coverage by n; in brackets the share of tables whose interval is called unreliable."""
+    sizes = sorted({row["n"] for row in rows})
+    cases: dict[str, dict[int, str]] = {}
+    for row in rows:
+        cell = f"{row['coverage']:.3f}" + (" FAILED" if row["passed"] is False else "")
+        flagged = f" ({row['unreliable']:.0%})" if row["unreliable"] >= 0.005 else ""
+        cases.setdefault(row["name"].removesuffix(f", n={row['n']}"), {})[row["n"]] = cell + flagged
+    head = [["case", *(f"n={n}" for n in sizes)], ["---"] * (len(sizes) + 1)]
+    return head + [[case, *(cells.get(n, "–") for n in sizes)] for case, cells in cases.items()]
 
 
 def main() -> int:
