@@ -77,8 +77,8 @@ def test_receipt_follows_the_schema(tmp_path: Path) -> None:
     assert receipt["schema"] == 1
     assert (receipt["metric"], receipt["scorer"], receipt["higher_is_better"]) == ("score", "gold", True)
     for side in ("before", "after"):
-        assert set(receipt[side]) == {"value", "low", "high", "n", "constant"}
-    assert set(receipt["difference"]) == {"value", "low", "high", "p", "test", "minimum_detectable"}
+        assert set(receipt[side]) == {"value", "low", "high", "n", "constant", "reliable"}
+    assert set(receipt["difference"]) == {"value", "low", "high", "p", "test", "minimum_detectable", "reliable"}
     assert set(receipt["metrics"]) == {
         "accuracy", "log_ratio_chosen", "log_ratio_rejected", "kl", "kl_token", "entropy", "start_nll", "length",
         "ended", "repetition", "self_bleu"
