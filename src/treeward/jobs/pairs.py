@@ -254,7 +254,9 @@ def _list(row: Mapping[str, Any], numbers: Sequence[int]) -> dict[str, Any]:
 
 
 def _check(rows: Sequence[Mapping[str, Any]], opened: Opened, config: PairsRun) -> list[Check]:
-    """Look at the first chunk's scores and ends. Openings of texts have no answer that ends, so only given prompts ask for ends."""
+    """Look at the first chunk's scores and ends. Openings of texts have no answer that ends, so only given prompts ask
+    for ends.
+    """
     checks = [first_rollout([row["scores"] for row in rows], rows[0]["responses"])]
     if opened.given:
         checks.append(first_cut([ended for row in rows for ended in row["ended"]], config.max_new_tokens))
