@@ -55,7 +55,7 @@ def test_against_its_start(pair: tuple[Path, Path], tmp_path: Path, capsys: pyte
     assert {"low", "high", "p"} <= set(found["nll"]["difference"])
     assert against is not None
     assert {"diversity", "win_rate", "best_of_n", "aa", "checks"} == set(against)
-    assert [check["id"] for check in against["checks"]] == ["F34", "F32", *["F24"] * 4]
+    assert [check["id"] for check in against["checks"]] == ["I09", "I09", "F34", "F32", *["F24"] * 4]
     said = capsys.readouterr().out
     for words in ("wins by score: ", "best of 2 of the start: score ", "distinct_2 ",
                   "the start against itself, score: ", "F34 passed: ", "F32 passed: "):  # fmt: skip
