@@ -18,7 +18,9 @@ from treeward.data.columns import layout
 from treeward.data.files import Piece
 from treeward.data.formats import Row
 from treeward.data.gather import gather
+from treeward.data.inspect import inspect
 from treeward.data.prepare import DataConfig, prepare
+from treeward.report.inspection_tables import remarks
 from treeward.data.values import messages as messages_of
 
 WORLD = world.tokenizer()
@@ -131,7 +133,9 @@ def test_a_layout_is_read_by_itself_with_the_right_winners(kind: str, tmp_path: 
     ties = {reason: n for reason, n in data.account.dropped.items() if reason in ("tie", "nothing to rank")}
     assert sum(ties.values()) == 60 - data.account.used
     assert ("0" in winners) == bool(ties)
-    assert gather(config).layout == data.account.layout
+    gathered = gather(config)
+    assert gathered.layout == data.account.layout
+    assert not [line for line in remarks(inspect(config, gathered, {}).flat()) if "F10" in line]
     assert ("winner" in data.account.layout) == (data.format == "compared")
 
 

@@ -28,7 +28,7 @@ from treeward.data.lengths import (
     measure,
     quantiles,
 )
-from treeward.data.prepare import DataConfig
+from treeward.data.prepare import NO_FAULT, DataConfig
 from treeward.data.render import Tokenizer
 from treeward.data.shapes import Purpose
 from treeward.data.splits import PARTS, Part
@@ -46,7 +46,8 @@ class Counts:
     """Rows, prompts, splits and faults. A prompt is a group: its words, white space and capitals apart.
 
     `duplicates` are rows whose texts stood in an earlier row; `contradictions` pairs that are there with both labels;
-    `held_out_leaked` held-out rows whose prompt is also in another part.
+    `held_out_leaked` held-out rows whose prompt is also in another part; `no_fault` rows that are dropped without a
+    fault of the data, such as ties.
     """
 
     rows: int
@@ -65,6 +66,7 @@ class Counts:
     differing_prompts: int
     empty_responses: int
     contradictions: int
+    no_fault: int
     other_dropped: int
     other_reasons: str | None
 
@@ -165,6 +167,7 @@ def _counts(found: Gathered, contradictions: int) -> Counts:
         identical_pairs=found.dropped["identical pair"], differing_prompts=found.dropped["prompts differ"],
         empty_responses=found.dropped["empty response"],
         contradictions=found.both_labels or contradictions,
+        no_fault=sum(n for reason, n in found.dropped.items() if reason in NO_FAULT),
         other_dropped=sum(others.values()),
         other_reasons=(f"{reasons}; {found.unreadable}" if found.unreadable else reasons) or None,
     )  # fmt: skip

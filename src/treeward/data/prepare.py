@@ -13,7 +13,7 @@ from treeward.data import formats, sources, store, values
 from treeward.data.batched import token_trees
 from treeward.data.columns import LOOK, Layout, as_word, layout
 from treeward.data.render import Account, Tokenizer
-from treeward.data.shapes import MADE, Purpose, pair_labelled, replace_responses, shaped
+from treeward.data.shapes import MADE, UNRANKED, Purpose, pair_labelled, replace_responses, shaped
 from treeward.data.splits import NAMES, PARTS, Edges, Part, Shares, edges, named, part_at, unit
 from treeward.trees.text import Tree
 from treeward.trees.tokens import TokenTree
@@ -28,6 +28,8 @@ REPEATED = "response that stands in its ranking twice"
 VerdictPart = Literal["test", "validation", "half of validation"]
 LEAKED = "training example whose group is held out too"
 """Trees dropped with `data.leaks drop`."""
+NO_FAULT = (UNPAIRED, formats.TIED, UNRANKED, LEAKED)
+"""Reasons for dropping what is no fault of the data: ties, texts without a partner, leaks that the user drops."""
 COMPARED = ("pairs", "ranked", "unpaired")
 """The purposes for which two branches with the same ids say nothing."""
 

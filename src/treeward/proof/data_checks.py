@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from treeward.data.formats import JUDGED, TIED
-from treeward.data.prepare import COMPARED, IDENTICAL, LEAKED, REPEATED, UNPAIRED, Prepared, VerdictPart
+from treeward.data.formats import JUDGED
+from treeward.data.prepare import COMPARED, IDENTICAL, NO_FAULT, REPEATED, Prepared, VerdictPart
 from treeward.data.render import Account, Tokenizer, closing_id, decode, opening_id, template_faults
-from treeward.data.shapes import UNRANKED, Purpose
+from treeward.data.shapes import Purpose
 from treeward.data.splits import Part
 from treeward.maths.statistics import POWER, Z
 from treeward.models import vocabulary
@@ -21,8 +21,6 @@ from treeward.trees.tokens import TokenTree
 
 GAP = 0.1
 """Median gap of the ratings of a pair, in standard deviations of all ratings, below which it is noise."""
-NO_FAULT = (UNPAIRED, TIED, UNRANKED, LEAKED)
-"""Reasons for dropping what is no fault of the data: ties, texts without a partner, leaks that the user drops."""
 ERRORS = 5.0
 """Standard errors by which a part's share may miss the one asked for; one sound run in a million misses it by more."""
 GROUPS = 30

@@ -43,7 +43,7 @@ def sections(facts: Facts) -> list[Section]:
 def remarks(facts: Facts) -> list[str]:
     """What training on this would do wrong, or be wrong about, one sentence each."""
     rows, pairs = facts["rows"], facts["pairs"] or 0
-    lost = max(0, rows - facts["used"])
+    lost = max(0, rows - facts["used"] - facts.get("no_fault", 0))
     held_out = facts["validation_rows"] + facts["test_rows"]
     said = [
         (facts["prompts_in_both_splits"], "F04: {n} prompts are in more than one split; "
