@@ -20,8 +20,8 @@ from treeward.data.formats import Row
 from treeward.data.gather import gather
 from treeward.data.inspect import inspect
 from treeward.data.prepare import DataConfig, prepare
-from treeward.report.inspection_tables import remarks
 from treeward.data.values import messages as messages_of
+from treeward.report.inspection_tables import remarks
 
 WORLD = world.tokenizer()
 GOOD = "superb"
