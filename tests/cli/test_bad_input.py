@@ -71,7 +71,7 @@ def test_missing_and_empty_files(capsys: pytest.CaptureFixture[str], tmp_path: P
 
 def test_wrong_columns_are_listed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "odd.jsonl").write_text(json.dumps({"title": "?", "body": "!"}) + "\n")
-    assert "body, title fit no format" in refused(capsys, "dpo", "--data.source", str(tmp_path / "odd.jsonl"))
+    assert "body, title fit no format" in refused(capsys, "dpo", *WORLD, "--data.source", str(tmp_path / "odd.jsonl"))
 
 
 def test_zero_rows_after_filtering(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -73,7 +73,8 @@ def test_runs_take_the_next_free_name_and_hold_their_files(capsys: pytest.Captur
         assert (first / name).stat().st_size > 0
         assert (second / name).stat().st_size > 0
     receipt = json.loads((first / "receipt.json").read_text())
-    assert receipt["before"] == {"value": 0.5, "low": 0.5, "high": 0.5, "n": receipt["after"]["n"], "constant": True}
+    assert receipt["before"] == {"value": 0.5, "low": 0.5, "high": 0.5, "n": receipt["after"]["n"], "constant": True,
+                                 "reliable": True}  # fmt: skip
     checked = {check["id"] for check in receipt["checks"]}
     assert {"I02", "I04", "I05", "I06", "I07", "I08", "I11", "I12", "F10", "F42"} <= checked
     assert receipt["verdict"] in capsys.readouterr().out
@@ -99,7 +100,7 @@ def test_evaluate_of_a_policy_against_its_start(capsys: pytest.CaptureFixture[st
     words = ["evaluate", "--model.path", str(tmp_path / "sft" / "model"), "--data.limit", "400",
              "--evaluation.prompts", "3", "--evaluation.max_new_tokens", "6"]  # fmt: skip
     assert run([*words, "--start", str(tmp_path / "sft" / "model"), "--out", str(tmp_path / "found")]) == 0
-    assert "kl         0 [0, 0], n=3" in capsys.readouterr().out
+    assert "kl         0 [–, –] (interval unreliable), n=3" in capsys.readouterr().out
     assert json.loads((tmp_path / "found" / "intervals.json").read_text())["kl"]["value"] == 0
     assert run(words) == 0
     assert not any(line.startswith("kl") for line in capsys.readouterr().out.splitlines())

@@ -542,10 +542,10 @@ def fixtures() -> Path:
     place = Path(tempfile.mkdtemp(prefix="treeward-fuzz-"))
     small = {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2,
              "num_key_value_heads": 2}  # fmt: skip
-    Policy.load("world", config=small).save(place / "policy")
+    Policy.load("world", config=small).save(place / "policy" / "model")
     judge = RewardModel.from_config(ModelConfig(path="world", config=small))
     torch.nn.init.normal_(judge.tree.module.score.weight, generator=torch.Generator().manual_seed(0))
-    judge.save(place / "reward")
+    judge.save(place / "reward" / "model")
     plain = [{"prompt": "the plot is", "response": "dull ."}] * 2
     chats = [{"prompt": [{"role": "user", "content": "the plot is"}], "response": "dull ."}] * 2
     (place / "plain.jsonl").write_bytes(jsonl(plain))

@@ -176,5 +176,5 @@ def test_rows_that_name_their_own_split_and_nothing_held_out_say_so(
     assert run(["dpo", *WORLD, "--data.source", source, "--data.limit", "1000", "--out", str(tmp_path / "run")]) == 2
     said_here = capsys.readouterr().err
     assert "names the split of 1000 of 1000 rows" in said_here
-    assert "--data.split train" in said_here
+    assert "--data.splits ignore" in said_here
     assert "data.test" not in said_here

@@ -52,7 +52,7 @@ def test_every_head_and_loss_reaches_its_receipt(head: Any, loss: Any, tmp_path:
         assert receipt["graded"]["spearman"]["n"] > 50
         assert {"mae", "crps", "cross_entropy"} <= {receipt["metric"], *receipt["metrics"]}
     facts = json.loads((tmp_path / "run" / "model" / "treeward.json").read_text())
-    assert facts["accuracy"] == {key: accuracy["after"][key] for key in ("value", "low", "high", "n")}
+    assert facts["accuracy"] == {key: accuracy["after"][key] for key in ("value", "low", "high", "n", "reliable")}
     assert facts["normalisation"]["sd"] > 0
     assert facts["data"]["source"] == "world-graded:700"
     assert RewardModel.load(str(tmp_path / "run" / "model"), device="cpu").head == head

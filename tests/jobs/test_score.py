@@ -197,7 +197,7 @@ def test_rows_with_empty_prompts_are_groups_of_their_own(tmp_path: Path) -> None
 
 def test_rows_are_counted_from_1_as_editors_do(tmp_path: Path) -> None:
     saved(tmp_path)
-    with pytest.raises(ValueError, match=r"row 2 has the columns odd; it needs .* or text: rename with data\.columns"):
+    with pytest.raises(ValueError, match=r"row 2: it has the columns odd; it needs .* rename with data\.columns"):
         score(plan(tmp_path, data=written(tmp_path / "rows.jsonl", [ROWS[0], {"odd": 1}])))
     left = sorted(path.name for path in tmp_path.iterdir())
     assert left == ["model", "rows.jsonl"], "a call that scored nothing leaves nothing"

@@ -118,7 +118,7 @@ def test_quickstart_smoke(tmp_path: Path) -> None:
     done = quickstart(str(tmp_path / "qs"), over)
     page = done.page.read_text()
     assert list(done.stages) == ["sft", "reward", "dpo"]
-    assert page.count("<svg") == 5
+    assert page.count("<svg") == 8
     assert "src=" not in page
     assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""

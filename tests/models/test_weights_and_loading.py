@@ -101,7 +101,7 @@ def test_a_loaded_policy_has_no_dropout_unless_asked_for(policy: Build, tmp_path
 
 
 def test_a_training_step_runs_in_eval_mode_unless_dropout_is_asked_for(policy: Build, tmp_path: Path) -> None:
-    policy("gpt2").save(tmp_path)
+    policy("gpt2").save(tmp_path / "model")
     path = str(tmp_path / "model")
     quiet, loud = (Policy.load(path, device="cpu", dropout=share).tree for share in (0.0, 0.2))
     with quiet.training_mode(), loud.training_mode():

@@ -49,7 +49,8 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
 
 
 def reward(out: Path, *words: str) -> int:
-    return run(["reward", "--data.source", "world:300", *TINY, "--steps", "20", *words, "--out", str(out)])
+    world = ["--model.path", "world", "--data.source", "world:300"]
+    return run(["reward", *world, *TINY, "--steps", "20", *words, "--out", str(out)])
 
 
 def test_f72_no_verdict_on_the_groups_that_chose_the_checkpoint(
@@ -263,7 +264,7 @@ def test_f35_a_score_that_is_no_number_only_after_training_is_broken(value: str,
     receipt = receipt_of(tmp_path / "run")
     assert receipt["verdict"] == "broken"
     assert failed(receipt) == {"F35"}
-    for named in ("judge.py:late", "response 8", "what stands as after is the start"):
+    for named in ("judge.py:late", "response 1,", "what stands as after is the start"):
         assert named in receipt["reason"]
     assert (tmp_path / "run" / "model" / "model.safetensors").exists()
     assert (tmp_path / "run" / "report.html").exists()
@@ -282,7 +283,7 @@ def test_f35_twin_before_step_one_it_is_an_error(tmp_path: Path, capsys: pytest.
     words = [*DPO, "--evaluation.scorer", f"{tmp_path / 'judge.py'}:early", "--evaluation.prompts", "16",
              "--skip-check", "[F48]"]  # fmt: skip
     assert run([*words, "--out", str(tmp_path / "run")]) == 2
-    assert "judge.py:early' gave nan for response 0" in capsys.readouterr().err
+    assert "judge.py:early' gave nan for response 1," in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

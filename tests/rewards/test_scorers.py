@@ -68,7 +68,7 @@ def test_a_python_file_is_called_with_prompt_and_response(tmp_path: Path, tiny_t
 def test_f35_a_missing_number_names_scorer_and_response(body: str, tmp_path: Path, tiny_tokenizer: Any) -> None:
     file = tmp_path / "mine.py"
     file.write_text(f"def score(prompt, response):\n    if 'w9' in response:\n        {body}\n    return 1\n")
-    with pytest.raises(ValueError, match=r"mine\.py:score.*response 1"):
+    with pytest.raises(ValueError, match=r"mine\.py:score.*response 2, 'w9'"):
         scorers.find(f"{file}:score")(TREES, tiny_tokenizer)
 
 

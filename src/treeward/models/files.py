@@ -55,7 +55,7 @@ def embedding_rows_of(path: str) -> int | None:
 
 def _load(cls: Any, path: str) -> Tokenizer | None:
     try:
-        return cls.from_pretrained(path)
+        return cls.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError):
         return None  # models.loading names what is wrong
     except Exception as problem:

@@ -109,7 +109,8 @@ def reload_check(model: Policy | RewardModel, directory: Path, trees: list[Token
     The weights are equal bit for bit, unless an adapter was merged into them; the numbers on plain rows to rounding.
     """
     kind = AutoModelForCausalLM if isinstance(model, Policy) else AutoModelForSequenceClassification
-    saved = kind.from_pretrained(directory / "model", dtype=torch.float32).to(model.tree.device).eval()
+    saved = kind.from_pretrained(directory / "model", dtype=torch.float32, local_files_only=True)
+    saved = saved.to(model.tree.device).eval()
     with exact(model.tree), torch.no_grad():
         deviation = max(_deviation(model, saved, tree) for tree in trees)
     same = model.adapter is not None or fingerprint(saved) == fingerprint(model.tree.module)

@@ -68,8 +68,8 @@ class TokenTree:
             return self
         if sorted(self.attributes) != sorted(names):
             raise ValueError(
-                f"the data rates {', '.join(self.attributes)}, but head.names is {', '.join(names)}: add "
-                f"--head.names '[{', '.join(self.attributes)}]'"
+                f"the data rates {', '.join(self.attributes)}, but head.names is {', '.join(names)}: set "
+                f"head.names to [{', '.join(self.attributes)}]"
             )
         places = [self.attributes.index(name) for name in names]
         ratings = tuple(tuple(rating[place] for place in places) for rating in self.ratings)
