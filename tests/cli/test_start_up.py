@@ -31,3 +31,14 @@ def test_help_pages_and_inspection_import_no_torch(tmp_path: Path, tiny_tokenize
         [sys.executable, "-c", PROGRAM, json.dumps(lines)], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_reader_that_stops_reading_causes_no_traceback() -> None:
+    """As in `treeward --help | head -1`."""
+    program = subprocess.Popen([sys.executable, "-m", "treeward", "--help"], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)  # fmt: skip
+    assert program.stdout is not None
+    program.stdout.close()
+    assert program.stderr is not None
+    assert program.stderr.read() == ""
+    assert program.wait() == 141
