@@ -193,7 +193,8 @@ def test_columns_are_renamed(tmp_path: Path) -> None:
     ("rows", "named", "message"),
     [
         ([{"prompt": "p", "chosen": "a"}], {"format": "preference"}, "row 1: it has no column 'rejected'"),
-        ([{"text": "good", "split": "elsewhere"}], {}, "column 'split' holds 'elsewhere'"),
+        ([{"text": "good", "label": 1, "split": "elsewhere"}], {}, "column 'split' holds 'elsewhere'"),
+        ([{"text": "good"}], {}, "row 1: column 'label' is null"),
         ([{"prompt": "p", "chosen": " ", "rejected": "b"}], {}, "left of 1 rows made 0 pairs; .* 1 empty response"),
         ([{"answer": "x"}], {}, "the columns answer fit no format"),
     ],

@@ -209,7 +209,7 @@ def wrong_row(draw: random.Random, folder: Path) -> Case:
     ))  # fmt: skip
     (folder / "row.jsonl").write_bytes(b"\n".join(lines) + b"\n")
     label = f"row {number + 1} is {lines[number][:40]!r}"
-    first = number == 0 and lines[0] in (b"{}", b'{"prompt": "a"}')
+    first = number == 0 and lines[0] in (b"{}", b'{"prompt": "a"}', b"\xff\xfe")  # the file as a whole is refused
     return read(label, folder / "row.jsonl", ("pairs",), "refused", () if first else ("row.jsonl", f"row {number + 1}"))
 
 
@@ -301,7 +301,9 @@ def columns(draw: random.Random, folder: Path) -> Case:
     parquet.write_table(pa.table(made), folder / "c.parquet")
     if kind in same:
         return read(f"parquet {kind}", folder / "c.parquet", ("pairs",), "read", rows=rows)
-    return read(f"parquet {kind} as {where}", folder / "c.parquet", ("pairs",), "refused", ("c.parquet", "row 1"))
+    # A column of nothing is twelve missing responses, which are counted together.
+    place = "12 empty response" if kind == "null" else "row 1"
+    return read(f"parquet {kind} as {where}", folder / "c.parquet", ("pairs",), "refused", ("c.parquet", place))
 
 
 def directory(draw: random.Random, folder: Path) -> Case:

@@ -173,10 +173,11 @@ def detect(columns: Iterable[str], sample: Row, purpose: str) -> str:
         return "graded"
     if {"response_1", "response_2", "winner"} <= have:
         return "compared"
-    if {"prompt", "answers"} <= have and isinstance(sample["answers"], list | tuple):
+    if {"prompt", "answers"} <= have and isinstance(sample.get("answers"), list | tuple):
         return "answers"
     if {"chosen", "rejected"} <= have:
-        hh = isinstance(sample["chosen"], str) and "prompt" not in have and TURN in sample["chosen"]
+        chosen = sample.get("chosen")
+        hh = isinstance(chosen, str) and "prompt" not in have and TURN in chosen
         return "transcripts" if hh else "preference"
     for wanted, name in (({"messages"}, "messages"), ({"prompt", "completion"}, "completion"), ({"text"}, "text")):
         if wanted <= have:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 
 from treeward.data import formats, sources, values
-from treeward.data.prepare import Chosen, DataConfig, Reading, absent, source_rows
+from treeward.data.prepare import DataConfig, Reading, Rows, absent, source_rows
 from treeward.data.shapes import Purpose, pair_labelled, shaped
 from treeward.data.splits import PARTS, Part, edges, part_at, unit
 from treeward.trees.text import Tree
@@ -25,7 +25,7 @@ UNREAD = (formats.Dropped, ValueError)
 class Again:
     """Trees that are read from their rows anew on each pass, those without a fault."""
 
-    def __init__(self, rows: Collection[sources.Row], reading: Reading, read: formats.Reader) -> None:
+    def __init__(self, rows: Rows, reading: Reading, read: formats.Reader) -> None:
         self._rows, self._reading, self._read = rows, reading, read
         self.count = 0
 
@@ -86,7 +86,7 @@ def gather(config: DataConfig) -> Gathered:
         return _gathered(rows, config)
 
 
-def _gathered(rows: sources.Flow | Chosen, config: DataConfig) -> Gathered:
+def _gathered(rows: Rows, config: DataConfig) -> Gathered:
     reading = _reading(rows, config)
     name, purpose = reading.format, reading.purpose
     found = Gathered(name, purpose, 0, layout=reading.layout.said, unread=reading.layout.unread)
@@ -148,7 +148,7 @@ def _join(found: Gathered, seed: int) -> None:
         found.keep({part: shaped(trees, "pairs", found.dropped) for part, trees in parts.items()})
 
 
-def _reading(rows: Collection[sources.Row], config: DataConfig) -> Reading:
+def _reading(rows: Rows, config: DataConfig) -> Reading:
     """How these rows are read for what they could train: pairs if they can, else sft, else only prompts."""
     first = next(iter(rows))
     if config.format == "prompts" or set(first) <= {"prompt", "split", *config.ignore}:

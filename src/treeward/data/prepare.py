@@ -263,7 +263,11 @@ class Chosen(Collection[sources.Row]):
                 raise sources.BadRow(next(islice(places, problem.number, None)), problem.problem) from None
 
 
-def source_rows(config: DataConfig) -> sources.Flow | Chosen:
+Rows = sources.Flow | Chosen
+"""The rows of a source, read anew on each pass."""
+
+
+def source_rows(config: DataConfig) -> Rows:
     """The rows of `config.source`; of a file whose `split` column names several splits, those of `config.split`.
 
     Raises:
@@ -287,7 +291,7 @@ class Reading:
     ends: Edges | None = None
 
     @classmethod
-    def of(cls, rows: Collection[sources.Row], config: DataConfig, purpose: Purpose) -> "Reading":
+    def of(cls, rows: Rows | Sequence[sources.Row], config: DataConfig, purpose: Purpose) -> "Reading":
         """The reading of these rows, of which the first are looked at.
 
         Raises:

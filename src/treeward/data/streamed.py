@@ -8,14 +8,14 @@ import multiprocessing
 import os
 from array import array
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from itertools import count, islice
 from pathlib import Path
 
 from treeward.data import formats, sources, store
-from treeward.data.prepare import DataConfig, Prepared, Reading, lost, prepare, rendered, source_rows
+from treeward.data.prepare import DataConfig, Prepared, Reading, Rows, lost, prepare, rendered, source_rows
 from treeward.data.render import Account, Tokenizer
 from treeward.data.shapes import Purpose
 from treeward.data.splits import PARTS, Edges, Part, edges, unit
@@ -86,7 +86,7 @@ def prepare_to(path: Path, config: DataConfig, tokenizer: Tokenizer, purpose: Pu
     return total.account
 
 
-def ends_of(rows: Collection[sources.Row], reading: Reading) -> Edges:
+def ends_of(rows: Rows, reading: Reading) -> Edges:
     """Where the parts end; exact shares need one pass over the rows for it."""
     config = reading.config
     if config.shares == "expected":

@@ -252,7 +252,7 @@ def checked(row: Row, name: str, paired: bool) -> dict[str, Any]:
     """
     checks = dict(COLUMNS[name])
     if name == "text" and paired:
-        checks["label"] = number
+        checks["label"] = label
         row = {"label": None, **row}
     if name == "graded" and "responses" not in row:
         checks["scores"] = score
