@@ -298,10 +298,15 @@ class Reading:
             ValueError: the columns fit no format, or one looks like a winner or a split and is not read.
         """
         sample = list(islice(rows, LOOK))
-        return cls(config, layout(
-            sample, purpose, format=config.format, columns=config.columns, ignore=config.ignore,
-            winner={str(value): int(side) for value, side in config.winner.items()}, given_splits=config.keeps_splits,
-        ), purpose)  # fmt: skip
+        winner = {str(value): int(side) for value, side in config.winner.items()}
+        try:
+            columns = layout(
+                sample, purpose, format=config.format, columns=config.columns, ignore=config.ignore, winner=winner,
+                given_splits=config.keeps_splits,
+            )  # fmt: skip
+        except ValueError as problem:
+            raise ValueError(f"data.source {config.source!r}: {problem}") from None
+        return cls(config, columns, purpose)
 
     @property
     def format(self) -> str:

@@ -143,6 +143,8 @@ def score(value: Any, column: str) -> float | dict[str, float | None]:
     Raises:
         ValueError: it is something else.
     """
+    if value == {}:
+        raise ValueError(f"column {column!r} is an object without ratings")
     if isinstance(value, Mapping):
         return {name: None if each is None else number(each, f"{column}.{name}") for name, each in value.items()}
     return number(value, column)

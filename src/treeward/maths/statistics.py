@@ -284,7 +284,7 @@ def _tango_limits(up: float, down: float, n: float, q: float) -> tuple[float, fl
     limits = []
     for end in (-1.0, 1.0):
         inner, outer = up - down, end
-        for _ in range(60):
+        for _ in range(42):
             middle = (inner + outer) / 2
             inner, outer = (inner, middle) if outside(middle) else (middle, outer)
         limits.append(inner)

@@ -199,7 +199,12 @@ def load_tokenizer(config: ModelConfig) -> Tokenizer:
     path = config.tokenizer or config.path
     if path == "world":
         return world.tokenizer()
-    return _ask(path, "tokenizer", AutoTokenizer, "model.tokenizer" if config.tokenizer else "model.path")
+    field = "model.tokenizer" if config.tokenizer else "model.path"
+    tokenizer: Tokenizer = _ask(path, "tokenizer", AutoTokenizer, field)
+    longest = getattr(tokenizer, "model_max_length", None)
+    if not isinstance(longest, int | float | None):
+        raise ValueError(f"the tokenizer of {path!r} is damaged: its model_max_length is {longest!r}, not a number")
+    return tokenizer
 
 
 def own_tokenizer(config: ModelConfig) -> Tokenizer | None:
