@@ -71,8 +71,8 @@ def test_what_was_run_stands_at_the_top(tmp_path: Path) -> None:
 def test_the_part_that_gave_the_verdict_is_named(tmp_path: Path) -> None:
     part = {"part": "validation", "groups": 40, "chosen_on": 38}
     path = run_directory(tmp_path / "run", data={"rows": 5, "used": 4, "verdict": part})
-    assert stage_facts(path)["about"]["verdict on"] == \
-        "40 groups (prompts) of the validation part, 38 others chose the checkpoint"  # fmt: skip
+    assert stage_facts(path)["about"]["held out"] == \
+        "40 groups (prompts) in the validation part, 38 others chose the checkpoint"  # fmt: skip
 
 
 @pytest.mark.parametrize("head", [Scalar(), Categorical(), Ordinal(), Logistic(), Attributes(("a",))], ids=str)

@@ -85,7 +85,7 @@ def about(run: Path, receipt: Mapping[str, Any], metrics: Sequence[Mapping[str, 
         ),
         "data": _joined(data.get("source"), f"{number(receipt['data']['used'])} of {number(receipt['data']['rows'])} "
                         "rows used"),
-        "verdict on": _judged_on(receipt["data"].get("verdict")),
+        "held out": _judged_on(receipt["data"].get("verdict")),
         "loss": _joined(_loss(config), _divergence(config), _head(config)),
         "learning rate": _joined(f"{config['lr']:g}", config.get("schedule"),
                                  f"{config['warmup']:.0%} warm-up" if config.get("warmup") else "")
@@ -114,7 +114,7 @@ def _judged_on(part: Mapping[str, Any] | None) -> str:
     if not part:
         return ""
     chose = f"{number(part['chosen_on'])} others chose the checkpoint" if part.get("chosen_on") else ""
-    return _joined(f"{number(part['groups'])} groups (prompts) of the {part['part']} part", chose)
+    return _joined(f"{number(part['groups'])} groups (prompts) in the {part['part']} part", chose)
 
 
 def _random(model: Mapping[str, Any]) -> bool:
