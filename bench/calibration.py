@@ -51,7 +51,7 @@ Figures = Mapping[str, Any]
 SEED = 0
 TABLES = 4_000
 ECE_TABLES = 1_000
-DIVERSITY_TABLES = 500
+DIVERSITY_TABLES = 300
 ROUNDING = 1e-12
 LEAST = 0.93
 """A cell of 32 examples and more fails if its coverage is below this beyond chance (99 %)."""

@@ -130,7 +130,11 @@ NOISY: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def noisy(kind: str, pairs: Any) -> Any:
-    """A policy of a class that is noisy in train mode, and the identities that a training step must keep."""
+    """A policy of a class that is noisy in train mode, and the identities that a training step must keep.
+
+    The noise comes from the global generator: it is seeded, since a draw may by chance be too small to be seen.
+    """
+    torch.manual_seed(0)
     name, changes = NOISY[kind]
     sizes = {
         "vocab_size": 91, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
@@ -155,7 +159,7 @@ def test_f64_noise_of_train_mode_that_no_dropout_names(kind: str, pairs: Any, mo
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
     monkeypatch.setattr(TreeModule, "training_mode", in_train_mode)
     assert noisy(kind, pairs)[0] == ["I04", "I07", "I02"]
-    assert accumulate(policy.tree, pairs, loss, 1024)["loss"] != pytest.approx(math.log(2), abs=1e-4)
+    assert accumulate(policy.tree, pairs, loss, 1024)["loss"] != pytest.approx(math.log(2), abs=1e-6)
 
 
 def test_f65_an_adapter_that_did_not_start_at_zero_is_no_anchor_switched_off(policy: Any, pairs: Any) -> None:
