@@ -1,6 +1,6 @@
 """Do two versions of the code print the same numbers? Short runs on the embedded world, compared to the digit.
 
-    python bench/same_numbers.py record BEFORE      # with the old code; about six minutes on two cores
+    python bench/same_numbers.py record BEFORE      # with the old code; about three minutes on one core
     python bench/same_numbers.py record AFTER       # with the new code, on the same machine
     python bench/same_numbers.py compare BEFORE AFTER
 
