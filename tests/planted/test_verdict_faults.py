@@ -254,7 +254,7 @@ def early(prompt, response):
 """
 
 
-@pytest.mark.parametrize("value", ["float('nan')", "float('inf')", "None"])
+@pytest.mark.parametrize("value", ["float('nan')", "float('inf')", "None", "1 / 0"])
 def test_f35_a_score_that_is_no_number_only_after_training_is_broken(value: str, tmp_path: Path) -> None:
     """Thirty-two samples of the start are scored, then a sample of the trained policy gets no number."""
     (tmp_path / "judge.py").write_text(SCORES.format(value=value, after=40))
