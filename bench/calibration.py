@@ -27,19 +27,19 @@ from numpy.typing import NDArray
 from scipy import stats
 from scipy.special import expit, logit
 
+from treeward.checks.guards import judge_guards, k1_check
+from treeward.checks.verdict import decide
 from treeward.data.prepare import Prepared
 from treeward.data.render import Account
 from treeward.data.splits import Part
 from treeward.evaluation.rewards import calibration_facts
-from treeward.evaluation.tables import Comparison, Measurement, Table, compare
 from treeward.evaluation.versus import diversity_facts
-from treeward.maths.best_of_n import at_equal_kl, kl_bound
-from treeward.maths.calibration import equal_mass, rank_correlation
-from treeward.maths.diversity import Gap
-from treeward.maths.frontier import Point, standings
-from treeward.maths.statistics import Difference, Interval, against_half
-from treeward.proof.guards import judge_guards, k1_check
-from treeward.proof.verdict import decide
+from treeward.stats.best_of_n import at_equal_kl, kl_bound
+from treeward.stats.calibration import equal_mass, rank_correlation
+from treeward.stats.diversity import Gap
+from treeward.stats.frontier import Point, standings
+from treeward.stats.intervals import Difference, Interval, against_half
+from treeward.stats.tables import Comparison, Measurement, Table, compare
 from treeward.trees.text import Tree
 from treeward.trees.tokens import TokenTree
 
@@ -91,9 +91,13 @@ def covered(truth: float, found: Interval | Difference | Gap) -> tuple[bool, flo
 
 
 def coverage(
-    family: str, name: str, n: int, once: Callable[[Draw], tuple[bool, float, bool]], required: bool = True,
+    family: str,
+    name: str,
+    n: int,
+    once: Callable[[Draw], tuple[bool, float, bool]],
+    required: bool = True,
     tables: int = TABLES,
-) -> Scenario:  # fmt: skip
+) -> Scenario:
     """`once` draws a table and returns what `covered` says of its interval.
 
     Beside the coverage stand the share of tables whose interval is called unreliable, and the coverage of the others.

@@ -80,14 +80,14 @@ def compare(setting: Setting, precision: str) -> list[Record]:
     """Time the three ways in one precision; one record a mode of TRL's.
 
     TRL precomputes the reference in its trainer's constructor. The record holds `train()` alone, against ours with the
-    anchor's log-probabilities in a store already; a line of the table counts TRL's reference too.
+    reference's log-probabilities in a store already; a line of the table counts TRL's reference too.
     """
     stored = ask(setting.ours, "dpo_ours.py", task(setting, "cached", precision))
     cached = Speed(setting.pairs, stored.seconds, stored.peak_gb, stored.others)
     answer = ask(setting.ours, "dpo_ours.py", task(setting, "time", precision))
     ours = Speed(setting.pairs, answer.seconds, answer.peak_gb, answer.others)
-    show(precision, "treeward, anchor counted", ours)
-    show("", "treeward, anchor stored", cached)
+    show(precision, "treeward, reference counted", ours)
+    show("", "treeward, reference stored", cached)
     found = []
     speeds = [ours]
     modes: tuple[PeerMode, ...] = ("default", "precomputed")

@@ -1,6 +1,6 @@
 """Treeward's side of the DPO bench, one task a process.
 
-Modes: prepare (pairs and weights for both), time, check, cached (the anchor's log-probabilities are in a store),
+Modes: prepare (pairs and weights for both), time, check, cached (the reference's log-probabilities are in a store),
 sweep (three betas, one after another, with a store that is empty before the first).
 """
 
@@ -13,23 +13,23 @@ import torch
 
 from child import Answer, Stopwatch, Task, reply
 from pairs import TOKENIZER, Pair, load, read, save
-from treeward.algorithms.dpo import DPOConfig, dpo
-from treeward.algorithms.loop import LoopConfig, reached
 from treeward.data.render import Tokenizer, token_tree
-from treeward.maths.preference import Sigmoid
-from treeward.models.anchor import Frozen, anchor_of
+from treeward.losses.preference import Sigmoid
+from treeward.methods.dpo import DPOConfig, dpo
 from treeward.models.loading import ModelConfig
 from treeward.models.policy import Policy
+from treeward.models.reference import Frozen, reference_for
+from treeward.training.loop import LoopConfig, reached
 from treeward.trees.text import Tree
 from treeward.trees.tokens import TokenTree
-from treeward.trees.verify import verified
+from treeward.trees.verify import verify_once
 
 BETAS = (0.05, 0.1, 0.5)
 """The points of a sweep."""
 
 
 def measure(task: Task) -> Answer:
-    """Train on the task's pairs; the time is that of the whole generator, the anchor's log-probabilities included."""
+    """Train on the task's pairs; the time is that of the whole generator, the reference's log-probabilities included."""
     torch.set_num_threads(task.threads)
     data, work = Path(task.data), Path(task.work)
     gpt2 = ModelConfig(
@@ -41,32 +41,32 @@ def measure(task: Task) -> Answer:
     policy = Policy.from_config(gpt2, seed=0)
     if task.mode == "prepare":
         save(read(data, task.pairs), work)
-        policy.tree.module.save_pretrained(work / "weights")  # type: ignore[operator]
+        policy.packed.model.save_pretrained(work / "weights")  # type: ignore[operator]
         return Answer(steps=[])
-    store = Frozen(store=str(work / "anchor.sqlite") if task.mode == "cached" else "off")
-    config = DPOConfig(batch_size=task.batch_size, epochs=1, lr=1e-6, anchor=store)
+    store = Frozen(store=str(work / "reference.sqlite") if task.mode == "cached" else "off")
+    config = DPOConfig(batch_size=task.batch_size, epochs=1, lr=1e-6, reference=store)
     if task.mode == "check":
         config = replace(config, lr=1e-3, schedule="constant_with_warmup", warmup=0.0)
     trees = in_file_order([rendered(pair, policy.tokenizer) for pair in load(work, task.pairs)], config)
-    verified(policy.tree, trees)
+    verify_once(policy.packed, trees)
     if task.mode == "cached":
-        anchor_of(policy, store).branch_logps(trees, policy.token_budget)
+        reference_for(policy, store).branch_logps(trees, policy.token_budget)
     with Stopwatch() as watch:
         steps = [step.metrics for step in dpo(policy, trees, config)]
     return Answer(seconds=watch.seconds, others=watch.others, steps=steps)
 
 
 def swept(task: Task, gpt2: ModelConfig) -> Answer:
-    """Three runs, each from the same weights; the time is that of their generators, the anchor's one pass included."""
+    """Three runs, each from the same weights; the time is that of their generators, the reference's one pass included."""
     store = Frozen(store=str(Path(task.work) / "sweep.sqlite"))
     Path(store.store).unlink(missing_ok=True)
     seconds = others = 0.0
     for beta in BETAS:
         policy = Policy.from_config(gpt2, seed=0)
-        config = DPOConfig(batch_size=task.batch_size, epochs=1, lr=1e-6, loss=Sigmoid(beta), anchor=store)
+        config = DPOConfig(batch_size=task.batch_size, epochs=1, lr=1e-6, loss=Sigmoid(beta), reference=store)
         pairs = load(Path(task.work), task.pairs)
         trees = in_file_order([rendered(pair, policy.tokenizer) for pair in pairs], config)
-        verified(policy.tree, trees)
+        verify_once(policy.packed, trees)
         with Stopwatch() as watch:
             deque(dpo(policy, trees, config), 0)
         seconds, others = seconds + watch.seconds, max(others, watch.others)

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import film
-from treeward.jobs import settings
-from treeward.jobs.options import DPORun, RewardRun, SFTRun
-from treeward.jobs.pairs import PairsRun, make_pairs
-from treeward.jobs.train import train
 from treeward.report.frontier import write_frontier
+from treeward.runner import settings
+from treeward.runner.options import DPORun, RewardRun, SFTRun
+from treeward.runner.pairs import PairsRun, make_pairs
+from treeward.runner.train import train
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("TREEWARD_DATA") or ROOT / "../shared/data").resolve()

@@ -15,11 +15,11 @@ import numpy as np
 
 from treeward.data.floor import floor
 from treeward.data.prepare import prepare
-from treeward.jobs import settings
-from treeward.jobs.members import train_members
-from treeward.jobs.options import RewardRun, SFTRun
-from treeward.jobs.train import train
 from treeward.models.loading import load_tokenizer
+from treeward.runner import settings
+from treeward.runner.members import train_members
+from treeward.runner.options import RewardRun, SFTRun
+from treeward.runner.train import train
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("TREEWARD_DATA") or ROOT / "../shared/data").resolve()

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import treeward as tw
 from peer import VERSION, ready
-from treeward.maths import divergences
+from treeward.losses import divergences
 
 ROOT = Path(__file__).resolve().parent.parent
 PAIRS, LONGEST, LIMIT = 256, 60, 1e-5
@@ -72,11 +72,11 @@ EXTREMES = {name: CASES[name] for name in ("sigmoid", "sigmoid, forward-kl", "si
 
 
 def drawn(pairs: int, seed: int) -> dict[str, list[list[list[float]]]]:
-    """Per-token log-probabilities: by model (policy, anchor, and both for mismatched text), side and response."""
+    """Per-token log-probabilities: by model (policy, reference, and both for mismatched text), side and response."""
     chance = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, LONGEST + 1, (2, pairs), generator=chance)
-    found: dict[str, list[list[list[float]]]] = {"policy": [], "anchor": [], "policy_kl": [], "anchor_kl": []}
-    for name, start in (("policy", "anchor"), ("policy_kl", "anchor_kl")):
+    found: dict[str, list[list[list[float]]]] = {"policy": [], "reference": [], "policy_kl": [], "anchor_kl": []}
+    for name, start in (("policy", "reference"), ("policy_kl", "anchor_kl")):
         for side in range(2):
             other = [-3 * torch.rand(int(n), generator=chance) - 0.5 for n in lengths[side]]
             drift = [0.4 * torch.randn(len(row), generator=chance) + 0.02 for row in other]
@@ -97,15 +97,20 @@ FALLEN = 6
 def extremes() -> dict[str, list[list[list[float]]]]:
     """Fifty tokens a response; log-ratios of 0, +-40, +-100 and +-1000 on either side."""
     wanted = [(0, 0), (40, -40), (-40, 40), (-100, -100), (100, -100), (-100, 100), (-1000, 0), (0, -1000)]
-    anchor = [[-25.0] * 50 for _ in wanted]
+    reference = [[-25.0] * 50 for _ in wanted]
     policy = [[[-25.0 + pair[side] / 50] * 50 for pair in wanted] for side in range(2)]
-    return {"policy": policy, "anchor": [anchor, anchor], "policy_kl": policy, "anchor_kl": [anchor, anchor]}
+    return {
+        "policy": policy,
+        "reference": [reference, reference],
+        "policy_kl": policy,
+        "anchor_kl": [reference, reference],
+    }
 
 
 def ours(loss: Any, divergence: Any, data: Any) -> list[list[float]]:
     """By pair: the loss, and its slopes in the policy's two sums."""
     own = [torch.tensor([sum(row) for row in side], requires_grad=True) for side in data["policy"]]
-    start = [torch.tensor([sum(row) for row in side]) for side in data["anchor"]]
+    start = [torch.tensor([sum(row) for row in side]) for side in data["reference"]]
     lengths = [torch.tensor([len(row) for row in side]) for side in data["policy"]]
     if loss is None:
         return _kto(own, start, data)
@@ -123,10 +128,10 @@ def _kto(own: list[Tensor], start: list[Tensor], data: Any) -> list[list[float]]
     ]
     loss = p.KTO(desirable=1.3, undesirable=0.8)
     pairs = len(own[0])
-    reference = torch.tensor(kl).view(2, pairs).mean(0).clamp(min=0)
+    z0 = torch.tensor(kl).view(2, pairs).mean(0).clamp(min=0)
     values = torch.stack([
         loss(p.LabelledScores(
-            torch.stack([own[0][n] - start[0][n], own[1][n] - start[1][n]]), torch.tensor([True, False]), reference[n]
+            torch.stack([own[0][n] - start[0][n], own[1][n] - start[1][n]]), torch.tensor([True, False]), z0[n]
         )).mean()
         for n in range(pairs)
     ])  # fmt: skip

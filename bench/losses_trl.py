@@ -68,7 +68,7 @@ def one_pair(settings: dict[str, Any], data: Any, n: int) -> list[float]:
     own.requires_grad_(True)
     lengths = mask.sum(1)
     if settings.get("trainer") in ("orpo", "cpo"):
-        loss = _anchorless(settings, *(own.sum(1) / lengths))
+        loss = _referenceless(settings, *(own.sum(1) / lengths))
     else:
         loss = _with_reference(settings, taken, own, mask)
     loss.backward()  # type: ignore[no-untyped-call]
@@ -76,7 +76,7 @@ def one_pair(settings: dict[str, Any], data: Any, n: int) -> list[float]:
     return [loss.item(), *own.grad[:, 0].tolist()]
 
 
-def _anchorless(settings: dict[str, Any], chosen: Tensor, rejected: Tensor) -> Tensor:
+def _referenceless(settings: dict[str, Any], chosen: Tensor, rejected: Tensor) -> Tensor:
     trainer = _stub(settings)
     if settings["trainer"] == "orpo":
         odds: Tensor = ORPOTrainer.odds_ratio_loss(trainer, chosen[None], rejected[None])[0]
@@ -89,7 +89,7 @@ def _anchorless(settings: dict[str, Any], chosen: Tensor, rejected: Tensor) -> T
 def _with_reference(settings: dict[str, Any], taken: Any, own: Tensor, mask: Tensor) -> Tensor:
     trainer = _stub(settings)
     trainer.model = Model(own, taken["policy_kl"][0])
-    trainer.ref_model = Model(taken["anchor"][0], taken["anchor_kl"][0])
+    trainer.ref_model = Model(taken["reference"][0], taken["anchor_kl"][0])
     ids = torch.zeros_like(mask)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(mask), "completion_mask": mask}
     if settings.get("trainer") != "kto":

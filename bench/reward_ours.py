@@ -7,10 +7,10 @@ import torch
 from child import Answer, Stopwatch, Task, reply
 from dpo_ours import in_file_order, rendered
 from pairs import TOKENIZER, load, read, save
-from treeward.algorithms.reward import RewardConfig, reward
+from treeward.methods.reward import RewardConfig, reward
 from treeward.models.loading import ModelConfig
 from treeward.models.reward_model import RewardModel
-from treeward.trees.verify import verified
+from treeward.trees.verify import verify_once
 
 
 def measure(task: Task) -> Answer:
@@ -24,11 +24,11 @@ def measure(task: Task) -> Answer:
     model = RewardModel.from_config(gpt2, seed=0)
     if task.mode == "prepare":
         save(read(data, task.pairs), work)
-        model.tree.module.save_pretrained(work / "weights")  # type: ignore[operator]
+        model.packed.model.save_pretrained(work / "weights")  # type: ignore[operator]
         return Answer(steps=[])
     config = RewardConfig(batch_size=task.batch_size, epochs=1, lr=1e-5)
     trees = in_file_order([rendered(pair, model.tokenizer) for pair in load(work, task.pairs)], config)
-    verified(model.tree, trees)
+    verify_once(model.packed, trees)
     with Stopwatch() as watch:
         steps = [step.metrics for step in reward(model, trees, config)]
     accuracies = [{"accuracy": step["rewards/accuracies"]} for step in steps]

@@ -27,7 +27,7 @@ def measure(task: Task) -> Answer:
     prompts = [
         TokenTree(tuple(ids), (), str(n)) for n, ids in enumerate(json.loads((work / "prompts.json").read_text()))
     ]
-    sampler = DecodeSampler(policy.tree, (), NEW)
+    sampler = DecodeSampler(policy.packed, (), NEW)
     with Stopwatch() as proof:
         sampler(prompts[:2], 2, Noise(1))
     with Stopwatch() as watch:

@@ -11,7 +11,7 @@ from treeward.models.loading import ModelConfig
 from treeward.models.policy import tokenised
 from treeward.models.reward_model import RewardModel
 from treeward.trees.text import Tree
-from treeward.trees.verify import verified
+from treeward.trees.verify import verify_once
 
 
 def measure(task: Task) -> Answer:
@@ -26,13 +26,13 @@ def measure(task: Task) -> Answer:
         )
         model = RewardModel.from_config(gpt2, seed=0)
         with torch.no_grad():
-            output_layer(model.tree.module).weight.normal_(0.0, 0.1, generator=torch.Generator().manual_seed(0))
+            output_layer(model.packed.model).weight.normal_(0.0, 0.1, generator=torch.Generator().manual_seed(0))
         model.save(work / "model")
         return Answer(steps=[])
     model = RewardModel.load(str(work / "model"), precision=precision, device="cpu")
     trees = [Tree(pair.prompt, [pair.chosen, pair.rejected]) for pair in load(work, task.pairs)]
     with Stopwatch() as proof, torch.no_grad():
-        verified(model.tree, tokenised(trees, model.tokenizer))
+        verify_once(model.packed, tokenised(trees, model.tokenizer))
     with Stopwatch() as watch:
         scores = model.score(trees).tolist()
     steps = [{"score": score} for score in scores]

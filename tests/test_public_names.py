@@ -13,8 +13,8 @@ import treeward as tw
 SOURCE = Path(tw.__file__).parent
 
 NAMES = [
-    "Anchor", "ChecksFailed", "DPOConfig", "Ensemble", "Forest", "Policy", "Response", "RewardConfig", "RewardModel",
-    "SFTConfig", "TokenTree", "Tree", "branch_logps", "branch_scores", "dpo", "pack", "reward", "sft", "token_logps",
+    "ChecksFailed", "DPOConfig", "Ensemble", "Forest", "Policy", "ReferenceModel", "Response", "RewardConfig", "RewardModel",
+    "SFTConfig", "TokenTree", "Tree", "branch_logps", "branch_scores", "dpo", "pack_to_budget", "reward", "sft", "token_logps",
     "verify", "warm",
 ]  # fmt: skip
 
@@ -40,11 +40,11 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 def test_every_config_field_is_read_somewhere() -> None:
     """F56: a field that nobody reads is an option without effect."""
-    from treeward.jobs.evaluate import EvaluateRun
-    from treeward.jobs.inspect import InspectRun
-    from treeward.jobs.options import RUNS
-    from treeward.jobs.sample import SampleRun
-    from treeward.jobs.settings import describe
+    from treeward.runner.evaluate import EvaluateRun
+    from treeward.runner.inspect import InspectRun
+    from treeward.runner.options import RUNS
+    from treeward.runner.sample import SampleRun
+    from treeward.runner.settings import describe
 
     read = {
         node.attr
@@ -58,8 +58,8 @@ def test_every_config_field_is_read_somewhere() -> None:
 
 
 def test_every_config_field_has_a_help_string() -> None:
-    from treeward.jobs.options import RUNS
-    from treeward.jobs.settings import describe
+    from treeward.runner.options import RUNS
+    from treeward.runner.settings import describe
 
     assert [row[0] for cls in RUNS.values() for row in describe(cls) if not row[2]] == []
 
@@ -73,7 +73,7 @@ def test_the_library_never_speaks_of_options_of_the_command_line() -> None:
     """Whoever calls it from Python has no `--flags`; the packages below the commands name fields instead."""
     named = [
         f"{file.relative_to(SOURCE)}: {node.value[:60]}"
-        for package in ("maths", "trees", "models", "rewards", "algorithms", "evaluation")
+        for package in ("losses", "stats", "merging", "trees", "models", "rewards", "training", "evaluation")
         for file in sorted((SOURCE / package).rglob("*.py"))
         for statement in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
         if isinstance(statement, ast.Raise | ast.Assign)

@@ -7,33 +7,33 @@ from importlib import import_module
 from typing import Any
 
 _NAMES = {
-    "Anchor": "treeward.models.anchor",
-    "ChecksFailed": "treeward.proof.checks",
-    "DPOConfig": "treeward.algorithms.dpo",
+    "ChecksFailed": "treeward.checks.check",
+    "DPOConfig": "treeward.methods.dpo",
     "Ensemble": "treeward.models.ensemble",
     "Forest": "treeward.trees.forest",
     "Policy": "treeward.models.policy",
+    "ReferenceModel": "treeward.models.reference",
     "Response": "treeward.trees.text",
-    "RewardConfig": "treeward.algorithms.reward",
+    "RewardConfig": "treeward.methods.reward",
     "RewardModel": "treeward.models.reward_model",
-    "SFTConfig": "treeward.algorithms.sft",
+    "SFTConfig": "treeward.methods.sft",
     "TokenTree": "treeward.trees.tokens",
     "Tree": "treeward.trees.text",
     "branch_logps": "treeward.models.policy",
     "branch_scores": "treeward.models.reward_model",
-    "dpo": "treeward.algorithms.dpo",
-    "pack": "treeward.trees.forest",
-    "reward": "treeward.algorithms.reward",
-    "sft": "treeward.algorithms.sft",
+    "dpo": "treeward.methods.dpo",
+    "pack_to_budget": "treeward.trees.forest",
+    "reward": "treeward.methods.reward",
+    "sft": "treeward.methods.sft",
     "token_logps": "treeward.models.policy",
     "verify": "treeward.trees.verify",
     "warm": "treeward.models.ensemble",
 }
 _MODULES = {
     "data": "treeward.data",
-    "heads": "treeward.maths.scores",
-    "losses": "treeward.maths.preference",
-    "reward_losses": "treeward.maths.reward",
+    "heads": "treeward.losses.heads",
+    "losses": "treeward.losses",
+    "reward_losses": "treeward.losses.reward",
 }
 
 __all__ = [*_NAMES, *_MODULES]  # noqa: PLE0604

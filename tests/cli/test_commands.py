@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from treeward.cli.main import VERBS, run
-from treeward.maths.numbers import interval
+from treeward.stats.formatting import interval
 
 WORLD = ["--model.path", "world"]
 SHORT = ["--data.limit", "400", "--steps", "6", "--evaluation.prompts", "3", "--evaluation.samples", "2"]

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from treeward.checks.check import Check, ChecksFailed, require
 from treeward.cli.main import run
-from treeward.jobs import trl_names
-from treeward.jobs.evaluate import EvaluateRun
-from treeward.jobs.options import RUNS
-from treeward.jobs.pairs import PairsRun
-from treeward.jobs.sample import SampleRun
-from treeward.jobs.settings import describe
-from treeward.proof.checks import Check, ChecksFailed, require
+from treeward.runner import trl_names
+from treeward.runner.evaluate import EvaluateRun
+from treeward.runner.options import RUNS
+from treeward.runner.pairs import PairsRun
+from treeward.runner.sample import SampleRun
+from treeward.runner.settings import describe
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -122,7 +122,7 @@ def test_every_option_that_is_suggested_exists() -> None:
 
 def test_the_table_of_the_docs_is_the_one_that_suggestions_come_from() -> None:
     text = (DOCS / "from-trl.md").read_text(encoding="utf-8")
-    assert trl_names.table() in text, "write the output of `python -m treeward.jobs.trl_names` into docs/from-trl.md"
+    assert trl_names.table() in text, "write the output of `python -m treeward.runner.trl_names` into docs/from-trl.md"
 
 
 @pytest.mark.parametrize("words", [

@@ -9,7 +9,7 @@ from typing import Any
 PAIRS = [{"prompt": f"w{n} w3", "chosen": f"w{n} w9", "rejected": f"w{n}"} for n in range(3, 43)]
 PROGRAM = """
 import json, sys
-import treeward, treeward.maths.statistics, treeward.report.frontier, treeward.report.page
+import treeward, treeward.stats.intervals, treeward.report.frontier, treeward.report.page
 from treeward.cli.main import run
 for words in json.loads(sys.argv[1]):
     assert run(words) == 0, words

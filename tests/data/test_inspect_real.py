@@ -25,9 +25,13 @@ pytestmark = pytest.mark.data
     ],
 )
 def test_hh(
-    name: str, counts: tuple[int, ...], longer: float, floor: tuple[float, float], data_root: Path,
+    name: str,
+    counts: tuple[int, ...],
+    longer: float,
+    floor: tuple[float, float],
+    data_root: Path,
     real_tokenizer: Callable[[str], Any],
-) -> None:  # fmt: skip
+) -> None:
     config = DataConfig(source=str(data_root / "hh-rlhf" / name / "test.jsonl.gz"), validation=0.0, test=0.2)
     found = inspect(config, gather(config), {"gpt2": real_tokenizer("gpt2")}).flat()
     names = ("rows", "prompts", "identical_pairs", "differing_prompts", "empty_responses")

@@ -8,21 +8,21 @@ import numpy as np
 import pytest
 import torch
 
+from treeward.checks.guards import k1_check
 from treeward.evaluation import policies
 from treeward.evaluation.policies import SamplePlan, fresh, implicit
-from treeward.evaluation.tables import Measurement, Table, compare, known, metric
 from treeward.evaluation.versus import facts
-from treeward.maths.statistics import clustered_mean
-from treeward.models.anchor import Anchor
 from treeward.models.policy import Policy, branch_sums
+from treeward.models.reference import ReferenceModel
 from treeward.models.sampler import ScriptedSampler
-from treeward.proof.guards import k1_check
 from treeward.rewards import scorers
-from treeward.trees.forest import plant
+from treeward.stats.intervals import clustered_mean
+from treeward.stats.tables import Measurement, Table, compare, known, metric
+from treeward.trees.forest import pack
 from treeward.trees.forward import TreeLM
 from treeward.trees.text import beside
 from treeward.trees.tokens import TokenTree
-from treeward.trees.verify import verified
+from treeward.trees.verify import verify_once
 
 Build = Callable[..., Any]
 PLAN = SamplePlan(samples=3, max_new_tokens=10)
@@ -30,17 +30,17 @@ PROMPTS = [TokenTree((n, n + 1), (), f"p{n}") for n in range(5, 45)]
 
 
 @pytest.fixture
-def moved(tiny: Build, tiny_tokenizer: Any) -> Callable[[float], tuple[Policy, Anchor]]:
-    """moved(scale): a policy and the anchor that it was before its weights got noise of that scale."""
+def moved(tiny: Build, tiny_tokenizer: Any) -> Callable[[float], tuple[Policy, ReferenceModel]]:
+    """moved(scale): a policy and the reference that it was before its weights got noise of that scale."""
 
-    def build(scale: float) -> tuple[Policy, Anchor]:
+    def build(scale: float) -> tuple[Policy, ReferenceModel]:
         policy = Policy(TreeLM(tiny("llama", initializer_range=0.1)), tiny_tokenizer)
-        anchor = Anchor.of(policy)
+        reference = ReferenceModel.of(policy)
         draw = torch.Generator().manual_seed(3)
         with torch.no_grad():
-            for parameter in policy.tree.parameters():
+            for parameter in policy.packed.parameters():
                 parameter.add_(scale * torch.randn(parameter.shape, generator=draw))
-        return policy, anchor
+        return policy, reference
 
     return build
 
@@ -57,15 +57,15 @@ def scripted(monkeypatch: pytest.MonkeyPatch, script: dict[tuple[int, ...], list
 
 
 def test_columns_by_hand(moved: Any) -> None:
-    policy, anchor = moved(0.05)
-    table, rows = fresh(policy, anchor, PROMPTS[:4], PLAN)
+    policy, reference = moved(0.05)
+    table, rows = fresh(policy, reference, PROMPTS[:4], PLAN)
     for i, row in enumerate(rows):
         prompt = next(p.prompt for p in PROMPTS if p.group == row["group"])
         ids = torch.tensor([[*prompt, *row["ids"]]])
         at = slice(len(prompt) - 1, -1)
         with torch.no_grad():
             own, start = (
-                m.module(input_ids=ids).logits[0, at].double().log_softmax(1) for m in (policy.tree, anchor.tree)
+                m.model(input_ids=ids).logits[0, at].double().log_softmax(1) for m in (policy.packed, reference.packed)
             )
         targets = ids[0, len(prompt) :, None]
         a, b = own.gather(1, targets).sum().item(), start.gather(1, targets).sum().item()
@@ -78,9 +78,9 @@ def test_columns_by_hand(moved: Any) -> None:
 
 
 def test_e1_a_model_against_itself_is_exactly_zero(moved: Any) -> None:
-    policy, anchor = moved(0.0)
-    table, _ = fresh(policy, anchor, PROMPTS, PLAN, scorers.find("length"))
-    again, _ = fresh(policy, anchor, PROMPTS, PLAN, scorers.find("length"))
+    policy, reference = moved(0.0)
+    table, _ = fresh(policy, reference, PROMPTS, PLAN, scorers.find("length"))
+    again, _ = fresh(policy, reference, PROMPTS, PLAN, scorers.find("length"))
     assert not table.columns["kl"].any()
     assert not table.columns["k1"].any()
     for name in table.columns:
@@ -90,9 +90,9 @@ def test_e1_a_model_against_itself_is_exactly_zero(moved: Any) -> None:
 
 
 def test_at_another_temperature_there_is_no_kl_to_the_start(moved: Any) -> None:
-    policy, anchor = moved(0.1)
+    policy, reference = moved(0.1)
     plan = SamplePlan(samples=2, max_new_tokens=6, temperature=0.7)
-    table, rows = fresh(policy, anchor, PROMPTS[:3], plan, scorers.find("length"))
+    table, rows = fresh(policy, reference, PROMPTS[:3], plan, scorers.find("length"))
     assert not {"kl", "k1", "kl_token"} & (set(table.columns) | set(rows[0]))
     assert {"entropy", "start_nll", "score"} <= set(table.columns)
     measured = Measurement({"samples": table}, rows)
@@ -101,44 +101,44 @@ def test_at_another_temperature_there_is_no_kl_to_the_start(moved: Any) -> None:
 
 
 def test_labelled_responses_without_a_counterpart_are_counted(moved: Any, caplog: pytest.LogCaptureFixture) -> None:
-    policy, anchor = moved(0.1)
+    policy, reference = moved(0.1)
     labels = (1.0, 1.0, 0.0, 1.0, 1.0)
     trees = [TokenTree((n, n + 1), ((n, 7),), f"p{n}", ((label,),)) for n, label in enumerate(labels, 5)]
-    assert implicit(policy, anchor, trees).groups == [beside("p5", "p7")]
+    assert implicit(policy, reference, trees).groups == [beside("p5", "p7")]
     assert "3 of 5 labelled responses have no counterpart" in caplog.text
     with pytest.raises(ValueError, match="nothing to compare is held out"):
-        implicit(policy, anchor, trees[:2])
+        implicit(policy, reference, trees[:2])
 
 
 def test_one_forward_pass_of_each_model(moved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    policy, anchor = moved(0.05)
-    fresh(policy, anchor, PROMPTS[:2], PLAN)
+    policy, reference = moved(0.05)
+    fresh(policy, reference, PROMPTS[:2], PLAN)
     calls: list[int] = []
     honest = TreeLM.logits
     monkeypatch.setattr(TreeLM, "logits", lambda self, forest: calls.append(id(self)) or honest(self, forest))
-    table, _ = fresh(policy, anchor, PROMPTS[:2], PLAN)
+    table, _ = fresh(policy, reference, PROMPTS[:2], PLAN)
     assert {"kl", "k1", "entropy", "start_nll"} <= set(table.columns)
-    assert sorted(calls) == sorted([id(policy.tree), id(anchor.tree)])
+    assert sorted(calls) == sorted([id(policy.packed), id(reference.packed)])
 
 
 def test_k1_agrees_with_rao_blackwell_on_the_policys_own_samples(moved: Any) -> None:
-    policy, anchor = moved(0.1)
-    table, _ = fresh(policy, anchor, PROMPTS, PLAN)
+    policy, reference = moved(0.1)
+    table, _ = fresh(policy, reference, PROMPTS, PLAN)
     assert table.mean("kl") > 0.1
     found = k1_check(table, 1.0)
     assert found.passed, str(found)
 
 
 def test_f34_kl_of_another_models_text_fails_the_check(moved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    policy, anchor = moved(0.1)
-    other = Policy(anchor.tree, policy.tokenizer)
-    _, rows = fresh(other, anchor, PROMPTS, PLAN)
+    policy, reference = moved(0.1)
+    other = Policy(reference.packed, policy.tokenizer)
+    _, rows = fresh(other, reference, PROMPTS, PLAN)
     script: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
     for row in rows:
         prompt = next(p.prompt for p in PROMPTS if p.group == row["group"])
         script.setdefault(prompt, []).append(tuple(row["ids"]))  # type: ignore[arg-type]
     scripted(monkeypatch, script)
-    table, _ = fresh(policy, anchor, PROMPTS, PLAN)
+    table, _ = fresh(policy, reference, PROMPTS, PLAN)
     assert k1_check(table, 1.0).passed is False
 
 
@@ -147,21 +147,21 @@ def test_word_salad_shows_in_perplexity_and_entropy(tiny_tokenizer: Any, monkeyp
     policy = Policy.load("world")
     draw = np.random.default_rng(0)
     plain = tuple(policy.tokenizer("the film was good and the film was good").input_ids)
-    optimiser = torch.optim.Adam(policy.tree.parameters(), lr=3e-3)
+    optimiser = torch.optim.Adam(policy.packed.parameters(), lr=3e-3)
     trees = [TokenTree((n,), (plain,), f"p{n}") for n in range(5, 45)]
-    verified(policy.tree, trees)
+    verify_once(policy.packed, trees)
     for _ in range(15):
         optimiser.zero_grad()
-        (-policy.tree(plant(trees[:8])).mean()).backward()
+        (-policy.packed(pack(trees[:8])).mean()).backward()
         optimiser.step()
-    assert branch_sums(policy.tree, trees[20:21], 512)[0] / len(plain) > -2
-    anchor, found = Anchor.of(policy), []
+    assert branch_sums(policy.packed, trees[20:21], 512)[0] / len(plain) > -2
+    reference, found = ReferenceModel.of(policy), []
     for size in (0, 12):
         scripted(monkeypatch, {
             tree.prompt: [plain if not size else tuple(draw.integers(5, 40, size).tolist()) for _ in range(3)]
             for tree in trees
         })  # fmt: skip
-        table, rows = fresh(policy, anchor, trees, PLAN)
+        table, rows = fresh(policy, reference, trees, PLAN)
         found.append(Measurement({"samples": table}, rows))
     diversity = facts(*found)["diversity"]
     assert diversity["token_entropy"]["difference"]["low"] > 0
@@ -171,19 +171,19 @@ def test_word_salad_shows_in_perplexity_and_entropy(tiny_tokenizer: Any, monkeyp
 
 
 def test_self_bleu_stands_by_prompt_and_only_with_several_samples(moved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    policy, anchor = moved(0.0)
+    policy, reference = moved(0.0)
     script = {PROMPTS[0].prompt: [(7, 8, 9, 10)] * 3, PROMPTS[1].prompt: [(7, 8, 9), (10, 11, 12), (13, 14, 15)]}
     scripted(monkeypatch, script)
-    table, _ = fresh(policy, anchor, PROMPTS[:2], PLAN)
+    table, _ = fresh(policy, reference, PROMPTS[:2], PLAN)
     assert table.columns["self_bleu"].tolist() == pytest.approx([1, 1, 1, 0, 0, 0])
-    table, _ = fresh(policy, anchor, PROMPTS[:2], SamplePlan(samples=1))
+    table, _ = fresh(policy, reference, PROMPTS[:2], SamplePlan(samples=1))
     assert "self_bleu" not in table.columns
 
 
 def test_judges_have_columns_of_their_own(moved: Any) -> None:
-    policy, anchor = moved(0.0)
+    policy, reference = moved(0.0)
     judges = [scorers.find("count:w9"), scorers.find("length")]
-    table, rows = fresh(policy, anchor, PROMPTS[:3], PLAN, scorers.find("length"), judges)
+    table, rows = fresh(policy, reference, PROMPTS[:3], PLAN, scorers.find("length"), judges)
     assert table.columns["judge:length"].tolist() == table.columns["score"].tolist()
     assert {"judge:count:w9", "judge:length"} <= set(rows[0])
     assert metric("judge:count:w9").higher_is_better

@@ -10,9 +10,9 @@ import torch
 from treeward.data.splits import unit
 from treeward.evaluation import rewards
 from treeward.evaluation.rewards import Judged
-from treeward.evaluation.tables import Table
-from treeward.maths import calibration
-from treeward.maths.scores import AnyHead, Categorical, Scalar
+from treeward.losses.heads import AnyHead, Categorical, Scalar
+from treeward.stats import calibration
+from treeward.stats.tables import Table
 from treeward.trees.tokens import TokenTree
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from treeward.evaluation.tables import Measurement, Table
 from treeward.evaluation.versus import AGAIN, by_prompt, facts, win_rate
-from treeward.maths.best_of_n import kl_bound
 from treeward.runs.directory import finite
+from treeward.stats.best_of_n import kl_bound
+from treeward.stats.tables import Measurement, Table
 
 K = 4
 GROUPS = [f"p{n:02}" for n in range(40) for _ in range(K)]

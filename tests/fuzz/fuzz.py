@@ -506,9 +506,14 @@ def scorer(draw: random.Random, folder: Path) -> Case:
 
 
 def read(
-    label: str, file: Path, purposes: Sequence[str], expected: str, shown: tuple[str, ...] = (),
-    rows: Rows | None = None, cut: bool = False,
-) -> Case:  # fmt: skip
+    label: str,
+    file: Path,
+    purposes: Sequence[str],
+    expected: str,
+    shown: tuple[str, ...] = (),
+    rows: Rows | None = None,
+    cut: bool = False,
+) -> Case:
     """The case of reading a file for training."""
 
     def call() -> Rows:
@@ -546,7 +551,7 @@ def fixtures() -> Path:
              "num_key_value_heads": 2}  # fmt: skip
     Policy.load("world", config=small).save(place / "policy" / "model")
     judge = RewardModel.from_config(ModelConfig(path="world", config=small))
-    torch.nn.init.normal_(judge.tree.module.score.weight, generator=torch.Generator().manual_seed(0))
+    torch.nn.init.normal_(judge.packed.model.score.weight, generator=torch.Generator().manual_seed(0))
     judge.save(place / "reward" / "model")
     plain = [{"prompt": "the plot is", "response": "dull ."}] * 2
     chats = [{"prompt": [{"role": "user", "content": "the plot is"}], "response": "dull ."}] * 2

@@ -10,8 +10,8 @@ import torch
 import transformers
 from transformers import AutoModelForSequenceClassification
 
-from treeward.algorithms.reward import RewardConfig, reward
-from treeward.maths.scores import AnyHead, Attributes, Categorical, Logistic, Ordinal, Scalar
+from treeward.losses.heads import AnyHead, Attributes, Categorical, Logistic, Ordinal, Scalar
+from treeward.methods.reward import RewardConfig, reward
 from treeward.models import artifact
 from treeward.models.ensemble import Ensemble, mean, spread, uncertainty_weighted, warm, worst
 from treeward.models.heads import output_layer
@@ -44,7 +44,7 @@ def trained(head: AnyHead, trees: list[TokenTree], **fields: Any) -> RewardModel
 def test_a_trained_head_is_saved_and_its_card_gives_its_scores(head: AnyHead, grow: Build, tmp_path: Path) -> None:
     trees = grow(6)
     model = trained(head, trees)
-    assert model.awake
+    assert model.has_trained_head
     ours = model.score(trees)
     assert ours.std() > 1e-4
     model.save(tmp_path / "model")
@@ -83,9 +83,9 @@ def test_distributions_sum_to_one_and_their_mean_is_the_score(head: AnyHead, gro
 def test_ordinal_thresholds_train(grow: Build) -> None:
     model = trained(Ordinal(6), grow(6))
     start = made(Ordinal(6))
-    assert model.tree.thresholds is not None
-    assert start.tree.thresholds is not None
-    assert (model.tree.thresholds - start.tree.thresholds).abs().min() > 1e-4
+    assert model.packed.thresholds is not None
+    assert start.packed.thresholds is not None
+    assert (model.packed.thresholds - start.packed.thresholds).abs().min() > 1e-4
 
 
 def test_a_scalar_has_no_distribution(grow: Build) -> None:
@@ -96,7 +96,7 @@ def test_a_scalar_has_no_distribution(grow: Build) -> None:
 def test_a_frozen_backbone_stays_and_the_head_moves(grow: Build) -> None:
     model = trained(Categorical(4), grow(6), train="head")
     start = made(Categorical(4))
-    for (name, own), (_, other) in zip(model.tree.named_parameters(), start.tree.named_parameters(), strict=True):
+    for (name, own), (_, other) in zip(model.packed.named_parameters(), start.packed.named_parameters(), strict=True):
         assert torch.equal(own, other) != (name == "module.score.weight"), name
 
 
@@ -170,7 +170,7 @@ def test_an_encoder_is_scored_as_rows_by_its_own_class(family: str, tmp_path: Pa
     model = encoder(family, tmp_path / "start", Categorical(4))
     texts = [Tree("w4 w5", [" w6 w7 w8", " w9"]), Tree("", [" w10", " w11 w12 w13"], group="none")]
     assert model.score(texts).tolist() == [2.5] * 4
-    assert model.tree.backend == "rows"
+    assert model.packed.backend == "rows"
     for _ in reward(model, texts, RewardConfig(steps=6, batch_size=2, lr=3e-2)):
         pass
     ours = model.score(texts)
@@ -201,7 +201,7 @@ def test_r9_heads_linear_in_shared_features_average_to_the_ensembles_mean(grow: 
     for seed in range(3):
         member = made()
         with torch.no_grad():
-            layer = output_layer(member.tree.module)
+            layer = output_layer(member.packed.model)
             layer.weight.copy_(torch.randn(layer.weight.shape, generator=torch.Generator().manual_seed(seed)))
         members.append(member)
     before = [member.score(trees) for member in members]

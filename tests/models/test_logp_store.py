@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from treeward.models import adapters
-from treeward.models.anchor import Anchor, MovingAnchor
 from treeward.models.loading import LoRA
+from treeward.models.logp_store import LogpStore, default_path, key
 from treeward.models.policy import Policy
-from treeward.models.store import LogpStore, default_path, key
+from treeward.models.reference import EMAReference, ReferenceModel
 from treeward.trees.tokens import TokenTree
 
 Build = Callable[..., Any]
@@ -22,13 +22,13 @@ Build = Callable[..., Any]
 
 @pytest.fixture
 def store(tmp_path: Path) -> LogpStore:
-    return LogpStore(tmp_path / "anchor.sqlite")
+    return LogpStore(tmp_path / "reference.sqlite")
 
 
-def counted(anchor: Anchor) -> list[int]:
+def counted(reference: ReferenceModel) -> list[int]:
     """The number of branches of each forward pass from now on."""
     calls: list[int] = []
-    anchor.tree.register_forward_hook(lambda module, given, out: calls.append(given[0].branches))
+    reference.packed.register_forward_hook(lambda module, given, out: calls.append(given[0].branches))
     return calls
 
 
@@ -77,7 +77,7 @@ def test_a_store_within_its_limit_reads_no_keys_and_one_over_it_keeps_the_newest
 
 def test_two_processes_write_at_once(store: LogpStore) -> None:
     script = (
-        "import sys, torch; from pathlib import Path; from treeward.models.store import LogpStore, key\n"
+        "import sys, torch; from pathlib import Path; from treeward.models.logp_store import LogpStore, key\n"
         "store = LogpStore(Path(sys.argv[1]))\n"
         "for n in range(40): store.write({key(sys.argv[2], (n,), (1,)): torch.full((3,), float(n))})\n"
     )
@@ -90,24 +90,24 @@ def test_two_processes_write_at_once(store: LogpStore) -> None:
 
 def test_a_file_that_is_no_store_is_refused_with_the_mend(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("not a database, " * 100)
-    with pytest.raises(ValueError, match=r"cannot be used .*anchor.store to off"):
+    with pytest.raises(ValueError, match=r"cannot be used .*reference.store to off"):
         LogpStore(tmp_path / "x")
 
 
 def test_the_default_place_can_be_moved(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TREEWARD_CACHE", "/somewhere")
-    assert default_path() == Path("/somewhere/anchor.sqlite")
+    assert default_path() == Path("/somewhere/reference.sqlite")
 
 
-def test_an_anchor_computes_each_branch_once(store: LogpStore, policy: Build, grow: Build) -> None:
+def test_a_reference_computes_each_branch_once(store: LogpStore, policy: Build, grow: Build) -> None:
     trees = grow(6, branches=2)
-    plain = Anchor.of(policy()).branch_logps(trees, 1024)
-    first = Anchor.of(policy(), store)
+    plain = ReferenceModel.of(policy()).branch_logps(trees, 1024)
+    first = ReferenceModel.of(policy(), store)
     calls = counted(first)
     found = first.branch_logps(trees, 1024)
     assert all(torch.equal(found[tree], plain[tree]) for tree in trees)
     assert sum(calls) == 12
-    again = Anchor.of(policy(), store)
+    again = ReferenceModel.of(policy(), store)
     calls = counted(again)
     found = again.branch_logps([*trees, TokenTree(trees[0].prompt, (trees[0].branches[0], (9, 2)))], 1024)
     assert sum(calls) == 8 + 1, "eight audited, and the one branch that is new"
@@ -117,42 +117,44 @@ def test_an_anchor_computes_each_branch_once(store: LogpStore, policy: Build, gr
 def test_other_weights_precision_or_configuration_have_other_entries(policy: Build) -> None:
     same, moved, cast, shaped = policy(), policy(), policy(), policy()
     with torch.no_grad():
-        next(moved.tree.parameters())[0, 0] += 1e-3
-    cast.tree.precision = "bf16"
-    shaped.tree.module.config.rms_norm_eps = 1e-3
-    identities = [Anchor.of(each).identity for each in (same, moved, cast, shaped)]
+        next(moved.packed.parameters())[0, 0] += 1e-3
+    cast.packed.precision = "bf16"
+    shaped.packed.model.config.rms_norm_eps = 1e-3
+    identities = [ReferenceModel.of(each).identity for each in (same, moved, cast, shaped)]
     assert len(set(identities)) == 4
-    assert Anchor.of(policy()).identity == identities[0]
+    assert ReferenceModel.of(policy()).identity == identities[0]
 
 
 def test_another_layout_or_attention_has_other_entries(policy: Build) -> None:
     tree, rows, eager = policy(), policy(), policy()
-    tree.tree.backend, rows.tree.backend, eager.tree.backend = "tree", "rows", "tree"
-    eager.tree.module.set_attn_implementation("eager")
-    assert len({Anchor.of(each).identity for each in (tree, rows, eager)}) == 3
+    tree.packed.backend, rows.tree.backend, eager.packed.backend = "tree", "rows", "tree"
+    eager.packed.model.set_attn_implementation("eager")
+    assert len({ReferenceModel.of(each).identity for each in (tree, rows, eager)}) == 3
 
 
-def test_adapters_on_two_bases_have_two_anchors(policy: Build) -> None:
+def test_adapters_on_two_bases_have_two_references(policy: Build) -> None:
     """And two adapters on one base share theirs, whatever was drawn for them."""
     found = []
     for seed in (0, 0, 1):
         ours = policy(seed=seed)
         found.append(
-            Anchor.of(Policy(ours.tree, ours.tokenizer, adapters.put_on(ours.tree.module, LoRA(), "CAUSAL_LM")))
+            ReferenceModel.of(
+                Policy(ours.packed, ours.tokenizer, adapters.put_on(ours.packed.model, LoRA(), "CAUSAL_LM"))
+            )
         )
-    assert [anchor.hash for anchor in found] == [None] * 3
+    assert [reference.hash for reference in found] == [None] * 3
     assert found[0].identity == found[1].identity != found[2].identity
 
 
 def test_a_value_of_other_weights_is_refused_by_name(store: LogpStore, policy: Build, grow: Build) -> None:
     """F22: eight entries are computed again at every reading."""
     trees = grow(3, branches=2)
-    anchor = Anchor.of(policy(), store)
-    anchor.branch_logps(trees, 1024)
-    name = key(anchor.identity, trees[1].prompt, trees[1].branches[0])
+    reference = ReferenceModel.of(policy(), store)
+    reference.branch_logps(trees, 1024)
+    name = key(reference.identity, trees[1].prompt, trees[1].branches[0])
     store.write({name: store.read([name])[name] + 0.01})
-    with pytest.raises(ValueError, match=r"F22: the store .* for branch 0 of .* the anchor gives"):
-        anchor.branch_logps(trees, 1024)
+    with pytest.raises(ValueError, match=r"F22: the store .* for branch 0 of .* the reference gives"):
+        reference.branch_logps(trees, 1024)
 
 
 @pytest.mark.parametrize(
@@ -163,14 +165,14 @@ def test_an_audit_allows_for_rounding_alone(
     precision: Any, off: float, passed: bool, store: LogpStore, policy: Build, grow: Build
 ) -> None:
     ours, trees = policy(), grow(3, branches=2)
-    ours.tree.precision = precision
-    anchor = Anchor.of(ours, store)
-    anchor.branch_logps(trees, 1024)
-    name = key(anchor.identity, trees[1].prompt, trees[1].branches[0])
+    ours.packed.precision = precision
+    reference = ReferenceModel.of(ours, store)
+    reference.branch_logps(trees, 1024)
+    name = key(reference.identity, trees[1].prompt, trees[1].branches[0])
     moved = store.read([name])[name]
     moved[0] += off
     store.write({name: moved})
-    found = anchor.audit(trees, 1024)
+    found = reference.audit(trees, 1024)
     assert found is not None
     assert (found.entries, found.passed) == (6, passed)
 
@@ -178,36 +180,36 @@ def test_an_audit_allows_for_rounding_alone(
 def test_every_entry_is_audited_sooner_or_later(store: LogpStore, policy: Build, grow: Build) -> None:
     """Of 24 entries a third is looked at: 60 readings miss one entry once in 10^10."""
     trees = grow(12, branches=2)
-    anchor = Anchor.of(policy(), store)
-    anchor.branch_logps(trees, 1024)
-    name = key(anchor.identity, trees[7].prompt, trees[7].branches[1])
+    reference = ReferenceModel.of(policy(), store)
+    reference.branch_logps(trees, 1024)
+    name = key(reference.identity, trees[7].prompt, trees[7].branches[1])
     store.write({name: store.read([name])[name] + 0.01})
-    found = [anchor.audit(trees, 1024) for _ in range(60)]
+    found = [reference.audit(trees, 1024) for _ in range(60)]
     assert not all(each is not None and each.passed for each in found)
 
 
 def test_a_value_of_another_length_is_computed_anew(store: LogpStore, policy: Build, grow: Build) -> None:
     trees = grow(20, branches=1)
-    anchor = Anchor.of(policy(), store)
-    before = anchor.branch_logps(trees, 1024)
-    names = [key(anchor.identity, tree.prompt, tree.branches[0]) for tree in trees]
+    reference = ReferenceModel.of(policy(), store)
+    before = reference.branch_logps(trees, 1024)
+    names = [key(reference.identity, tree.prompt, tree.branches[0]) for tree in trees]
     store.write({name: torch.zeros(40) for name in names})
-    after = anchor.branch_logps(trees, 1024)
+    after = reference.branch_logps(trees, 1024)
     assert all(torch.equal(before[tree], after[tree]) for tree in trees)
     assert [len(store.read([name])[name]) for name in names] == [len(tree.branches[0]) for tree in trees]
 
 
-def test_a_moving_anchor_is_the_closed_form_of_its_policy(policy: Build) -> None:
+def test_a_moving_reference_is_the_closed_form_of_its_policy(policy: Build) -> None:
     """EMA of a constant policy: start + (1 - (1 - rate)^n) (policy - start), oracle W1."""
     model: Policy = policy()
-    anchor = MovingAnchor(model, 0.1)
-    start = [p.clone() for p in anchor.tree.parameters()]
+    reference = EMAReference(model, 0.1)
+    start = [p.clone() for p in reference.packed.parameters()]
     with torch.no_grad():
-        for parameter in model.tree.parameters():
+        for parameter in model.packed.parameters():
             parameter.add_(1.0)
     for _ in range(5):
-        anchor.follow()
+        reference.follow()
     moved = 1 - 0.9**5
-    for before, now in zip(start, anchor.tree.parameters(), strict=True):
+    for before, now in zip(start, reference.packed.parameters(), strict=True):
         torch.testing.assert_close(now, before + moved, rtol=0, atol=1e-6)
-    assert anchor.hash is None
+    assert reference.hash is None

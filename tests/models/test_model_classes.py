@@ -184,4 +184,4 @@ def test_what_cannot_work_is_refused_in_one_line(
     with pytest.raises(ValueError, match=said) as refused:
         verify(model, grow(3, longest=8))
     assert "\n" not in str(refused.value)
-    assert type(model.module).__name__ in str(refused.value)
+    assert type(model.model).__name__ in str(refused.value)

@@ -13,7 +13,7 @@ from treeward.models.sampler import DecodeSampler, Noise, ScriptedSampler, draw,
 from treeward.trees import verify
 from treeward.trees.forward import TreeLM
 from treeward.trees.tokens import TokenTree
-from treeward.trees.verify import verified
+from treeward.trees.verify import verify_once
 
 FAMILIES = ["gpt2", "llama", "qwen3", "phi3", "neox", "mistral", "gemma3", "mamba"]
 Build = Callable[..., Any]
@@ -104,7 +104,7 @@ def test_logits_that_are_no_distribution_are_refused(value: float, steps: int, t
         seen.append(1)
         return logits if len(seen) < steps else logits.index_fill(-1, torch.tensor([9]), value)
 
-    model.module.get_output_embeddings().register_forward_hook(broken)
+    model.model.get_output_embeddings().register_forward_hook(broken)
     with pytest.raises(FloatingPointError, match="logits are NaN or infinite"):
         sampler(prompts((3, 4)), 1, Noise(0))
     assert len(seen) == steps
@@ -199,7 +199,7 @@ def test_prompts_of_mixed_lengths_are_decoded_together_as_they_are_alone(
 def test_samples_do_not_depend_on_what_was_verified_before(family: str, tiny: Build, grow: Build) -> None:
     rows = prompts((5, 9, 30, 17), (7,), (40, 41, 42), (3, 60))
     fresh, known = TreeLM(tiny(family)), TreeLM(tiny(family))
-    verified(known, grow(3))
+    verify_once(known, grow(3))
     first, second = (DecodeSampler(m, (END,), 12)(rows, 3, Noise(0)).trees for m in (fresh, known))
     assert first == second
 
@@ -208,7 +208,7 @@ def test_prompts_are_prefilled_once_for_their_samples_and_verified_once(
     tiny: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, widths, calls = TreeLM(tiny("llama")), [], []
-    model.module.register_forward_pre_hook(
+    model.model.register_forward_pre_hook(
         lambda module, args, named: widths.append(named["input_ids"].shape) if named.get("use_cache") else None,
         with_kwargs=True,
     )
@@ -227,7 +227,7 @@ def test_prompts_are_prefilled_once_for_their_samples_and_verified_once(
 
 def test_sampling_within_training_keeps_the_gradients_verified(tiny: Build, grow: Build) -> None:
     model = TreeLM(tiny("llama"))
-    verified(model, grow(3, longest=4))
+    verify_once(model, grow(3, longest=4))
     DecodeSampler(model, (END,), max_new_tokens=30)(prompts((5, 9)), 2, Noise(0))
     assert model.verified_gradients
     assert model.verified_path >= 32
@@ -330,8 +330,8 @@ def test_the_sampler_of_a_policy_follows_its_weights(policy: Build) -> None:
     ours = policy()
     sampler = DecodeSampler.of(ours, max_new_tokens=1)
     with torch.no_grad():
-        head = ours.tree.module.get_output_embeddings().weight
-        final = ours.tree.module(input_ids=torch.tensor([[3, 4]]), output_hidden_states=True).hidden_states[-1][0, -1]
+        head = ours.packed.model.get_output_embeddings().weight
+        final = ours.packed.model(input_ids=torch.tensor([[3, 4]]), output_hidden_states=True).hidden_states[-1][0, -1]
         head.zero_()
         head[50] = 40 * final / final.square().sum()
     assert sampler.end_ids == (END,)

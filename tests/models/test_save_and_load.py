@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from treeward.models.anchor import Frozen, anchor_of
 from treeward.models.artifact import Budgets
 from treeward.models.loading import ModelConfig, model_directory
 from treeward.models.policy import Policy, branch_logps
+from treeward.models.reference import Frozen, reference_for
 from treeward.models.reward_model import RewardModel
 from treeward.rewards import scorers
 from treeward.trees.text import Response, Tree
@@ -29,7 +29,7 @@ def places(run: Path) -> list[str]:
 def judge() -> RewardModel:
     """A reward model of the world whose head has weights."""
     model = RewardModel.from_config(ModelConfig(device="cpu"))
-    torch.nn.init.ones_(model.tree.module.score.weight)  # type: ignore[union-attr, arg-type]
+    torch.nn.init.ones_(model.packed.model.score.weight)  # type: ignore[union-attr, arg-type]
     return model
 
 
@@ -53,7 +53,7 @@ def test_a_run_directory_is_its_model(policy: Build, grow: Build, tmp_path: Path
     for place in places(tmp_path):
         loaded = Policy.load(place, precision="fp32", device="cpu")
         assert torch.equal(branch_logps(loaded, trees), branch_logps(ours, trees))
-        known = anchor_of(start, Frozen(place, "off")).branch_logps(trees, 64)
+        known = reference_for(start, Frozen(place, "off")).branch_logps(trees, 64)
         assert torch.cat([known[tree] for tree in trees]).tolist() == branch_logps(ours, trees).tolist()
 
 

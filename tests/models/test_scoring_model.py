@@ -12,7 +12,7 @@ from treeward.data.render import end_id
 from treeward.models.heads import output_layer
 from treeward.models.loading import LoRA, ModelConfig
 from treeward.models.reward_model import RewardModel, padding_id
-from treeward.trees.forest import plant
+from treeward.trees.forest import pack
 from treeward.trees.text import Tree
 from treeward.trees.tokens import TokenTree
 
@@ -28,7 +28,7 @@ def world(**fields: Any) -> RewardModel:
 def with_head(model: RewardModel) -> RewardModel:
     """The model with a head that has been trained, so to speak."""
     with torch.no_grad():
-        head = output_layer(model.tree.module)
+        head = output_layer(model.packed.model)
         head.weight.copy_(torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(5)))
     return model
 
@@ -58,7 +58,7 @@ def test_a_new_head_scores_zero_under_adapters(grow: Build) -> None:
 
 def test_scores_are_those_of_the_public_class_on_single_rows(grow: Build) -> None:
     model, trees = with_head(world()), grow(8, branches=3)
-    assert model.score(trees).tolist() == pytest.approx(plainly(model.tree.module, trees), abs=1e-4)
+    assert model.score(trees).tolist() == pytest.approx(plainly(model.packed.model, trees), abs=1e-4)
 
 
 def test_text_is_rendered_and_scored_at_its_end_token() -> None:
@@ -67,7 +67,7 @@ def test_text_is_rendered_and_scored_at_its_end_token() -> None:
     words = model.tokenizer.get_vocab()
     prompt = (1, *(words[w] for w in ["the", "plot", "is"]))
     branches = tuple((*(words[w] for w in text.split()), 2) for text in ("good .", "bad ."))
-    expected = plainly(model.tree.module, [TokenTree(prompt, branches)])
+    expected = plainly(model.packed.model, [TokenTree(prompt, branches)])
     assert model.score([tree]).tolist() == pytest.approx(expected, abs=1e-5)
     assert abs(expected[0] - expected[1]) > 1e-3
 
@@ -77,8 +77,8 @@ def test_tokens_after_a_branch_do_not_change_its_score(grow: Build) -> None:
     (tree,) = grow(1, branches=1)
     model.score([tree])
     with torch.no_grad():
-        alone = model.tree(plant([tree]))
-        followed = model.tree(plant([TokenTree(tree.prompt, (*tree.branches, (5, 6, 7)))]))
+        alone = model.packed(pack([tree]))
+        followed = model.packed(pack([TokenTree(tree.prompt, (*tree.branches, (5, 6, 7)))]))
     assert followed[0].item() == pytest.approx(alone[0].item(), abs=1e-5)
 
 
@@ -122,7 +122,7 @@ def test_a_model_with_adapters_is_saved_merged_with_its_head(grow: Build, tmp_pa
     model, trees = with_head(world(lora=LoRA(r=2))), grow(4)
     without = model.score(trees)
     with torch.no_grad():
-        for name, parameter in model.tree.named_parameters():
+        for name, parameter in model.packed.named_parameters():
             if "lora_B" in name:
                 parameter.add_(0.05)
     ours = model.score(trees)
@@ -161,8 +161,8 @@ def test_a_policys_weights_start_a_reward_model_with_a_zero_head(policy: Build, 
     policy().save(tmp_path / "model")
     model = world(path=str(tmp_path / "model"))
     assert model.score(grow(3)).tolist() == [0.0] * 6
-    start = policy().tree.module.get_input_embeddings().weight
-    assert torch.equal(model.tree.module.get_input_embeddings().weight, start)
+    start = policy().packed.model.get_input_embeddings().weight
+    assert torch.equal(model.packed.model.get_input_embeddings().weight, start)
 
 
 def test_the_wrong_tokenizer_is_refused(policy: Build, tmp_path: Path) -> None:

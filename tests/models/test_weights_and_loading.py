@@ -13,7 +13,7 @@ from treeward.models.device import choose_device, choose_precision
 from treeward.models.loading import ModelConfig
 from treeward.models.policy import Policy
 from treeward.models.weights import fingerprint, movement, set_dropout, snapshot, trainable
-from treeward.trees.forest import plant
+from treeward.trees.forest import pack
 from treeward.trees.forward import TreeLM
 
 Build = Callable[..., Any]
@@ -94,22 +94,22 @@ def test_set_dropout_awakens_llamas_attention(tiny: Build) -> None:
 def test_a_loaded_policy_has_no_dropout_unless_asked_for(policy: Build, tmp_path: Path) -> None:
     policy("gpt2").save(tmp_path / "model")
     path = str(tmp_path / "model")
-    quiet = Policy.load(path, device="cpu").tree.module.train()
+    quiet = Policy.load(path, device="cpu").packed.model.train()
     assert torch.equal(*forward_twice(quiet))
-    loud = Policy.load(path, device="cpu", dropout=0.2).tree.module.train()
+    loud = Policy.load(path, device="cpu", dropout=0.2).packed.model.train()
     assert not torch.equal(*forward_twice(loud))
 
 
 def test_a_training_step_runs_in_eval_mode_unless_dropout_is_asked_for(policy: Build, tmp_path: Path) -> None:
     policy("gpt2").save(tmp_path / "model")
     path = str(tmp_path / "model")
-    quiet, loud = (Policy.load(path, device="cpu", dropout=share).tree for share in (0.0, 0.2))
+    quiet, loud = (Policy.load(path, device="cpu", dropout=share).packed for share in (0.0, 0.2))
     with quiet.training_mode(), loud.training_mode():
         assert not any(part.training for part in quiet.modules())
-        assert torch.equal(*forward_twice(quiet.module))
-        assert not torch.equal(*forward_twice(loud.module))
+        assert torch.equal(*forward_twice(quiet.model))
+        assert not torch.equal(*forward_twice(loud.model))
     with loud.training_mode(dropout=False):
-        assert torch.equal(*forward_twice(loud.module))
+        assert torch.equal(*forward_twice(loud.model))
     assert not any(part.training for part in loud.modules())
 
 
@@ -119,7 +119,7 @@ def test_asked_dropout_does_not_wake_other_noise() -> None:
         intermediate_size=64, num_local_experts=2, router_jitter_noise=0.5,
     )  # fmt: skip
     model = TreeLM(transformers.AutoModelForCausalLM.from_config(config), dropout=0.1)
-    set_dropout(model.module, 0.1)
+    set_dropout(model.model, 0.1)
     with model.training_mode():
         states = {type(part).__name__: part.training for part in model.modules()}
     assert states["MixtralAttention"]
@@ -142,13 +142,13 @@ def test_an_adapters_own_dropout_counts_as_asked_for(tiny: Build) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_gradient_checkpointing_recomputes_in_a_training_step(family: str, tiny: Build, grow: Build) -> None:
-    forest, gradients, calls = plant(grow(2)), [], []
+    forest, gradients, calls = pack(grow(2)), [], []
     for checkpointed in (False, True):
         model = TreeLM(tiny(family), backend="tree")
         model.backend = "tree"
         if checkpointed:
-            model.module.gradient_checkpointing_enable({"use_reentrant": False})
-        layer = model.module.base_model.layers[0] if family == "llama" else model.module.transformer.h[0]
+            model.model.gradient_checkpointing_enable({"use_reentrant": False})
+        layer = model.model.base_model.layers[0] if family == "llama" else model.model.transformer.h[0]
         layer.mlp.register_forward_pre_hook(lambda *_, which=checkpointed: calls.append(which))
         with model.training_mode():
             model(forest).sum().backward()
@@ -189,7 +189,7 @@ def test_a_configuration_alone_needs_random_weights(policy: Build, tmp_path: Pat
     with pytest.raises(ValueError, match=r"holds no weights .* set model\.init to random"):
         Policy.load(path, device="cpu")
     first, same, other = (Policy.load(path, init="random", seed=seed, device="cpu") for seed in (0, 0, 1))
-    assert fingerprint(first.tree) == fingerprint(same.tree) != fingerprint(other.tree)
+    assert fingerprint(first.packed) == fingerprint(same.packed) != fingerprint(other.packed)
 
 
 def test_a_hub_id_without_a_network_is_one_line() -> None:
@@ -200,15 +200,15 @@ def test_a_hub_id_without_a_network_is_one_line() -> None:
 
 def test_weights_are_loaded_in_fp32_whatever_they_were_saved_in(policy: Build, tmp_path: Path) -> None:
     ours = policy()
-    ours.tree.bfloat16()
+    ours.packed.bfloat16()
     ours.save(tmp_path / "model")
     again = Policy.load(str(tmp_path / "model"), device="cpu")
-    assert {p.dtype for p in again.tree.parameters()} == {torch.float32}
+    assert {p.dtype for p in again.packed.parameters()} == {torch.float32}
 
 
 def test_the_backend_asked_for_reaches_the_model() -> None:
-    assert Policy.load("world", device="cpu", backend="rows").tree.asked == "rows"
-    assert Policy.load("world", device="cpu").tree.asked is None
+    assert Policy.load("world", device="cpu", backend="rows").packed.asked == "rows"
+    assert Policy.load("world", device="cpu").packed.asked is None
 
 
 def test_small_models_run_fp32_under_auto() -> None:

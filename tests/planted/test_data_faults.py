@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from treeward.proof.checks import ChecksFailed, require
-from treeward.proof.data_checks import data_checks, enough_groups
+from treeward.checks.check import ChecksFailed, require
+from treeward.checks.data import data_checks, enough_groups
 from treeward.trees.tokens import TokenTree
 
 
@@ -284,10 +284,10 @@ def test_f63_rows_that_were_chosen_by_the_hash_that_splits_them(tmp_path: Path, 
 
 
 def test_f63_a_selection_of_prompts_by_the_hash_that_splits_them(policy: Any) -> None:
+    from treeward.checks.data import selection_check
     from treeward.data.prepare import DataConfig
     from treeward.data.prompts import drawn, openings
     from treeward.data.splits import unit
-    from treeward.proof.data_checks import selection_check
 
     opened = openings(DataConfig(source="world:2000"), policy.tokenizer, (8, 8))
     fair = Counter(prompt.split for prompt in drawn(opened.prompts, 100, 0))
@@ -330,11 +330,11 @@ def test_f62_a_reward_model_learns_each_attribute_under_its_own_name(tmp_path: P
     """`tw.reward` on trees whose names stand in another order: helpfulness is taught its own fours."""
     import torch
 
-    from treeward.algorithms.reward import RewardConfig, reward
     from treeward.data.prepare import DataConfig, prepare
     from treeward.evaluation.rewards import Judged
-    from treeward.maths.reward import Graded
-    from treeward.maths.scores import Attributes
+    from treeward.losses.heads import Attributes
+    from treeward.losses.reward import Graded
+    from treeward.methods.reward import RewardConfig, reward
     from treeward.models.loading import ModelConfig
     from treeward.models.reward_model import RewardModel
 
@@ -363,9 +363,7 @@ def test_f62_a_reward_model_learns_each_attribute_under_its_own_name(tmp_path: P
          "row 1: the data rates .*length, but head.names is helpfulness, .*set head.names to \\["),
     ],
 )  # fmt: skip
-def test_f62_other_names_are_refused_and_the_row_is_named(
-    change: Any, said: str, tmp_path: Path, policy: Any
-) -> None:
+def test_f62_other_names_are_refused_and_the_row_is_named(change: Any, said: str, tmp_path: Path, policy: Any) -> None:
     from treeward.data.prepare import DataConfig, prepare
 
     source = rated(tmp_path, change)

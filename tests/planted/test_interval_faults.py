@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from treeward.checks.verdict import decide
 from treeward.evaluation.rewards import calibration_facts
-from treeward.evaluation.tables import Table, compare
-from treeward.proof.verdict import decide
+from treeward.stats.tables import Table, compare
 
 
 def prompts(n: int) -> list[str]:

@@ -59,7 +59,7 @@ def test_f24_a_policy_rewarded_for_one_word_alone_is_worse(rewarded: bool, tmp_p
     words = ["dpo", "--model.path", str(tmp_path / "start" / "model"), "--data.source", str(tmp_path / "pairs.jsonl"),
              "--steps", "30", "--lr", "3e-3", "--skip-check", "[F09, F48]", "--evaluation.scorer", "count:the",
              "--evaluation.prompts", "12", "--evaluation.samples", "2", "--evaluation.max_new_tokens", "12",
-             "--anchor.store", "off", "--require", "any", "--out", str(tmp_path / "run")]  # fmt: skip
+             "--reference.store", "off", "--require", "any", "--out", str(tmp_path / "run")]  # fmt: skip
     assert run(words) == 0
     receipt = json.loads((tmp_path / "run" / "receipt.json").read_text())
     fell = [check["name"] for check in receipt["checks"] if check["id"] == "F24" and check["passed"] is False]

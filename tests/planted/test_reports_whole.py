@@ -10,21 +10,21 @@ from typing import Any
 import pytest
 import torch
 
-from treeward.algorithms import preferences
+from treeward.checks.check import ChecksFailed
 from treeward.data import world
 from treeward.evaluation import policies
-from treeward.jobs import train as job
-from treeward.jobs.options import DPORun
-from treeward.jobs.settings import build, merge
-from treeward.jobs.train import Finished, train
+from treeward.methods import preferences
 from treeward.models.weights import set_dropout
-from treeward.proof.checks import ChecksFailed
+from treeward.runner import train as job
+from treeward.runner.options import DPORun
+from treeward.runner.settings import build, merge
+from treeward.runner.train import Finished, train
 from treeward.trees.forward import TreeModule
 
 Row = dict[str, Any]
 Patch = pytest.MonkeyPatch
 SMALL: dict[str, Any] = {
-    "steps": 2, "batch_size": 16, "lr": 1e-3, "require": "any", "anchor": {"store": "off"},
+    "steps": 2, "batch_size": 16, "lr": 1e-3, "require": "any", "reference": {"store": "off"},
     "model": {"config": {"num_hidden_layers": 1}}, "evaluation": {"prompts": 3, "samples": 2, "max_new_tokens": 8},
 }  # fmt: skip
 
@@ -79,9 +79,9 @@ def test_the_twin_of_the_reviews_is_silent(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fault", list(REVIEWS))
 def test_each_fault_of_dpo_on_generated_reviews_is_named(fault: str, tmp_path: Path) -> None:
-    plant, over = REVIEWS[fault]
+    pack, over = REVIEWS[fault]
     others = {*REVIEWS} - {fault}
-    found = named(tmp_path, plant(reviews()), **over)
+    found = named(tmp_path, pack(reviews()), **over)
     assert fault in found
     assert not found & others
 
@@ -118,8 +118,8 @@ def prompt_in_the_sum(patch: Patch) -> None:
     """F03: the chosen side's sum holds the prompt's log-probability too."""
     honest = preferences.Ratios.of.__func__
 
-    def summed(cls: Any, model: Any, forest: Any, anchor: Any) -> Any:
-        found = honest(cls, model, forest, anchor)
+    def summed(cls: Any, model: Any, forest: Any, reference: Any) -> Any:
+        found = honest(cls, model, forest, reference)
         more = torch.zeros_like(found.x)
         more[0::2] = -50.0
         return replace(found, logps=found.logps + more, x=found.x + more)
@@ -151,8 +151,8 @@ def last_batch_alone(patch: Patch) -> None:
     """F49: the evaluation keeps its last batch."""
     honest = policies.implicit
 
-    def short(policy: Any, anchor: Any, trees: Any) -> Any:
-        return honest(policy, anchor, trees[-3:])
+    def short(policy: Any, reference: Any, trees: Any) -> Any:
+        return honest(policy, reference, trees[-3:])
 
     patch.setattr(policies, "implicit", short)
 
@@ -175,9 +175,9 @@ def test_the_twin_of_the_dialogues_is_silent(tmp_path: Path) -> None:
 def test_each_fault_of_dpo_from_scratch_on_dialogues_is_named(
     fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plant, over = DIALOGUES[fault]
-    if plant is not None:
-        plant(monkeypatch)
+    pack, over = DIALOGUES[fault]
+    if pack is not None:
+        pack(monkeypatch)
     assert fault in named(tmp_path, dialogues(), **over)
 
 
@@ -185,7 +185,7 @@ def test_dpo_from_scratch_on_dialogues_is_refused_with_its_faults_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is measured is looked at only after all that can be said without measuring."""
-    for plant, _ in DIALOGUES.values():
-        if plant is not None:
-            plant(monkeypatch)
+    for pack, _ in DIALOGUES.values():
+        if pack is not None:
+            pack(monkeypatch)
     assert {"F03", "F11", "F21"} <= named(tmp_path, dialogues(), **SHORT)

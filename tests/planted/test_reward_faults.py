@@ -13,12 +13,12 @@ from transformers import AutoModelForSequenceClassification, LlamaConfig
 from treeward.data import world
 from treeward.data.prepare import DataConfig
 from treeward.data.render import token_tree
-from treeward.jobs.options import RewardRun
-from treeward.jobs.train import train
-from treeward.maths.scores import Categorical
+from treeward.losses.heads import Categorical
 from treeward.models.heads import output_layer
 from treeward.models.loading import ModelConfig
 from treeward.models.reward_model import RewardModel
+from treeward.runner.options import RewardRun
+from treeward.runner.train import train
 from treeward.runs.directory import RunDirectory
 from treeward.trees.text import Tree
 
@@ -30,10 +30,10 @@ DIALOGUE = [
 ]
 
 
-def awake(path: Path, **fields: Any) -> RewardModel:
+def has_trained_head(path: Path, **fields: Any) -> RewardModel:
     model = RewardModel.from_config(ModelConfig(path=str(path), device="cpu", precision="fp32", **fields))
     with torch.no_grad():
-        output_layer(model.tree.module).weight.normal_(generator=torch.Generator().manual_seed(1))
+        output_layer(model.packed.model).weight.normal_(generator=torch.Generator().manual_seed(1))
     return model
 
 
@@ -46,7 +46,7 @@ def test_f14_a_pad_that_ends_turns(data_root: Path, real_tokenizer: Callable[[st
     ).save_pretrained(tmp_path / "start")  # fmt: skip
     tokenizer = real_tokenizer(SMOLLM2)
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
-    model = awake(tmp_path / "start", init="random", tokenizer=str(data_root / "tokenizers" / SMOLLM2))
+    model = has_trained_head(tmp_path / "start", init="random", tokenizer=str(data_root / "tokenizers" / SMOLLM2))
     tree = Tree(DIALOGUE, ["Yes, quite sure of it.", "No."])
     ours = model.score([tree])
     assert (ours[0] - ours[1]).abs() > 1e-3
@@ -65,7 +65,7 @@ def test_f14_a_pad_that_ends_turns(data_root: Path, real_tokenizer: Callable[[st
 
 
 def test_f15_a_head_that_was_not_saved(tmp_path: Path) -> None:
-    awake(Path("world")).save(tmp_path / "model")
+    has_trained_head(Path("world")).save(tmp_path / "model")
     file = tmp_path / "model" / "model.safetensors"
     weights = {name: tensor for name, tensor in load_file(file).items() if not name.startswith("score")}
     save_file(weights, file, {"format": "pt"})

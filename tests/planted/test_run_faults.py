@@ -26,7 +26,7 @@ def failed(receipt: dict[str, Any]) -> set[str]:
 
 
 def test_f28_infinite_loss_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from treeward.algorithms import loop
+    from treeward.training import loop
 
     honest = loop.accumulate
 
@@ -41,7 +41,7 @@ def test_f28_infinite_loss_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_f28_weights_that_cannot_be_sampled_from_are_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from treeward.algorithms.state import TrainState
+    from treeward.training.state import TrainState
 
     def ruined(self: TrainState) -> None:
         self.index += 1
@@ -67,7 +67,7 @@ def test_f55_a_live_run_is_not_resumed(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_f37_rate_zero_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from treeward.algorithms.state import TrainState
+    from treeward.training.state import TrainState
 
     def idle(self: TrainState) -> None:
         self.index += 1
@@ -94,9 +94,9 @@ def test_f53_saved_weights_that_are_not_the_trained_ones(tmp_path: Path, monkeyp
     assert failed(receipt_of(tmp_path / "run")) == {"I12"}
 
 
-def test_f23_anchor_that_moved_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from treeward.algorithms.state import TrainState
-    from treeward.jobs import tasks
+def test_f23_reference_that_moved_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from treeward.runner import tasks
+    from treeward.training.state import TrainState
 
     task: list[Any] = []
     honest_init = tasks.SFTTask.__init__
@@ -110,7 +110,7 @@ def test_f23_anchor_that_moved_is_broken(tmp_path: Path, monkeypatch: pytest.Mon
     def dragging(self: TrainState) -> None:
         honest(self)
         with torch.no_grad():
-            next(task[0].anchor.tree.parameters()).add_(0.01)
+            next(task[0].reference.packed.parameters()).add_(0.01)
 
     monkeypatch.setattr(tasks.SFTTask, "__init__", watched)
     monkeypatch.setattr(TrainState, "advance", dragging)
@@ -118,9 +118,9 @@ def test_f23_anchor_that_moved_is_broken(tmp_path: Path, monkeypatch: pytest.Mon
     assert failed(receipt_of(tmp_path / "run")) == {"F23"}
 
 
-def test_f23_a_named_anchor_that_moved_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from treeward.jobs import tasks
+def test_f23_a_named_reference_that_moved_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from treeward.models.policy import Policy
+    from treeward.runner import tasks
 
     Policy.load("world", seed=1).save(tmp_path / "other" / "model")
     honest = tasks.DPOTask.steps
@@ -128,7 +128,7 @@ def test_f23_a_named_anchor_that_moved_is_broken(tmp_path: Path, monkeypatch: py
     def dragging(self: Any, *arguments: Any) -> Any:
         for step in honest(self, *arguments):
             with torch.no_grad():
-                next(self.reference.tree.parameters()).add_(0.01)
+                next(self.reference.packed.parameters()).add_(0.01)
             yield step
 
     monkeypatch.setattr(tasks.DPOTask, "steps", dragging)
@@ -145,9 +145,9 @@ def test_f23_a_named_anchor_that_moved_is_broken(tmp_path: Path, monkeypatch: py
         "1e-3",
         "--batch-size",
         "16",
-        "--anchor.path",
+        "--reference.path",
         str(tmp_path / "other" / "model"),
-        "--anchor.store",
+        "--reference.store",
         "off",
     ]
     assert run([*words, "--out", str(tmp_path / "run")]) == 4
@@ -158,7 +158,7 @@ def test_f28_a_clip_that_stops_the_gradient_of_many_pairs_is_broken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """1 % of the pairs over the run may be clipped; chi-PO's own clip and the straight tail are said alone."""
-    from treeward.jobs import tasks
+    from treeward.runner import tasks
 
     honest = tasks.DPOTask.steps
 

@@ -8,20 +8,20 @@ import pytest
 import torch
 import transformers
 
+from treeward.checks import identities
 from treeward.cli.main import run
 from treeward.data import world
-from treeward.jobs import tasks
 from treeward.models import sampler
 from treeward.models.policy import Policy
 from treeward.models.sampler import DecodeSampler, Noise
-from treeward.proof import identities
+from treeward.runner import tasks
 from treeward.trees.forward import TreeLM
 from treeward.trees.tokens import TokenTree
 
 Patch = pytest.MonkeyPatch
 PROMPTS = [TokenTree((5, 9, 30, 17), (), "a"), TokenTree((40, 41, 42, 43), (), "b"), TokenTree((7, 8), (), "c")]
 DPO = ["dpo", "--data.source", "world:400", "--data.test", "0.2", "--steps", "2", "--batch-size", "16", "--lr", "1e-3",
-       "--model.device", "cpu", "--anchor.store", "off", "--require", "any", "--evaluation.scorer", "gold",
+       "--model.device", "cpu", "--reference.store", "off", "--require", "any", "--evaluation.scorer", "gold",
        "--skip-check", "F48",
        "--evaluation.prompts", "12", "--evaluation.samples", "2", "--evaluation.max-new-tokens", "6"]  # fmt: skip
 
@@ -52,7 +52,7 @@ def no_positions(patch: Patch) -> None:
 def test_f71_positions_are_passed_in_every_step() -> None:
     policy = bamba()
     check = i09(policy)
-    assert policy.tree.cache == "past_key_values"
+    assert policy.packed.cache == "past_key_values"
     assert (check.id, check.passed) == ("I09", True)
 
 
@@ -60,13 +60,13 @@ def test_f71_a_cache_at_wrong_positions_is_not_used(monkeypatch: Patch) -> None:
     no_positions(monkeypatch)
     policy = bamba()
     assert i09(policy).passed
-    assert policy.tree.cache == ""
+    assert policy.packed.cache == ""
 
 
 def test_f71_sampling_at_wrong_positions_fails(monkeypatch: Patch) -> None:
     no_positions(monkeypatch)
     policy = bamba()
-    policy.tree.cache = "past_key_values"
+    policy.packed.cache = "past_key_values"
     check = i09(policy)
     assert not check.passed
     assert check.value > 0.05
@@ -78,7 +78,7 @@ def test_f33_samples_of_other_weights_fail() -> None:
     rollout = DecodeSampler.of(stale, 8)(PROMPTS, 2, Noise(0))
     assert all(check.passed for check in identities.sampled_rollout(policy, rollout))
     with torch.no_grad():
-        next(policy.tree.parameters()).add_(0.02)
+        next(policy.packed.parameters()).add_(0.02)
     assert not all(check.passed for check in identities.sampled_rollout(policy, rollout))
 
 
@@ -168,7 +168,7 @@ def test_f31_pairs_and_evaluate_count_nothing_that_is_not_the_policys(
 def test_f69_every_end_id_of_the_generation_config_ends_a_response(ends: Any) -> None:
     """Of a policy that ends with either of two ids, hardly a response is called cut."""
     policy = Policy.load("world")
-    module: Any = policy.tree.module
+    module: Any = policy.packed.model
     often = torch.nn.functional.one_hot(torch.tensor(20), 91) * 6.0
     module.get_output_embeddings().register_forward_hook(lambda layer, inputs, logits: logits + often)
     module.generation_config.eos_token_id = ends

@@ -47,7 +47,9 @@ def model_of(tiny: Any, tmp_path: Path) -> Config:
 def faults(config: ModelConfig) -> list[str]:
     """What speaks against the tokenizer of a policy that is loaded to be trained."""
     policy = Policy.from_config(config)
-    return [each.detail for each in vocabulary.compare(config, policy.tokenizer, policy.tree.module) if not each.passed]
+    return [
+        each.detail for each in vocabulary.compare(config, policy.tokenizer, policy.packed.model) if not each.passed
+    ]
 
 
 def test_f09_equal_size_and_permuted(model_of: Config) -> None:

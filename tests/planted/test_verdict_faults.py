@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 
 from treeward.cli.main import run
-from treeward.jobs.tasks import RewardTask
+from treeward.runner.tasks import RewardTask
 from treeward.runs.directory import RunDirectory
 
 TINY = ["--model.config.num_hidden_layers", "1", "--model.device", "cpu", "--batch-size", "16", "--lr", "1e-3",
@@ -122,7 +122,7 @@ def test_f72_a_given_split_whose_validation_shares_groups_with_test(
 
 def test_f44_twin_a_first_step_that_is_kept_is_not_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A head that starts at zero gives the backbone no gradient in step one, whose weights may yet be the best."""
-    from treeward.evaluation.tables import Measurement, Table
+    from treeward.stats.tables import Measurement, Table
 
     honest, count = RewardTask.measure, iter(range(9))
 
@@ -143,7 +143,7 @@ def test_f44_twin_a_first_step_that_is_kept_is_not_broken(tmp_path: Path, monkey
 
 
 DPO = ["dpo", "--data.source", "world:300", "--data.test", "0.2", *TINY, "--steps", "2", "--evaluation.samples", "2",
-       "--evaluation.max-new-tokens", "6", "--anchor.store", "off"]  # fmt: skip
+       "--evaluation.max-new-tokens", "6", "--reference.store", "off"]  # fmt: skip
 
 
 def test_f48_counts_the_prompts_that_the_verdict_uses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -190,7 +190,7 @@ def accuracy_of(monkeypatch: pytest.MonkeyPatch, held_out: float, training: floa
     """A reward model of these accuracies on the two parts; how often a table of the training part was asked for."""
     import numpy as np
 
-    from treeward.evaluation.tables import Measurement, Table
+    from treeward.stats.tables import Measurement, Table
 
     honest, asked = RewardTask.measure, []
 
@@ -288,7 +288,7 @@ def test_f35_twin_before_step_one_it_is_an_error(tmp_path: Path, capsys: pytest.
 
 
 def test_f28_a_reward_model_without_finite_scores_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from treeward.algorithms.state import TrainState
+    from treeward.training.state import TrainState
 
     honest = TrainState.advance
 
@@ -348,7 +348,7 @@ def fails_once(honest: Any, problem: Exception, when: Callable[..., bool]) -> An
 def writes(*, weights: str = "", optimizer: str = "", text: str = "") -> dict[str, Any]:
     """The function through which a file goes, and when its path holds these words."""
     if weights:
-        return {"target": "treeward.algorithms.state.save_file", "when": lambda _, file, *rest: weights in str(file)}
+        return {"target": "treeward.training.state.save_file", "when": lambda _, file, *rest: weights in str(file)}
     if optimizer:
         return {"target": "torch.save", "when": lambda _, file: optimizer in str(file.name)}
     return {"target": "pathlib.Path.write_text", "when": lambda file, _: text in str(file)}
@@ -363,9 +363,13 @@ def writes(*, weights: str = "", optimizer: str = "", text: str = "") -> dict[st
     ],
 )  # fmt: skip
 def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_kept(
-    write: dict[str, Any], problem: Exception, done: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    write: dict[str, Any],
+    problem: Exception,
+    done: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     module, _, name = write["target"].rpartition(".")
     owner = pathlib.Path if module == "pathlib.Path" else importlib.import_module(module)
     monkeypatch.setattr(owner, name, fails_once(getattr(owner, name), problem, write["when"]))

@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from treeward.cli.main import run
-from treeward.maths import diversity
 from treeward.report.frontier import Runs, family_of, setting_of, write_frontier
 from treeward.report.frontier_figure import PLACES, WIDTH, beside, box, common
+from treeward.stats import diversity
 
 
 def interval(value: float, half: float = 0.05, n: int = 3) -> dict[str, Any]:

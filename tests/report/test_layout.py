@@ -13,11 +13,11 @@ from test_frontier_page import a_run
 from test_page import DIFFERENCE, FACTS, SIDE, run_directory
 
 from treeward.cli.main import run
-from treeward.maths.frontier import Point
-from treeward.maths.statistics import Interval
 from treeward.report import figures, frontier_figure, inspection
 from treeward.report.frontier import write_frontier
 from treeward.report.page import write_page
+from treeward.stats.frontier import Point
+from treeward.stats.intervals import Interval
 
 PHONE = 362
 """Width in CSS pixels that a phone of 390 leaves to the page."""

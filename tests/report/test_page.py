@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import yaml
 
-from treeward.algorithms.reward import suited
-from treeward.jobs.settings import kind_of
-from treeward.maths.scores import AnyHead, Attributes, Categorical, Logistic, Ordinal, Scalar
+from treeward.losses.heads import AnyHead, Attributes, Categorical, Logistic, Ordinal, Scalar
+from treeward.methods.reward import suited
 from treeward.report.figures import smoothed
 from treeward.report.page import stage_facts, why, write_page
+from treeward.runner.settings import kind_of
 
 SIDE = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 64, "constant": False}
 DIFFERENCE = {"value": 0.1, "low": 0.05, "high": 0.15, "p": 0.001, "test": "t", "minimum_detectable": 0.02}
@@ -123,8 +123,10 @@ def test_accepted_checks_are_named(tmp_path: Path) -> None:
     ("reason", "rest"),
     [
         ("nll 4.5 -> 1.9, change -2.6 [-2.7, -2.5], n=567", ""),
-        ("score 0.1 -> 0.2, change +0.1 [+0.05, +0.2], n=64, by gold alone",
-         "scored by gold alone: no second judge has looked at these samples"),
+        (
+            "score 0.1 -> 0.2, change +0.1 [+0.05, +0.2], n=64, by gold alone",
+            "scored by gold alone: no second judge has looked at these samples",
+        ),
         ("kl 0 -> 1, change +1 [+1, +2], n=9; this n shows differences from 3", "this n shows differences from 3"),
         ("I12 FAILED: reload", "I12 FAILED: reload"),
     ],

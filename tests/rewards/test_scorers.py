@@ -163,7 +163,7 @@ def test_a_small_scorer_leaves_the_threads_alone(saved: Callable[..., Path], mon
 
 def test_a_reward_model_and_the_run_that_trained_it(tmp_path: Path) -> None:
     model = RewardModel.from_config(ModelConfig())
-    torch.nn.init.ones_(model.tree.module.score.weight)  # type: ignore[union-attr, arg-type]
+    torch.nn.init.ones_(model.packed.model.score.weight)  # type: ignore[union-attr, arg-type]
     model.save(tmp_path / "run" / "model")
     trees = [TokenTree((5, 6), ((7, 8), (9,)))]
     for place in (tmp_path / "run", tmp_path / "run" / "model"):
@@ -177,7 +177,7 @@ def test_a_judge_of_another_vocabulary_says_that_it_reads_chats_as_text(
     tmp_path: Path, tiny_tokenizer: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = RewardModel.from_config(ModelConfig())
-    torch.nn.init.ones_(model.tree.module.score.weight)  # type: ignore[union-attr, arg-type]
+    torch.nn.init.ones_(model.packed.model.score.weight)  # type: ignore[union-attr, arg-type]
     judge = Judge(model, "mine")
     chat = TokenTree((1, 5, 2, 6), ((7, 8, 2),))
     judge(TREES, tiny_tokenizer)
@@ -192,7 +192,7 @@ def test_a_judge_of_another_vocabulary_says_that_it_reads_chats_as_text(
 
 def test_a_judge_reads_samples_at_the_budgets_it_was_trained_with(caplog: pytest.LogCaptureFixture) -> None:
     model = RewardModel.from_config(ModelConfig())
-    torch.nn.init.ones_(model.tree.module.score.weight)  # type: ignore[union-attr, arg-type]
+    torch.nn.init.ones_(model.packed.model.score.weight)  # type: ignore[union-attr, arg-type]
     trees = [TokenTree((1, 5, 6, 7), ((8, 9, 10), (11,))), TokenTree((5, 6), ((8,),))]
     cut = model.score([TokenTree((1, 6, 7), ((8, 9), (11,))), trees[1]])
     model.budgets = Budgets(3, 2)
@@ -221,7 +221,7 @@ def test_a_directory_without_a_head_is_refused(tmp_path: Path, tiny: Any, tiny_t
 
 def test_a_reward_model_of_whole_texts_reads_prompt_and_response_as_one(tmp_path: Path) -> None:
     model = RewardModel.from_config(ModelConfig())
-    torch.nn.init.ones_(model.tree.module.score.weight)  # type: ignore[union-attr, arg-type]
+    torch.nn.init.ones_(model.packed.model.score.weight)  # type: ignore[union-attr, arg-type]
     model.save(tmp_path / "model")
     annotate(tmp_path / "model", {"data": {"format": "text"}})
     tree = TokenTree((1, *model.tokenizer("the plot is", add_special_tokens=False).input_ids), ((20, 21), (22, 2)))

@@ -9,7 +9,7 @@ from growing import groves
 from hypothesis import given
 from hypothesis import strategies as st
 
-from treeward.trees.forest import Forest, pack, plant
+from treeward.trees.forest import Forest, pack, pack_to_budget
 from treeward.trees.tokens import TokenTree
 
 ONE = TokenTree((10, 11), ((20, 21, 22), (30,)))
@@ -26,7 +26,7 @@ def sizes(forests: list[Forest]) -> list[list[int]]:
 
 
 def test_the_layout_of_two_trees_written_out() -> None:
-    forest = plant([ONE, TWO])
+    forest = pack([ONE, TWO])
     assert forest.input_ids.tolist() == [10, 11, 20, 21, 22, 30, 40, 50, 51]
     assert forest.position_ids.tolist() == [0, 1, 2, 3, 4, 2, 0, 1, 2]
     assert forest.tree.tolist() == [0, 0, 0, 0, 0, 0, 1, 1, 1]
@@ -41,7 +41,7 @@ def test_the_layout_of_two_trees_written_out() -> None:
 
 @given(groves())
 def test_every_target_stands_one_place_after_its_predictor_on_its_own_path(trees: list[TokenTree]) -> None:
-    forest = plant(trees)
+    forest = pack(trees)
     rows = [row for tree in trees for row in tree.rows()]
     starts = [len(tree.prompt) for tree in trees for _ in tree.branches]
     position = forest.position_ids[forest.predict_from]
@@ -58,12 +58,12 @@ def test_every_target_stands_one_place_after_its_predictor_on_its_own_path(trees
 
 def test_first_fit_decreasing_written_out() -> None:
     trees = [sized(n) for n in (2, 5, 4, 7, 3, 6, 8)]
-    assert sizes(pack(trees, 10)) == [[2, 8], [7, 3], [4, 6], [5]]
+    assert sizes(pack_to_budget(trees, 10)) == [[2, 8], [7, 3], [4, 6], [5]]
 
 
 @given(groves(trees=12), st.integers(1, 600))
 def test_pack_holds_every_tree_once_within_the_budget_and_fits_first(trees: list[TokenTree], budget: int) -> None:
-    forests = pack(trees, budget)
+    forests = pack_to_budget(trees, budget)
     packed = [tree for forest in forests for tree in forest.sources]
     assert Counter(map(id, packed)) == Counter(map(id, trees))
     bound = max(budget, *map(len, trees))
@@ -77,14 +77,14 @@ def test_pack_holds_every_tree_once_within_the_budget_and_fits_first(trees: list
 @given(groves(trees=8), st.integers(50, 600))
 def test_a_forest_keeps_the_order_of_its_trees(trees: list[TokenTree], budget: int) -> None:
     place = {id(tree): n for n, tree in enumerate(trees)}
-    for forest in pack(trees, budget):
+    for forest in pack_to_budget(trees, budget):
         order = [place[id(tree)] for tree in forest.sources]
         assert order == sorted(order)
 
 
 def test_a_tree_above_the_budget_raises_it_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="treeward"):
-        forests = pack([sized(3), sized(12), sized(9)], 10)
+        forests = pack_to_budget([sized(3), sized(12), sized(9)], 10)
     assert sizes(forests) == [[12], [3, 9]]
     assert [record.getMessage() for record in caplog.records] == [
         "token budget raised from 10 to 12: the largest tree has that many tokens"
@@ -93,46 +93,46 @@ def test_a_tree_above_the_budget_raises_it_and_says_so(caplog: pytest.LogCapture
 
 def test_a_tree_of_the_budgets_size_raises_nothing(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, logger="treeward"):
-        pack([sized(10)], 10)
+        pack_to_budget([sized(10)], 10)
     assert caplog.records == []
 
 
 def test_a_path_beyond_the_models_positions_is_refused_by_name() -> None:
     good = TokenTree((1, 2), ((3,),), "fine")
     bad = TokenTree((1, 2, 3), ((4,), (5, 6, 7, 8), (9,)), "the long one")
-    assert len(pack([good, bad], 100, positions=7)) == 1
+    assert len(pack_to_budget([good, bad], 100, positions=7)) == 1
     with pytest.raises(ValueError, match=r"tree 1 \('the long one'\), branch 1: its path of 7 tokens .* 6 positions"):
-        pack([good, bad], 100, positions=6)
+        pack_to_budget([good, bad], 100, positions=6)
 
 
 def test_branches_may_be_many_as_long_as_each_path_is_short() -> None:
     tree = TokenTree((1, 2), ((3,),) * 50)
-    assert len(pack([tree], 10, positions=3)[0].input_ids) == 52
+    assert len(pack_to_budget([tree], 10, positions=3)[0].input_ids) == 52
 
 
 @pytest.mark.parametrize("budget", [0, -5])
 def test_a_budget_below_one_is_refused(budget: int) -> None:
     with pytest.raises(ValueError, match=f"token_budget is {budget}"):
-        pack([ONE], budget)
+        pack_to_budget([ONE], budget)
 
 
 def test_no_trees_make_no_forests() -> None:
-    assert pack([], 10) == []
+    assert pack_to_budget([], 10) == []
 
 
 def test_trees_without_branches_are_packed_as_prompts() -> None:
-    forest = plant([TokenTree((1, 2), ()), TWO])
+    forest = pack([TokenTree((1, 2), ()), TWO])
     assert forest.input_ids.tolist() == [1, 2, 40, 50, 51]
     assert forest.predict_from.tolist() == [2, 3]
     assert forest.branches == 1
 
 
 def test_equal_trees_are_packed_as_often_as_they_are_given() -> None:
-    assert sum(len(forest.sources) for forest in pack([ONE, ONE, ONE], 12)) == 3
+    assert sum(len(forest.sources) for forest in pack_to_budget([ONE, ONE, ONE], 12)) == 3
 
 
 def test_moving_a_forest_keeps_everything() -> None:
-    forest = plant([ONE, TWO])
+    forest = pack([ONE, TWO])
     moved = forest.to("cpu")
     assert moved.sources == forest.sources
     assert moved.targets.tolist() == forest.targets.tolist()
@@ -147,14 +147,14 @@ def padded(forest: Forest) -> int:
 def test_rows_are_packed_by_their_padded_size_written_out() -> None:
     """Paths of 8, 7, 3, 2 and 2: two rows of 8 hold 16, a third would make 24; by tokens all but one would fit."""
     trees = [sized(n) for n in (2, 8, 3, 7, 2)]
-    assert sizes(pack(trees, 20, layout="rows")) == [[8, 7], [2, 3, 2]]
-    assert sizes(pack(trees, 20)) == [[2, 8, 3, 7], [2]]
+    assert sizes(pack_to_budget(trees, 20, layout="rows")) == [[8, 7], [2, 3, 2]]
+    assert sizes(pack_to_budget(trees, 20)) == [[2, 8, 3, 7], [2]]
 
 
 @given(groves(trees=12), st.integers(1, 900))
 def test_padded_rows_stay_within_the_budget(trees: list[TokenTree], budget: int) -> None:
     trees = [tree for tree in trees if tree.branches]
-    forests = pack(trees, budget, layout="rows")
+    forests = pack_to_budget(trees, budget, layout="rows")
     assert Counter(id(t) for f in forests for t in f.sources) == Counter(map(id, trees))
     bound = max([budget, *(len(tree.branches) * tree.longest_path for tree in trees)])
     assert all(padded(forest) <= bound for forest in forests)

@@ -13,7 +13,7 @@ from growing import RICH, groves
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from treeward.trees.forest import pack, plant
+from treeward.trees.forest import pack, pack_to_budget
 from treeward.trees.forward import TreeLM, TreeScorer
 from treeward.trees.tokens import TokenTree
 
@@ -50,7 +50,7 @@ def check(ours: Any, plain: Any, plain_values: Callable[[TokenTree], torch.Tenso
         torch.testing.assert_close(packed.double(), expected.double(), rtol=0, atol=VALUES)
         (packed * weights(packed.numel()).view_as(packed)).sum().backward()
         (expected * weights(packed.numel()).view_as(packed)).sum().backward()
-    assert relative_distance(ours.module, plain) < GRADIENTS
+    assert relative_distance(ours.model, plain) < GRADIENTS
 
 
 @pytest.mark.parametrize("family", PACKED)
@@ -62,7 +62,7 @@ def test_log_probs_and_gradients_are_those_of_plain_rows(
 ) -> None:
     ours, plain = TreeLM(tiny(family).double()), tiny(family, attention="eager").double()
     ours.backend = "tree"
-    check(ours, plain, lambda tree: plain_logps(plain, tree), pack(trees, budget, ours.positions))
+    check(ours, plain, lambda tree: plain_logps(plain, tree), pack_to_budget(trees, budget, ours.positions))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "mistral", "gemma3", "mamba"])
@@ -74,7 +74,7 @@ def test_the_rows_backend_gives_plain_numbers_as_well(
 ) -> None:
     ours, plain = TreeLM(tiny(family).double()), tiny(family, attention="eager").double()
     ours.backend = "rows"
-    check(ours, plain, lambda tree: plain_logps(plain, tree), [plant(trees)])
+    check(ours, plain, lambda tree: plain_logps(plain, tree), [pack(trees)])
 
 
 @pytest.mark.parametrize("family", ["qwen3"])
@@ -98,7 +98,7 @@ def test_scores_and_gradients_are_those_of_plain_rows(
         TokenTree(tuple(t or 1 for t in tree.prompt), tuple(tuple(t or 1 for t in b) for b in tree.branches))
         for tree in trees
     ]
-    check(ours, plain, values, pack(shifted, budget, ours.positions))
+    check(ours, plain, values, pack_to_budget(shifted, budget, ours.positions))
 
 
 @pytest.mark.parametrize("family", PACKED)
@@ -107,10 +107,10 @@ def test_a_trees_numbers_do_not_depend_on_its_neighbours(family: str, tiny: Buil
     model.backend = "tree"
     tree, *others = grow(6, branches=3, longest=20)
     with torch.no_grad():
-        alone = model(plant([tree]))
+        alone = model(pack([tree]))
         for neighbours in (others, others[:1], others[::-1]):
-            first = model(plant([tree, *neighbours]))[: len(alone)]
-            last = model(plant([*neighbours, tree]))[-len(alone) :]
+            first = model(pack([tree, *neighbours]))[: len(alone)]
+            last = model(pack([*neighbours, tree]))[-len(alone) :]
             torch.testing.assert_close(first, alone, rtol=0, atol=VALUES)
             torch.testing.assert_close(last, alone, rtol=0, atol=VALUES)
 
@@ -121,9 +121,9 @@ def test_a_branch_does_not_depend_on_its_siblings(family: str, tiny: Build, grow
     model.backend = "tree"
     (tree,) = grow(1, branches=4, longest=20)
     with torch.no_grad():
-        together = model(plant([tree])).split([len(branch) for branch in tree.branches])
+        together = model(pack([tree])).split([len(branch) for branch in tree.branches])
         for branch, values in zip(tree.branches, together, strict=True):
-            alone = model(plant([TokenTree(tree.prompt, (branch,))]))
+            alone = model(pack([TokenTree(tree.prompt, (branch,))]))
             torch.testing.assert_close(values, alone, rtol=0, atol=VALUES)
 
 
@@ -134,16 +134,16 @@ def test_a_tree_larger_than_a_slice_is_attended_to_whole(tiny: Build, plain_logp
     with torch.no_grad():
         for trees in ([big], [*grow(2), big, *grow(2)]):
             expected = torch.cat([plain_logps(plain, tree) for tree in trees]).float()
-            torch.testing.assert_close(model(plant(trees)), expected, rtol=0, atol=VALUES)
+            torch.testing.assert_close(model(pack(trees)), expected, rtol=0, atol=VALUES)
 
 
 @pytest.mark.parametrize("family", PACKED)
 def test_the_projection_runs_at_scored_positions_only(family: str, tiny: Build, grow: Build) -> None:
     model = TreeLM(tiny(family))
     model.backend = "tree"
-    forest = plant(grow(3))
+    forest = pack(grow(3))
     seen: list[torch.Size] = []
-    head = model.module.get_output_embeddings()
+    head = model.model.get_output_embeddings()
     head.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
     model(forest)
     assert seen == [torch.Size([1, len(forest.targets), 64])]
@@ -152,7 +152,7 @@ def test_the_projection_runs_at_scored_positions_only(family: str, tiny: Build, 
 def test_bf16_products_are_near_the_fp32_ones(tiny: Build, grow: Build) -> None:
     wide, narrow = TreeLM(tiny("llama")), TreeLM(tiny("llama"), "bf16")
     wide.backend = narrow.backend = "tree"
-    forest = plant(grow(3))
+    forest = pack(grow(3))
     a, b = wide(forest), narrow(forest)
     assert b.dtype == torch.float32
     assert 0 < (a - b).abs().max() < 0.3

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from treeward.trees.attention import SLICE, mask, slices
-from treeward.trees.forest import pack, plant
+from treeward.trees.forest import pack, pack_to_budget
 from treeward.trees.tokens import TokenTree
 
 PICTURE = """
@@ -23,7 +23,7 @@ x x . . x . . .
 
 
 def test_the_mask_of_a_hand_written_example() -> None:
-    seen = mask(plant([TokenTree((1, 2), ((3, 4), (5,))), TokenTree((6,), ((7, 8),))]))
+    seen = mask(pack([TokenTree((1, 2), ((3, 4), (5,))), TokenTree((6,), ((7, 8),))]))
     assert seen.shape == (1, 1, 8, 8)
     drawn = "\n".join(" ".join("x" if cell else "." for cell in row) for row in seen[0, 0].tolist())
     assert drawn == PICTURE.strip()
@@ -33,12 +33,12 @@ def test_the_mask_of_a_hand_written_example() -> None:
 def test_the_mask_is_its_definition(trees: list[TokenTree]) -> None:
     tokens = tokens_of(trees)
     expected = [[may_see(row, column) for column in tokens] for row in tokens]
-    assert mask(plant(trees))[0, 0].tolist() == expected
+    assert mask(pack(trees))[0, 0].tolist() == expected
 
 
 @given(groves(longest=8, branches=4))
 def test_every_token_sees_exactly_its_path(trees: list[TokenTree]) -> None:
-    forest = plant(trees)
+    forest = pack(trees)
     assert mask(forest)[0, 0].sum(1).tolist() == (forest.position_ids + 1).tolist()
 
 
@@ -61,7 +61,7 @@ def test_slices_written_out() -> None:
 
 @given(groves(longest=60, branches=4, trees=6), st.integers(50, 1000))
 def test_no_token_sees_beyond_its_slice(trees: list[TokenTree], budget: int) -> None:
-    for forest in pack(trees, budget):
+    for forest in pack_to_budget(trees, budget):
         seen = mask(forest)
         inside = torch.zeros_like(seen[0, 0])
         for start, end in seen.slices:

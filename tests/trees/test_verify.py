@@ -9,10 +9,10 @@ import torch
 
 from treeward.trees import forward
 from treeward.trees.attention import NAME, rule
-from treeward.trees.forest import Forest, plant
+from treeward.trees.forest import Forest, pack
 from treeward.trees.forward import TreeLM, TreeScorer
 from treeward.trees.tokens import TokenTree
-from treeward.trees.verify import Verification, compare, verified, verify
+from treeward.trees.verify import Verification, compare, verify, verify_once
 
 PACKED = ["gpt2", "llama", "qwen3", "phi3", "neox"]
 Build = Callable[..., Any]
@@ -53,7 +53,7 @@ def test_windows_and_recurrence_use_rows_and_say_so(
     assert any(reason in record.getMessage() for record in caplog.records)
     with torch.no_grad():
         expected = torch.cat([plain_logps(tiny(family), tree) for tree in trees]).float()
-        torch.testing.assert_close(model(plant(trees)), expected, rtol=0, atol=5e-5)
+        torch.testing.assert_close(model(pack(trees)), expected, rtol=0, atol=5e-5)
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma3"])
@@ -63,7 +63,7 @@ def test_a_window_longer_than_every_path_may_use_the_tree(family: str, tiny: Bui
     model = TreeLM(tiny(family))
     assert verify(model, trees).backend == "tree"
     longer = [TokenTree((5,) * 8, ((6,), (7,)))]
-    verified(model, longer)
+    verify_once(model, longer)
     assert model.backend == "rows"
 
 
@@ -145,7 +145,7 @@ def test_either_deviation_alone_fails_a_verification(value: float, gradient: flo
 def test_weights_that_are_not_numbers_do_not_pass(tiny: Build, grow: Build) -> None:
     model = TreeLM(tiny("llama"))
     with torch.no_grad():
-        model.module.model.norm.weight[0] = float("nan")
+        model.model.model.norm.weight[0] = float("nan")
     with pytest.raises(ValueError, match="deviates from plain calls by nan"):
         verify(model, grow(3))
 
@@ -155,13 +155,13 @@ def test_longer_paths_are_verified_anew_and_shorter_ones_are_not(
 ) -> None:
     model = TreeLM(tiny("llama"))
     trees = sorted(grow(6, longest=30), key=lambda tree: tree.longest_path)
-    verified(model, trees[:3])
+    verify_once(model, trees[:3])
     assert model.verified_path == trees[2].longest_path
     calls: list[int] = []
     monkeypatch.setattr("treeward.trees.verify.verify", lambda model, trees, budget: calls.append(len(trees)))
-    verified(model, trees[:2])
+    verify_once(model, trees[:2])
     assert calls == []
-    verified(model, trees)
+    verify_once(model, trees)
     assert calls == [6]
 
 
@@ -192,8 +192,8 @@ def test_sdpa_becomes_our_attention_and_gives_the_same_plain_numbers(tiny: Build
 def test_scoring_verifies_values_alone_and_training_after_it_gradients_too(tiny: Build, grow: Build) -> None:
     model = TreeLM(tiny("llama"))
     with torch.no_grad():
-        verified(model, grow(3))
+        verify_once(model, grow(3))
     assert model.backend == "tree"
     assert not model.verified_gradients
-    verified(model, grow(3))
+    verify_once(model, grow(3))
     assert model.verified_gradients

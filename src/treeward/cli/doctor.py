@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from treeward.cli.parse import parse
-from treeward.jobs import doctor
+from treeward.runner import doctor
 
 USAGE = "treeward doctor [--model PATH|ID] [--tokenizer PATH|ID] [--init pretrained|random]"
 

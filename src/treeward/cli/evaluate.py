@@ -5,11 +5,10 @@ from typing import Any
 
 from treeward.cli.parse import field_lines, overridden, parse
 from treeward.cli.training import only_options, with_model
-from treeward.jobs import settings
-from treeward.jobs.budgets import with_budgets
-from treeward.jobs.evaluate import EvaluateRun, evaluate
-from treeward.maths.meanings import meaning
-from treeward.maths.numbers import interval, p_value
+from treeward.runner import settings
+from treeward.runner.budgets import with_budgets
+from treeward.runner.evaluate import EvaluateRun, evaluate
+from treeward.stats.formatting import interval, meaning, p_value
 
 
 def run(verb: str, arguments: Sequence[str]) -> int:

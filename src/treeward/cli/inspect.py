@@ -7,10 +7,10 @@ import transformers
 
 from treeward.cli.parse import Words, field_lines, overridden, parse
 from treeward.data.render import Tokenizer
-from treeward.jobs import settings
-from treeward.jobs.inspect import InspectRun, inspect
 from treeward.models import files
 from treeward.report.inspection_tables import text
+from treeward.runner import settings
+from treeward.runner.inspect import InspectRun, inspect
 
 USAGE = "treeward inspect DATA|RECIPE [--tokenizer T].. [--model DIR] [--out DIR] [--save DIR] [--data.KEY VALUE ...]"
 

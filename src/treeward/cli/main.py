@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
 
-from treeward.jobs.progress import Interrupted
-from treeward.proof.checks import ChecksFailed
+from treeward.checks.check import ChecksFailed
+from treeward.runner.progress import Interrupted
 from treeward.runs.directory import is_full
 
 VERBS = {

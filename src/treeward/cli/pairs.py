@@ -8,11 +8,11 @@ import yaml
 
 from treeward.cli.parse import field_lines, overridden, parse
 from treeward.cli.training import ALLOW, recipe_of, with_model
-from treeward.jobs import settings
-from treeward.jobs.budgets import with_budgets
-from treeward.jobs.pairs import Made, PairsRun, make_pairs
-from treeward.jobs.rounds import Round, rounds
-from treeward.maths.numbers import interval
+from treeward.runner import settings
+from treeward.runner.budgets import with_budgets
+from treeward.runner.pairs import Made, PairsRun, make_pairs
+from treeward.runner.rounds import Round, rounds
+from treeward.stats.formatting import interval
 
 
 def run(verb: str, arguments: Sequence[str]) -> int:

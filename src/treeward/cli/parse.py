@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from treeward.jobs import settings, trl_names
+from treeward.runner import settings, trl_names
 
 
 @dataclass(frozen=True)

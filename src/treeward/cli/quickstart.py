@@ -4,8 +4,8 @@ import time
 from collections.abc import Sequence
 
 from treeward.cli.parse import parse
-from treeward.jobs.quickstart import quickstart
-from treeward.maths.numbers import interval
+from treeward.runner.quickstart import quickstart
+from treeward.stats.formatting import interval
 
 
 def run(verb: str, arguments: Sequence[str]) -> int:

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 from treeward.cli.parse import field_lines, overridden, parse
 from treeward.cli.training import only_options, with_model
-from treeward.jobs import settings
-from treeward.jobs.budgets import with_budgets
-from treeward.jobs.sample import SampleRun, sample
+from treeward.runner import settings
+from treeward.runner.budgets import with_budgets
+from treeward.runner.sample import SampleRun, sample
 
 
 def run(verb: str, arguments: Sequence[str]) -> int:

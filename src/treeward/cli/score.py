@@ -5,10 +5,10 @@ from dataclasses import asdict
 
 from treeward.cli.parse import field_lines, overridden, parse
 from treeward.cli.training import only_options, with_model
-from treeward.jobs import settings
-from treeward.jobs.budgets import with_budgets
-from treeward.jobs.score import ScoreRun, score
-from treeward.maths.numbers import interval
+from treeward.runner import settings
+from treeward.runner.budgets import with_budgets
+from treeward.runner.score import ScoreRun, score
+from treeward.stats.formatting import interval
 
 
 def run(verb: str, arguments: Sequence[str]) -> int:

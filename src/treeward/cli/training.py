@@ -9,13 +9,13 @@ import yaml
 
 from treeward.cli.parse import Words, field_lines, overridden, parse
 from treeward.data import world
-from treeward.jobs import settings
-from treeward.jobs.members import Ensembled, train_members
-from treeward.jobs.options import RUNS, AnyRun, RewardRun
-from treeward.jobs.sweep import Swept, axis, sweep
-from treeward.jobs.train import Finished, estimate, prologue, train, verdict_line
-from treeward.maths.numbers import interval, p_value, value
+from treeward.runner import settings
+from treeward.runner.members import Ensembled, train_members
+from treeward.runner.options import RUNS, AnyRun, RewardRun
+from treeward.runner.sweep import Swept, axis, sweep
+from treeward.runner.train import Finished, estimate, prologue, train, verdict_line
 from treeward.runs.directory import RunDirectory, free_path
+from treeward.stats.formatting import interval, p_value, value
 
 log = logging.getLogger(__name__)
 ALLOW = "  --allow-code                         run the Python files that a recipe or a run directory names"

@@ -597,4 +597,3 @@ def _said(
         parts.append(f"winner {', '.join([*words, *(['others are ties'] if 0 in meanings.values() else [])])}")
     like = f" as in {known}" if known else ""
     return f"format {name}{like}{': ' if parts else ''}{'; '.join(parts)}"
-

@@ -205,7 +205,7 @@ DECODER = json.JSONDecoder(object_pairs_hook=_object)
 def _checked(value: Any, text: str, row: int) -> Row:
     """A decoded row, if it is an object of sound text that is not nested too deeply; `text` is what it was made of."""
     if not isinstance(value, dict):
-        raise BadFile(f"is {_named(value)}, not an object such as {{\"prompt\": ...}}", row)
+        raise BadFile(f'is {_named(value)}, not an object such as {{"prompt": ...}}', row)
     if SURROGATE.search(text):
         try:
             json.dumps(value, ensure_ascii=False).encode()

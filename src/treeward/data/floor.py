@@ -17,7 +17,7 @@ from scipy.optimize import minimize
 from scipy.sparse import csr_array
 from scipy.special import expit
 
-from treeward.maths.statistics import Floats, Interval, share
+from treeward.stats.intervals import Floats, Interval, share
 
 L2 = 10.0
 """Strength of the penalty, set once and tuned on nothing: a prior deviation of 0.3 nats a word."""

@@ -138,9 +138,7 @@ def completion(row: Row) -> list[Tree]:
 def labelled(row: Row) -> list[Tree]:
     """`prompt` and `completion` with a `label`: true (1) desirable, false (0) not, kept as the score."""
     if row["label"] not in (0, 1):
-        raise ValueError(
-            f"column 'label' is {row['label']:g}; it is true (1) for a desirable response, else false (0)"
-        )
+        raise ValueError(f"column 'label' is {row['label']:g}; it is true (1) for a desirable response, else false (0)")
     (tree,) = completion(row)
     return [Tree(tree.prompt, [Response(tree.responses[0].text, score=row["label"])])]
 
@@ -247,6 +245,7 @@ FORMATS: dict[str, Reader] = {
     "compared": compared,
     "answers": answers,
 }
+
 
 def spoken_turns(prompt: str) -> list[dict[str, str]]:
     """A flattened HelpSteer2 prompt as messages: `<extra_id_1>Assistant` and `<extra_id_1>User` lines begin turns."""

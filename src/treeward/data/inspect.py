@@ -32,7 +32,7 @@ from treeward.data.prepare import NO_FAULT, DataConfig
 from treeward.data.render import Tokenizer
 from treeward.data.shapes import Purpose
 from treeward.data.splits import PARTS, Part
-from treeward.maths.statistics import Floats
+from treeward.stats.intervals import Floats
 from treeward.trees.text import Tree
 
 FLOOR_PAIRS = 20_000

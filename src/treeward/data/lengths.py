@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from treeward.data.batched import token_trees
 from treeward.data.render import Tokenizer
-from treeward.maths.statistics import Floats, share, spearman
+from treeward.stats.intervals import Floats, share, spearman
 from treeward.trees.text import Prompt, Tree
 
 Ints = NDArray[np.int64]

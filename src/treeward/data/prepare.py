@@ -433,9 +433,7 @@ def annotated(tree: Tree, row: sources.Row, account: Account) -> Tree:
     return tree
 
 
-def placed(
-    trees: Sequence[tuple[Part | None, Tree]], reading: Reading
-) -> tuple[dict[Part, list[Tree]], Placed | None]:
+def placed(trees: Sequence[tuple[Part | None, Tree]], reading: Reading) -> tuple[dict[Part, list[Tree]], Placed | None]:
     """Trees by part: the one that their row names, else the one of their group; and how the groups fell, where each
     falls by a chance of its own.
     """

@@ -85,7 +85,7 @@ def _given(data: Prepared) -> list[Prompt]:
 
 def _first_tokens(
     config: DataConfig, tokenizer: Tokenizer, tokens: tuple[int, int]
-) -> tuple[list[Prompt], Counter[str]]:  # fmt: skip
+) -> tuple[list[Prompt], Counter[str]]:
     low, high = tokens
     data = prepare(replace(config, max_response=max(config.max_response, high + 2)), tokenizer, "sft")
     found, dropped = [], data.account.dropped

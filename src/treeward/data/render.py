@@ -114,9 +114,7 @@ def prompt_ids(prompt: Prompt, tokenizer: Tokenizer) -> list[int]:
     return ids or [start_id(tokenizer)]
 
 
-def response_ids(
-    response: Response, tokenizer: Tokenizer, end: int, own: bool = False
-) -> list[int]:
+def response_ids(response: Response, tokenizer: Tokenizer, end: int, own: bool = False) -> list[int]:
     """The ids of a response with its end token, whole.
 
     `own`: the response's sampled ids, where it has any, are this tokenizer's, and stand as they were sampled.

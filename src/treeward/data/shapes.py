@@ -66,9 +66,7 @@ def _joined(tree: Tree, other: Tree) -> Tree:
             f"{', '.join(other.attributes) or 'one number'}; every row needs the same names"
         )
     subset = tree.subset if tree.subset == other.subset else ""
-    return replace(
-        tree, responses=(*tree.responses, *other.responses), subset=subset, row=_shared(tree.row, other.row)
-    )
+    return replace(tree, responses=(*tree.responses, *other.responses), subset=subset, row=_shared(tree.row, other.row))
 
 
 def _shared(row: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> Mapping[str, Any] | None:

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from treeward.data.selection import Picks, expected_gap
-from treeward.maths import statistics
-from treeward.maths.statistics import Floats
+from treeward.stats import intervals as statistics
+from treeward.stats.intervals import Floats
 
 FEW = 2
 """Distinct samples below which a prompt has nothing to compare."""

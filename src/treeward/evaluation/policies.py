@@ -1,6 +1,6 @@
 """Policies: held-out likelihood, implicit rewards, and fresh samples with their score and KL to the start.
 
-KL is Rao-Blackwellised (`maths.divergences.exact_kl`): exact over the vocabulary at each prefix that the policy itself
+KL is Rao-Blackwellised (`losses.kl.exact_kl`): exact over the vocabulary at each prefix that the policy itself
 sampled, summed over the response; the plain log-ratio (k1) of the same samples stands beside it as a cross-check, since
 both have one expectation. Prompts are the unit of every interval.
 """
@@ -14,19 +14,18 @@ import torch
 from torch import Tensor
 
 from treeward.data.render import decode
-from treeward.evaluation.tables import JUDGE, Table, wins
-from treeward.maths.divergences import exact_kl, k1
-from treeward.maths.diversity import repetition
-from treeward.maths.logprobs import entropies, sum_by_branch, token_logps
-from treeward.maths.self_bleu import self_bleu
-from treeward.models.anchor import Anchor
+from treeward.losses.kl import exact_kl, k1
+from treeward.losses.logprobs import entropies, sum_by_branch, token_logps
 from treeward.models.policy import Policy, branch_sums, in_order
+from treeward.models.reference import ReferenceModel
 from treeward.models.sampler import DecodeSampler, Noise, Rollout
 from treeward.rewards.scorers import Scorer
+from treeward.stats.diversity import repetition, self_bleu
+from treeward.stats.tables import JUDGE, Table, wins
 from treeward.trees.forest import Forest
 from treeward.trees.text import beside
 from treeward.trees.tokens import TokenTree
-from treeward.trees.verify import verified
+from treeward.trees.verify import verify_once
 
 log = logging.getLogger(__name__)
 
@@ -53,11 +52,11 @@ class SamplePlan:
 def likelihood(policy: Policy, trees: Sequence[TokenTree]) -> Table:
     """`nll`: mean over the scored tokens of each branch, in nats."""
     lengths = np.array([len(branch) for tree in trees for branch in tree.branches], dtype=np.float64)
-    nll = -branch_sums(policy.tree, trees, policy.token_budget).numpy() / lengths
+    nll = -branch_sums(policy.packed, trees, policy.token_budget).numpy() / lengths
     return Table([tree.group for tree in trees for _ in tree.branches], {"nll": nll})
 
 
-def implicit(policy: Policy, anchor: Anchor, trees: Sequence[TokenTree]) -> Table:
+def implicit(policy: Policy, reference: ReferenceModel, trees: Sequence[TokenTree]) -> Table:
     """Pairs under the implicit reward: `accuracy` (ties half), and the two log-ratios apart, in nats.
 
     Of a ranking the first branch stands against the last; single labelled responses are paired in their order, a
@@ -66,8 +65,8 @@ def implicit(policy: Policy, anchor: Anchor, trees: Sequence[TokenTree]) -> Tabl
     Raises:
         ValueError: nothing can be compared.
     """
-    now = branch_sums(policy.tree, trees, policy.token_budget)
-    with anchor.model() as tree:
+    now = branch_sums(policy.packed, trees, policy.token_budget)
+    with reference.model() as tree:
         start = branch_sums(tree, trees, policy.token_budget)
     ratios = torch.split((now - start).double(), [len(tree.branches) for tree in trees])
     groups, *sides = zip(*_opposed(trees, [r.numpy() for r in ratios]), strict=True)
@@ -99,26 +98,30 @@ def _opposed(trees: Sequence[TokenTree], values: Sequence[np.ndarray]) -> list[t
 
 
 def fresh(
-    policy: Policy, anchor: Anchor, prompts: Sequence[TokenTree], plan: SamplePlan, scorer: Scorer | None = None,
+    policy: Policy,
+    reference: ReferenceModel,
+    prompts: Sequence[TokenTree],
+    plan: SamplePlan,
+    scorer: Scorer | None = None,
     judges: Sequence[Scorer] = (),
-) -> tuple[Table, list[dict[str, object]]]:  # fmt: skip
+) -> tuple[Table, list[dict[str, object]]]:
     """Sample K responses a prompt and measure them.
 
     Columns, one row a sample: at temperature 1 `kl`, `k1`, `kl_token` (a scored token); `entropy`, `start_nll` (of the
     sample under the start, a token), `length`, `ended`, `repetition`, where K is at least 2 the prompt's `self_bleu`,
     with a scorer `score`, and `judge:NAME` of each judge. `gap` and `gap_max` are how far the log-probabilities that
     were recorded while sampling lie from those of the same ids computed here, mean and largest of the tokens, in nats
-    (`proof.identities.sampled`). Also returned: the samples as text and ids, with all that.
+    (`checks.identities.sampled`). Also returned: the samples as text and ids, with all that.
     """
     sampler = DecodeSampler.of(policy, plan.max_new_tokens, plan.temperature)
     rollout = sampler(prompts, plan.samples, Noise(plan.seed))
     trees = rollout.trees
     with torch.no_grad():
-        verified(policy.tree, trees, policy.token_budget)
-        anchor.verified(trees)
+        verify_once(policy.packed, trees, policy.token_budget)
+        reference.verify_once(trees)
     ends = set(policy.end_ids)
     branches = [(tree, branch) for tree in trees for branch in tree.branches]
-    columns = _distances(policy, anchor, rollout)
+    columns = _distances(policy, reference, rollout)
     if plan.temperature != 1:
         columns = {name: column for name, column in columns.items() if name not in KL}
     columns["length"] = np.array([len(b) for _, b in branches], dtype=np.float64)
@@ -141,7 +144,7 @@ def fresh(
     return Table([tree.group for tree, _ in branches], columns), rows
 
 
-def _distances(policy: Policy, anchor: Anchor, rollout: Rollout) -> dict[str, np.ndarray]:
+def _distances(policy: Policy, reference: ReferenceModel, rollout: Rollout) -> dict[str, np.ndarray]:
     """`kl`, `k1`, `kl_token`, `entropy` and `start_nll` of every branch, from one forward pass of each model, and the
     gaps to the log-probabilities that the sampler recorded.
     """
@@ -149,8 +152,8 @@ def _distances(policy: Policy, anchor: Anchor, rollout: Rollout) -> dict[str, np
     recorded = {id(tree): logps for tree, logps in zip(trees, rollout.logps or [], strict=rollout.logps is not None)}
 
     def measure(forest: Forest) -> Tensor:
-        own = policy.tree.logits(forest)
-        with anchor.model() as start:
+        own = policy.packed.logits(forest)
+        with reference.model() as start:
             other = start.logits(forest)
         targets, branch = forest.targets.to(own.device), forest.scored_branch.to(own.device)
         parts = []
@@ -171,7 +174,7 @@ def _distances(policy: Policy, anchor: Anchor, rollout: Rollout) -> dict[str, np
         return [torch.stack([part.sum() for part in parts]), torch.stack([part.max() for part in parts])]
 
     with torch.no_grad():
-        forests = policy.tree.packed(trees, policy.token_budget)
+        forests = policy.packed.forests(trees, policy.token_budget)
         kl, ratio, entropy, nll, *off = in_order(trees, forests, measure).double().numpy().T
     lengths = np.array([len(branch) for tree in trees for branch in tree.branches], dtype=np.float64)
     found = {"kl": kl, "k1": ratio, "kl_token": kl / lengths, "entropy": entropy / lengths, "start_nll": nll / lengths}

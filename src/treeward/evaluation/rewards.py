@@ -11,13 +11,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from treeward.data.splits import unit
-from treeward.evaluation.tables import Comparison, Metric, Table, wins
-from treeward.maths import calibration, risk, statistics
-from treeward.maths.branches import Branches
-from treeward.maths.graded import TwoHot, cross_entropy, crps, marginal_entropy, pit, to_score
-from treeward.maths.reward import preferred
-from treeward.maths.scores import Attributes, Scalar, expectation
+from treeward.losses import risk
+from treeward.losses.heads import Attributes, Scalar, expectation
+from treeward.losses.reward import Branches, TwoHot, cross_entropy, crps, marginal_entropy, pit, preferred, to_score
 from treeward.models.reward_model import RewardModel
+from treeward.stats import calibration
+from treeward.stats import intervals as statistics
+from treeward.stats.tables import Comparison, Metric, Table, wins
 from treeward.trees.tokens import TokenTree
 
 OF_PAIRS = ("accuracy", "nll", "brier")

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from treeward.evaluation.tables import JUDGE, Measurement, Table, compare, wins
-from treeward.maths import best_of_n, diversity
-from treeward.maths.statistics import Floats, by_group, clustered_mean, share
+from treeward.stats import best_of_n, diversity
+from treeward.stats.intervals import Floats, by_group, clustered_mean, share
+from treeward.stats.tables import JUDGE, Measurement, Table, compare, wins
 
 AGAIN = "again"
 """The table of the start's samples under another seed."""

@@ -1,1 +1,1 @@
-"""What is loaded, trained and saved: policies, reward models, anchors, samplers."""
+"""What is loaded, trained and saved: policies, reward models, references, samplers."""

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from treeward.data.render import Tokenizer, vocabulary_hash
-from treeward.maths.scores import AnyHead, Attributes, Categorical, Logistic, Ordinal, Scalar, rising
+from treeward.losses.heads import AnyHead, Attributes, Categorical, Logistic, Ordinal, Scalar, rising
 from treeward.models.heads import head_hash
 from treeward.models.loading import description, model_directory
 
@@ -51,9 +51,13 @@ def write_policy(directory: Path, tokenizer: Tokenizer, budgets: Budgets | None)
 
 
 def write(
-    directory: Path, module: nn.Module, head: AnyHead, free: torch.Tensor | None, tokenizer: Tokenizer,
+    directory: Path,
+    module: nn.Module,
+    head: AnyHead,
+    free: torch.Tensor | None,
+    tokenizer: Tokenizer,
     budgets: Budgets | None,
-) -> None:  # fmt: skip
+) -> None:
     """Write the `treeward.json` of a reward model and the model card beside saved weights."""
     facts: dict[str, Any] = {
         "schema": 1,

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from treeward.maths.merging import average
+from treeward.merging.arithmetic import average
 from treeward.models.reward_model import RewardModel
 from treeward.trees.text import Tree
 from treeward.trees.tokens import TokenTree
@@ -78,9 +78,9 @@ def warm(members: Sequence[RewardModel]) -> RewardModel:
     _check_alike(members)
     if any(member.adapter is not None for member in members):
         raise ValueError("a member has an adapter; load its merged `model/` directory instead")
-    averaged = average([member.tree.state_dict() for member in members])
+    averaged = average([member.packed.state_dict() for member in members])
     found = members[0].copy()
-    found.tree.load_state_dict(averaged)
+    found.packed.load_state_dict(averaged)
     return found
 
 

@@ -120,7 +120,7 @@ class ModelConfig:
 class Loaded:
     """A public model with its tokenizer, on its device, and the precision its products run in."""
 
-    module: nn.Module
+    model: nn.Module
     tokenizer: Tokenizer
     precision: Precision
     backend: Backend | None

@@ -10,14 +10,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from treeward.data.render import Tokenizer, end_id, token_tree
-from treeward.maths.logprobs import sum_by_branch
+from treeward.losses.logprobs import sum_by_branch
 from treeward.models import adapters, artifact, vocabulary
 from treeward.models.loading import CLASSIFIER, ModelConfig, head_of_config, load, seeded
 from treeward.trees.forest import Forest
 from treeward.trees.forward import TreeLM
 from treeward.trees.text import Tree
 from treeward.trees.tokens import TokenTree
-from treeward.trees.verify import verified
+from treeward.trees.verify import verify_once
 
 TOKEN_BUDGET = {"cpu": 1024, "cuda": 16384, "mps": 4096}
 """Packed tokens of one forward pass, by device; measured on the CPU only."""
@@ -27,7 +27,7 @@ class Policy:
     """A causal language model that is trained or measured. `tree` is the module, `adapter` the PeftModel or None."""
 
     def __init__(self, tree: TreeLM, tokenizer: Tokenizer, adapter: Any | None = None) -> None:
-        self.tree = tree
+        self.packed = tree
         self.tokenizer = tokenizer
         self.adapter = adapter
         self.budgets: artifact.Budgets | None = None
@@ -47,7 +47,7 @@ class Policy:
     def trained(cls, config: ModelConfig, seed: int = 0) -> "Policy":
         """As `load`, from a `model` section."""
         policy = cls.from_config(config, seed)
-        vocabulary.refuse_foreign(config, policy.tokenizer, policy.tree.module)
+        vocabulary.refuse_foreign(config, policy.tokenizer, policy.packed.model)
         return policy
 
     @classmethod
@@ -62,13 +62,13 @@ class Policy:
         if not config.random and head_of_config(config.path) == CLASSIFIER:
             raise ValueError(f"model.path {config.path!r} is a reward model or classifier; name a policy")
         loaded = load(config, AutoModelForCausalLM, seed)
-        vocabulary.check_end(config, loaded.tokenizer, loaded.module)
+        vocabulary.check_end(config, loaded.tokenizer, loaded.model)
         if config.random and config.tokenizer is not None:
-            module: Any = loaded.module  # the ends in its config.json are ids of another tokenizer
+            module: Any = loaded.model  # the ends in its config.json are ids of another tokenizer
             module.generation_config.eos_token_id = loaded.tokenizer.eos_token_id
         with seeded(config, seed):
-            adapter = adapters.put_on(loaded.module, config.lora, "CAUSAL_LM") if config.lora else None
-        tree = TreeLM(loaded.module, loaded.precision, loaded.backend, config.dropout)
+            adapter = adapters.put_on(loaded.model, config.lora, "CAUSAL_LM") if config.lora else None
+        tree = TreeLM(loaded.model, loaded.precision, loaded.backend, config.dropout)
         policy = cls(tree, loaded.tokenizer, adapter)
         policy.budgets = None if config.random else artifact.Budgets.of(artifact.read(config.path))
         return policy
@@ -80,7 +80,7 @@ class Policy:
         """
         chat = bool(self.tokenizer.chat_template)
         ends = [end_id(self.tokenizer, c) for c in ((True, False) if chat else (False,))]
-        module: Any = self.tree.module
+        module: Any = self.packed.model
         named = getattr(getattr(module, "generation_config", None), "eos_token_id", None)
         ends += [named] if isinstance(named, int) else list(named or ())
         return tuple(dict.fromkeys(ends))
@@ -88,7 +88,7 @@ class Policy:
     @property
     def token_budget(self) -> int:
         """Packed tokens of one forward pass on this device."""
-        return TOKEN_BUDGET[self.tree.device.type]
+        return TOKEN_BUDGET[self.packed.device.type]
 
     def save(self, directory: str | Path, adapter_directory: Path | None = None) -> None:
         """Write the Hugging Face layout into `directory`: weights (adapter merged), tokenizer, template.
@@ -100,7 +100,7 @@ class Policy:
             ValueError: a file stands at that place.
         """
         directory = adapters.directory_for(directory)
-        adapters.save(self.adapter, self.tree.module, directory, adapter_directory)
+        adapters.save(self.adapter, self.packed.model, directory, adapter_directory)
         self.tokenizer.save_pretrained(directory)
         artifact.write_policy(directory, self.tokenizer, self.budgets)
 
@@ -121,15 +121,15 @@ def token_logps(policy: Policy, trees: Sequence[Tree | TokenTree]) -> list[list[
     Raises:
         ValueError: a path is longer than the model's positions.
     """
-    planted = tokenised(trees, policy.tokenizer)
+    token_trees = tokenised(trees, policy.tokenizer)
     found: dict[int, list[Tensor]] = {}
     with torch.no_grad():
-        verified(policy.tree, planted, policy.token_budget)
-        for forest in policy.tree.packed(planted, policy.token_budget):
-            parts = policy.tree(forest).cpu().split([len(b) for tree in forest.sources for b in tree.branches])
+        verify_once(policy.packed, token_trees, policy.token_budget)
+        for forest in policy.packed.forests(token_trees, policy.token_budget):
+            parts = policy.packed(forest).cpu().split([len(b) for tree in forest.sources for b in tree.branches])
             for tree in forest.sources:
                 found[id(tree)], parts = list(parts[: len(tree.branches)]), parts[len(tree.branches) :]
-    return [found[id(tree)] for tree in planted]
+    return [found[id(tree)] for tree in token_trees]
 
 
 def branch_logps(policy: Policy, trees: Sequence[Tree | TokenTree]) -> Float[Tensor, "N"]:
@@ -140,8 +140,8 @@ def branch_logps(policy: Policy, trees: Sequence[Tree | TokenTree]) -> Float[Ten
     Raises:
         ValueError: a path is longer than the model's positions.
     """
-    planted = tokenised(trees, policy.tokenizer)
-    return branch_sums(policy.tree, planted, policy.token_budget)
+    token_trees = tokenised(trees, policy.tokenizer)
+    return branch_sums(policy.packed, token_trees, policy.token_budget)
 
 
 def branch_sums(tree: TreeLM, trees: Sequence[TokenTree], budget: int) -> Float[Tensor, "N"]:
@@ -151,8 +151,8 @@ def branch_sums(tree: TreeLM, trees: Sequence[TokenTree], budget: int) -> Float[
         return sum_by_branch(tree(forest), forest.scored_branch.to(tree.device), forest.branches)
 
     with torch.no_grad():
-        verified(tree, trees, budget)
-        return in_order(trees, tree.packed(trees, budget), sums)
+        verify_once(tree, trees, budget)
+        return in_order(trees, tree.forests(trees, budget), sums)
 
 
 def in_order(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
 from treeward.data.render import Tokenizer, end_id
-from treeward.maths.scores import AnyHead, Scalar, freed
+from treeward.losses.heads import AnyHead, Scalar, freed
 from treeward.models import adapters, artifact, vocabulary
 from treeward.models.heads import output_layer, outside_backbone, zero_head
 from treeward.models.loading import ModelConfig, load, seeded
@@ -23,14 +23,14 @@ from treeward.models.policy import TOKEN_BUDGET, in_order, tokenised
 from treeward.trees.forward import TreeScorer
 from treeward.trees.text import Tree
 from treeward.trees.tokens import TokenTree
-from treeward.trees.verify import verified
+from treeward.trees.verify import verify_once
 
 
 class RewardModel:
     """A backbone and its head. `tree` is the module that is trained, `adapter` the PeftModel or None."""
 
     def __init__(self, tree: TreeScorer, tokenizer: Tokenizer, adapter: Any | None = None) -> None:
-        self.tree = tree
+        self.packed = tree
         self.tokenizer = tokenizer
         self.adapter = adapter
         self.reads_whole = False
@@ -53,10 +53,10 @@ class RewardModel:
     def trained(cls, config: ModelConfig, seed: int = 0) -> "RewardModel":
         """As `load`, from a `model` section."""
         model = cls.from_config(config, seed)
-        if not model.awake:
+        if not model.has_trained_head:
             raise ValueError(f"model.path {config.path!r} has no trained head; train one with `treeward reward`")
         if config.tokenizer is not None:
-            vocabulary.refuse_foreign(config, model.tokenizer, model.tree.module)
+            vocabulary.refuse_foreign(config, model.tokenizer, model.packed.model)
         return model
 
     @classmethod
@@ -74,12 +74,12 @@ class RewardModel:
             raise ValueError(f"model.path {config.path!r} has the head {own}; it cannot be trained as {head}")
         head = own or head or Scalar()
         loaded = load(config, _Loader, seed, num_labels=head.width)
-        vocabulary.check_end(config, loaded.tokenizer, loaded.module)
+        vocabulary.check_end(config, loaded.tokenizer, loaded.model)
         if saved and not config.any_tokenizer:
             artifact.check_tokenizer(saved, loaded.tokenizer, config.path)
         if saved:
-            artifact.check_head(saved, loaded.module, config.path)
-        module: Any = loaded.module
+            artifact.check_head(saved, loaded.model, config.path)
+        module: Any = loaded.model
         module.config.pad_token_id = padding_id(loaded.tokenizer)
         if config.train == "head":
             module.base_model.requires_grad_(False)
@@ -97,17 +97,17 @@ class RewardModel:
     @property
     def head(self) -> AnyHead:
         """What the outputs mean."""
-        return self.tree.head
+        return self.packed.head
 
     @property
-    def awake(self) -> bool:
+    def has_trained_head(self) -> bool:
         """Whether the head has weights: it starts at zero."""
-        return bool(output_layer(self.tree.module).weight.any())
+        return bool(output_layer(self.packed.model).weight.any())
 
     @property
     def token_budget(self) -> int:
         """Packed tokens of one forward pass on this device."""
-        return TOKEN_BUDGET[self.tree.device.type]
+        return TOKEN_BUDGET[self.packed.device.type]
 
     def outputs(self, trees: Sequence[Tree | TokenTree]) -> Float[Tensor, "N W"]:
         """What the head reads of every branch, in order; no gradient is kept. Text is cut at the model's budgets.
@@ -115,10 +115,10 @@ class RewardModel:
         Raises:
             ValueError: a path is longer than the model's positions.
         """
-        planted = tokenised(trees, self.tokenizer, self.budgets)
+        token_trees = tokenised(trees, self.tokenizer, self.budgets)
         with torch.no_grad():
-            verified(self.tree, planted, self.token_budget)
-            return in_order(planted, self.tree.packed(planted, self.token_budget), self.tree)
+            verify_once(self.packed, token_trees, self.token_budget)
+            return in_order(token_trees, self.packed.forests(token_trees, self.token_budget), self.packed)
 
     def score(self, trees: Sequence[Tree | TokenTree]) -> Float[Tensor, "N"]:
         """The raw score of every branch, in order: the scalar, or the mean of the distribution on 1..B.
@@ -143,7 +143,7 @@ class RewardModel:
 
     def copy(self) -> "RewardModel":
         """The same model with weights of its own."""
-        twin = RewardModel(copy.deepcopy(self.tree), self.tokenizer, copy.deepcopy(self.adapter))
+        twin = RewardModel(copy.deepcopy(self.packed), self.tokenizer, copy.deepcopy(self.adapter))
         twin.reads_whole, twin.budgets = self.reads_whole, self.budgets
         return twin
 
@@ -158,11 +158,11 @@ class RewardModel:
             ValueError: a file stands at that place.
         """
         directory = adapters.directory_for(directory)
-        adapters.save(self.adapter, self.tree.module, directory, adapter_directory)
+        adapters.save(self.adapter, self.packed.model, directory, adapter_directory)
         tokenizer = copy.deepcopy(self.tokenizer)
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding_id(self.tokenizer))
         tokenizer.save_pretrained(directory)
-        artifact.write(directory, self.tree.module, self.head, self.tree.thresholds, self.tokenizer, self.budgets)
+        artifact.write(directory, self.packed.model, self.head, self.packed.thresholds, self.tokenizer, self.budgets)
 
 
 def branch_scores(model: RewardModel, trees: Sequence[Tree | TokenTree]) -> Float[Tensor, "N"]:

@@ -22,12 +22,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from treeward.maths.logprobs import token_logps
-from treeward.maths.statistics import Floats
+from treeward.losses.logprobs import token_logps
 from treeward.models.policy import Policy
+from treeward.stats.intervals import Floats
 from treeward.trees.forward import TreeLM
 from treeward.trees.tokens import TokenTree
-from treeward.trees.verify import FAILURES, FEWEST, VALUE_LIMIT, out_of_memory, verified
+from treeward.trees.verify import FAILURES, FEWEST, VALUE_LIMIT, out_of_memory, verify_once
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ class Sampler(Protocol):
 class DecodeSampler:
     """Samples from a policy. A response ends at an end token, which it keeps, or after `max_new_tokens`."""
 
-    tree: TreeLM
+    packed: TreeLM
     end_ids: tuple[int, ...]
     max_new_tokens: int = 64
     temperature: float = 1.0
@@ -113,7 +113,7 @@ class DecodeSampler:
     @classmethod
     def of(cls, policy: Policy, max_new_tokens: int = 64, temperature: float = 1.0) -> "DecodeSampler":
         """A sampler of the policy as it is at each call."""
-        return cls(policy.tree, policy.end_ids, max_new_tokens, temperature)
+        return cls(policy.packed, policy.end_ids, max_new_tokens, temperature)
 
     def __call__(self, prompts: Sequence[TokenTree], samples: int, noise: Noise) -> Rollout:
         """K = `samples` branches for each prompt; `row_ids` says which noise belongs to which prompt.
@@ -127,19 +127,19 @@ class DecodeSampler:
             FloatingPointError: the model's logits are not finite.
         """
         longest = max((len(tree.prompt) for tree in prompts), default=0) + self.max_new_tokens
-        if self.tree.positions is not None and longest > self.tree.positions:
+        if self.packed.positions is not None and longest > self.packed.positions:
             raise ValueError(
                 f"max_new_tokens is {self.max_new_tokens}: with the longest prompt that makes {longest} tokens, more "
-                f"than the model's {self.tree.positions} positions; lower it or data.max_prompt"
+                f"than the model's {self.packed.positions} positions; lower it or data.max_prompt"
             )
         if not prompts:
             return Rollout([], [], [])
         with torch.no_grad():
-            verified(self.tree, self._probes([tree.prompt for tree in prompts]))
+            verify_once(self.packed, self._probes([tree.prompt for tree in prompts]))
             self._find_cache(max((tree.prompt for tree in prompts), key=len))
         names = row_ids(prompts)
         done: dict[int, list[_Sampled]] = {}
-        mixed = self.tree.backend == "tree" and bool(self.tree.cache)
+        mixed = self.packed.backend == "tree" and bool(self.packed.cache)
         for places in _batches(prompts, max(1, self.batch // samples), mixed):
             uniforms = [noise.uniforms(names[p], k, self.max_new_tokens) for p in places for k in range(samples)]
             rows = self._decode([prompts[place].prompt for place in places], samples, np.stack(uniforms))
@@ -168,30 +168,30 @@ class DecodeSampler:
         """Find out, once a model, by what name its class returns a cache that it takes again; "" where it has none that
         gives the numbers of a plain call: then each step runs the whole row.
         """
-        if self.tree.cache is not None:
+        if self.packed.cache is not None:
             return
         steps = 6
-        prompt = prompt[: 32 if self.tree.positions is None else max(1, min(32, self.tree.positions - steps))]
-        ids = torch.tensor([prompt + (prompt * steps)[:steps]], device=self.tree.device)
-        precision, self.tree.precision = self.tree.precision, "fp32"
+        prompt = prompt[: 32 if self.packed.positions is None else max(1, min(32, self.packed.positions - steps))]
+        ids = torch.tensor([prompt + (prompt * steps)[:steps]], device=self.packed.device)
+        precision, self.packed.precision = self.packed.precision, "fp32"
         reason = "it returns none"
         try:
-            plain = self.tree.module(input_ids=ids).logits[0, len(prompt) - 1 : -1]
-            stepwise = _Decoding(self.tree, ids[:, : len(prompt)], _positions(ids[:, : len(prompt)]))
+            plain = self.packed.model(input_ids=ids).logits[0, len(prompt) - 1 : -1]
+            stepwise = _Decoding(self.packed, ids[:, : len(prompt)], _positions(ids[:, : len(prompt)]))
             logits = [stepwise.logits, *(stepwise.step(ids[:, n]) for n in range(len(prompt), ids.shape[1] - 1))]
             sides = [token_logps(side, ids[0, len(prompt) :]) for side in (plain, torch.cat(logits))]
             off = (sides[0] - sides[1]).abs().max().item()
-            self.tree.cache, reason = stepwise.name, f"it is off by {off:.2g} nats"
+            self.packed.cache, reason = stepwise.name, f"it is off by {off:.2g} nats"
             if not off <= VALUE_LIMIT:
-                self.tree.cache = ""
+                self.packed.cache = ""
         except FAILURES as problem:
             if out_of_memory(problem):
                 raise
-            self.tree.cache, reason = "", (str(problem).strip() or type(problem).__name__).splitlines()[0][:160]
+            self.packed.cache, reason = "", (str(problem).strip() or type(problem).__name__).splitlines()[0][:160]
         finally:
-            self.tree.precision = precision
-        if not self.tree.cache:
-            log.info("%s is decoded without its cache, which is slower: %s", type(self.tree.module).__name__, reason)
+            self.packed.precision = precision
+        if not self.packed.cache:
+            log.info("%s is decoded without its cache, which is slower: %s", type(self.packed.model).__name__, reason)
 
     def _decode(
         self, prompts: Sequence[tuple[int, ...]], samples: int, uniforms: Float[np.ndarray, "N L"]
@@ -199,9 +199,9 @@ class DecodeSampler:
         """The rows of one batch, K of each prompt after one another; all their noise is given, so that the device never
         waits for it.
         """
-        device = self.tree.device
+        device = self.packed.device
         ends = torch.tensor(self.end_ids, device=device)
-        shared = samples if self.tree.backend == "tree" and self.tree.cache else 1
+        shared = samples if self.packed.backend == "tree" and self.packed.cache else 1
         if shared == 1:
             prompts = [prompt for prompt in prompts for _ in range(samples)]
         noise = torch.from_numpy(uniforms).to(_wide(device)).to(device)
@@ -209,8 +209,8 @@ class DecodeSampler:
         logps: list[Tensor] = []
         drawn: list[Tensor] = []
         every = 1 if device.type == "cpu" else LOOK
-        with torch.no_grad(), self.tree.products():
-            decoding = _Decoding(self.tree, *_left_padded(prompts, device))
+        with torch.no_grad(), self.packed.products():
+            decoding = _Decoding(self.packed, *_left_padded(prompts, device))
             decoding.repeat(shared)
             done = torch.zeros(len(noise), dtype=torch.bool, device=device)
             for place in range(self.max_new_tokens):
@@ -242,8 +242,8 @@ class _Decoding:
     """
 
     def __init__(self, tree: TreeLM, rows: Int[Tensor, "G W"], places: dict[str, Tensor]) -> None:
-        takes = signature(tree.module.forward).parameters
-        self.module = tree.module
+        takes = signature(tree.model.forward).parameters
+        self.model = tree.model
         self.rows = rows
         self.places = {name: value for name, value in places.items() if name in takes}
         self.last: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
@@ -252,7 +252,7 @@ class _Decoding:
         if tree.cache == "":
             self.logits = self._whole()
             return
-        out: Any = self.module(input_ids=rows, use_cache=True, **self.last, **self.places)
+        out: Any = self.model(input_ids=rows, use_cache=True, **self.last, **self.places)
         self.logits = out.logits[:, -1]
         self.name = next((name for name in CACHES if name in takes and out.get(name) is not None), "")
         self.cache = out.get(self.name)
@@ -270,12 +270,12 @@ class _Decoding:
             self.rows = torch.cat([self.rows, chosen[:, None]], 1)
             return self._whole()
         self.places = _next_places(self.places)
-        out: Any = self.module(input_ids=chosen[:, None], use_cache=True, **{self.name: self.cache}, **self.places)
+        out: Any = self.model(input_ids=chosen[:, None], use_cache=True, **{self.name: self.cache}, **self.places)
         self.cache = out[self.name]
         return out.logits[:, -1]  # type: ignore[no-any-return]
 
     def _whole(self) -> Float[Tensor, "N V"]:
-        return self.module(input_ids=self.rows, use_cache=False, **self.last).logits[:, -1]  # type: ignore[no-any-return]
+        return self.model(input_ids=self.rows, use_cache=False, **self.last).logits[:, -1]  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)

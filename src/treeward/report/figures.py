@@ -14,9 +14,8 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from treeward.maths.meanings import label
-from treeward.maths.numbers import interval
-from treeward.maths.statistics import wilson
+from treeward.stats.formatting import interval, label
+from treeward.stats.intervals import wilson
 
 INK, ACCENT, SOFT = "#1f2a2e", "#1b7f5c", "#9fb3ad"
 VARIABLES = {INK: "var(--ink)", ACCENT: "var(--accent)", SOFT: "var(--pale)"}

@@ -15,11 +15,11 @@ from typing import Any
 
 import yaml
 
-from treeward.maths import diversity
-from treeward.maths.frontier import Point, over_seeds, standings
-from treeward.maths.statistics import Floats, Interval, by_group
 from treeward.report import frontier_figure
 from treeward.report.html import write_html
+from treeward.stats import diversity
+from treeward.stats.frontier import Point, over_seeds, standings
+from treeward.stats.intervals import Floats, Interval, by_group
 
 DIVERSITY = ("token_entropy", "distinct_1", "distinct_2", "distinct_3")
 START = "start"
@@ -213,9 +213,13 @@ def _file(path: Path, name: str) -> Path:
 
 
 def _comparable(
-    path: Path, receipt: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], first: Path,
-    other: Mapping[str, Any], others: Sequence[Mapping[str, Any]],
-) -> None:  # fmt: skip
+    path: Path,
+    receipt: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    first: Path,
+    other: Mapping[str, Any],
+    others: Sequence[Mapping[str, Any]],
+) -> None:
     have = every(receipt)
     scored = bool(rows) and "ids_after" in rows[0] and rows[0].get("score_after") is not None
     if "score" not in have or "kl" not in have or not scored:

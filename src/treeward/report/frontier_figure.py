@@ -14,8 +14,8 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from treeward.maths.frontier import Point
 from treeward.report.figures import INK, STYLE, VARIABLES, svg
+from treeward.stats.frontier import Point
 
 Box = tuple[float, float, float, float]
 """Left, bottom, right, top, in points."""

@@ -9,8 +9,9 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from treeward.maths import meanings, numbers
 from treeward.runs.directory import whole
+from treeward.stats import formatting as meanings
+from treeward.stats import formatting as numbers
 
 
 def write_html(template: str, out: Path, **facts: Any) -> Path:

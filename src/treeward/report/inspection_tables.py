@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from treeward.maths import numbers
+from treeward.stats import formatting as numbers
 
 Facts = Mapping[str, Any]
 Line = tuple[str, ...]

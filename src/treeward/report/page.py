@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from treeward.maths.numbers import number
 from treeward.report import figures
 from treeward.report.html import write_html
+from treeward.stats.formatting import number
 
 SHOWN_SAMPLES = 6
 DEFAULT_LOSSES = {"scalar": "bradley-terry", "attributes": "graded"}

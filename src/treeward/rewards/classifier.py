@@ -52,7 +52,7 @@ class Classifier:
         """
         path, _, label = name.partition("#")
         loaded = load(ModelConfig(path=path), AutoModelForSequenceClassification, 0)
-        return cls(loaded.module, loaded.tokenizer, name, label)
+        return cls(loaded.model, loaded.tokenizer, name, label)
 
     @property
     def longest(self) -> int:

@@ -55,7 +55,7 @@ class Forest:
         return replace(self, **moved)  # type: ignore[arg-type]
 
 
-def plant(trees: Sequence[TokenTree]) -> Forest:
+def pack(trees: Sequence[TokenTree]) -> Forest:
     """Pack these trees, in this order, into one forest."""
     ids: list[int] = []
     positions: list[int] = []
@@ -143,7 +143,7 @@ class Padded(NamedTuple):
 LOADS: dict[Backend, type[Packed] | type[Padded]] = {"tree": Packed, "rows": Padded}
 
 
-def pack(
+def pack_to_budget(
     trees: Iterable[TokenTree], token_budget: int, positions: int | None = None, layout: Backend = "tree"
 ) -> list[Forest]:
     """First-fit decreasing: forests that cost at most `token_budget` tokens in this layout.
@@ -176,7 +176,7 @@ def pack(
         else:
             bins[place].append(index)
             filled[place] = filled[place].joined(loads[index])
-    return [plant([trees[i] for i in sorted(members)]) for members in bins]
+    return [pack([trees[i] for i in sorted(members)]) for members in bins]
 
 
 def check_positions(trees: Sequence[TokenTree], positions: int) -> None:

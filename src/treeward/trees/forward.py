@@ -19,10 +19,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from treeward.maths.logprobs import token_logps
-from treeward.maths.scores import AnyHead, Ordinal, Scalar, cumulative_logits, freed
+from treeward.losses.heads import AnyHead, Ordinal, Scalar, cumulative_logits, freed
+from treeward.losses.logprobs import token_logps
 from treeward.trees.attention import causal, mask, use_slices
-from treeward.trees.forest import Backend, Forest, pack
+from treeward.trees.forest import Backend, Forest, pack_to_budget
 from treeward.trees.tokens import TokenTree
 
 Precision = Literal["fp32", "bf16"]
@@ -44,7 +44,7 @@ class TreeModule(nn.Module):
     ) -> None:
         super().__init__()
         use_slices(module)
-        self.module = module
+        self.model = module
         self.precision: Precision = precision
         self.asked = backend
         self.dropout = dropout
@@ -91,12 +91,12 @@ class TreeModule(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the first parameter lies."""
-        return next(self.module.parameters()).device
+        return next(self.model.parameters()).device
 
     @property
     def positions(self) -> int | None:
         """The longest path the model's positions can hold; None where there is no limit."""
-        config: Any = self.module.config
+        config: Any = self.model.config
         limit = getattr(config.get_text_config(), "max_position_embeddings", None)
         return int(limit) if isinstance(limit, int) and limit > 0 else None
 
@@ -110,9 +110,9 @@ class TreeModule(nn.Module):
         assert self.backend is not None, "verify the layout first (treeward.trees.verify.verified)"
         return self.backend
 
-    def packed(self, trees: Sequence[TokenTree], budget: int) -> list[Forest]:
+    def forests(self, trees: Sequence[TokenTree], budget: int) -> list[Forest]:
         """The trees in forests that cost at most `budget` tokens in this layout, padding included."""
-        return pack(trees, budget, self.positions, self.backend or "tree")
+        return pack_to_budget(trees, budget, self.positions, self.backend or "tree")
 
     @abstractmethod
     def forward(self, forest: Forest) -> Tensor:
@@ -135,7 +135,7 @@ class TreeLM(TreeModule):
         with self.products():
             if self.layout == "rows":
                 return self._row_logits(forest)
-            out = self.module(
+            out = self.model(
                 input_ids=forest.input_ids[None],
                 position_ids=forest.position_ids[None],
                 attention_mask=mask(forest),
@@ -147,18 +147,18 @@ class TreeLM(TreeModule):
     def plain(self, tree: TokenTree, branch: int) -> Float[Tensor, "S"]:
         ids = torch.tensor(tree.rows()[branch], device=self.device)
         with self.products():
-            logits = self.module(input_ids=ids[None]).logits[0, len(tree.prompt) - 1 : -1]
+            logits = self.model(input_ids=ids[None]).logits[0, len(tree.prompt) - 1 : -1]
         return token_logps(logits, ids[len(tree.prompt) :])
 
     def _row_logits(self, forest: Forest) -> Float[Tensor, "S V"]:
-        rows = padded_rows(forest, self.module.config)[0].to(self.device)
+        rows = padded_rows(forest, self.model.config)[0].to(self.device)
         row, position = _scored_places(forest)
         first = min(position)
         arguments: dict[str, Any] = {}
-        if "logits_to_keep" in signature(self.module.forward).parameters:
+        if "logits_to_keep" in signature(self.model.forward).parameters:
             arguments["logits_to_keep"] = torch.arange(first, max(position) + 1, device=self.device)
             position = [p - first for p in position]
-        logits = self.module(input_ids=rows, use_cache=False, **arguments).logits
+        logits = self.model(input_ids=rows, use_cache=False, **arguments).logits
         return logits[row, position]  # type: ignore[no-any-return]
 
 
@@ -200,30 +200,30 @@ class TreeScorer(TreeModule):
         ids = torch.tensor(tree.rows()[branch], device=self.device)
         with self.products():
             if self.encodes:
-                return self.outputs_of(self.module(input_ids=ids[None]).logits)
+                return self.outputs_of(self.model(input_ids=ids[None]).logits)
             hidden = self.backbone(input_ids=ids[None]).last_hidden_state[:, -1]
         return self.outputs_of(self._logits(hidden))
 
     @property
     def encodes(self) -> bool:
         """Whether the public model looks both ways and pools by itself."""
-        return not causal(self.module)
+        return not causal(self.model)
 
     @property
     def backbone(self) -> nn.Module:
         """The public model below the score head."""
-        return self.module.base_model  # type: ignore[return-value]
+        return self.model.base_model  # type: ignore[return-value]
 
     def _row_logits(self, forest: Forest) -> Float[Tensor, "N K"]:
-        rows, real = (x.to(self.device) for x in padded_rows(forest, self.module.config))
+        rows, real = (x.to(self.device) for x in padded_rows(forest, self.model.config))
         if self.encodes:
-            return self.module(input_ids=rows, attention_mask=real).logits  # type: ignore[no-any-return]
+            return self.model(input_ids=rows, attention_mask=real).logits  # type: ignore[no-any-return]
         hidden = self.backbone(input_ids=rows, use_cache=False).last_hidden_state
         return self._logits(hidden[torch.arange(len(rows)), real.sum(1) - 1])
 
     def _logits(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N K"]:
         with torch.autocast(self.device.type, enabled=False):
-            return self.module.score(hidden.float())  # type: ignore[operator, no-any-return]
+            return self.model.score(hidden.float())  # type: ignore[operator, no-any-return]
 
     def outputs_of(self, logits: Float[Tensor, "N K"]) -> Float[Tensor, "N W"]:
         """What the head reads, from the public model's logits."""

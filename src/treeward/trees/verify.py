@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from treeward.trees.attention import rule
-from treeward.trees.forest import Backend, check_positions, plant
+from treeward.trees.forest import Backend, check_positions, pack
 from treeward.trees.forward import TreeLM, TreeModule
 from treeward.trees.tokens import TokenTree
 
@@ -71,7 +71,7 @@ def verify(model: TreeModule, trees: Sequence[TokenTree], budget: int | None = N
     elif model.fallback is not None:
         backend, reason = "rows", model.fallback
     else:
-        backend, reason = rule(model.module, longest)
+        backend, reason = rule(model.model, longest)
     result = compare(model, probe, backend, reason if backend == "rows" else None)
     if result.passed and backend == "tree" and budget is not None and len(trees) > len(probe):
         result = _whole(model, trees, budget, result)
@@ -80,7 +80,7 @@ def verify(model: TreeModule, trees: Sequence[TokenTree], budget: int | None = N
         result = compare(model, probe, "rows", reason)
     if not result.passed:
         raise ValueError(
-            f"{type(model.module).__name__}: the layout {result.backend!r} deviates from plain calls by "
+            f"{type(model.model).__name__}: the layout {result.backend!r} deviates from plain calls by "
             f"{result.value_deviation:.3g} (limit {VALUE_LIMIT}), gradients by {result.gradient_deviation:.3g} "
             f"(limit {GRADIENT_LIMIT}); set model.backend to auto, or use another model class"
         )
@@ -91,7 +91,7 @@ def verify(model: TreeModule, trees: Sequence[TokenTree], budget: int | None = N
     return result
 
 
-def verified(model: TreeModule, trees: Sequence[TokenTree], budget: int | None = None) -> None:
+def verify_once(model: TreeModule, trees: Sequence[TokenTree], budget: int | None = None) -> None:
     """Verify unless that has been done for paths as long as these, with gradients where they are recorded now.
 
     What was looked at before, gradients or a forest of this many tokens, is looked at again with longer paths, also
@@ -117,7 +117,7 @@ def compare(model: TreeModule, trees: Sequence[TokenTree], backend: Backend, fal
     before = model.backend, model.precision
     model.backend, model.precision = backend, "fp32"
     try:
-        with awakened(model):
+        with perturb_zero_parameters(model):
             deviation, gradient = _deviations(model, trees)
     except FAILURES as problem:
         if backend == "rows":
@@ -136,7 +136,7 @@ def _refusal(model: TreeModule, problem: Exception) -> Exception:
     if out_of_memory(problem):
         return problem
     first = (str(problem).strip() or type(problem).__name__).splitlines()[0]
-    name = type(model.module).__name__
+    name = type(model.model).__name__
     return ValueError(f"{name} cannot be called with plain rows of ids ({first[:160]}); use another model class")
 
 
@@ -176,8 +176,8 @@ def _full(trees: Sequence[TokenTree], budget: int) -> list[TokenTree]:
 
 def _check_kind(model: TreeModule, trees: Sequence[TokenTree]) -> None:
     """Refuse what cannot work in any layout: two towers, and a policy whose tokens see what comes after them."""
-    name = type(model.module).__name__
-    if getattr(model.module.config, "is_encoder_decoder", False):
+    name = type(model.model).__name__
+    if getattr(model.model.config, "is_encoder_decoder", False):
         raise ValueError(f"{name} has an encoder and a decoder; use a decoder, or an encoder for a reward model")
     if not isinstance(model, TreeLM):
         return
@@ -203,7 +203,7 @@ def _check_kind(model: TreeModule, trees: Sequence[TokenTree]) -> None:
 
 
 @contextmanager
-def awakened(model: nn.Module) -> Iterator[None]:
+def perturb_zero_parameters(model: nn.Module) -> Iterator[None]:
     """Random values in trainable tensors that are all zero (a zero head, LoRA's B), and the zeros back after.
 
     A zero head would give every layout the same scores, and hide every gradient below it.
@@ -247,7 +247,7 @@ def _deviations(model: TreeModule, trees: Sequence[TokenTree]) -> tuple[float, f
     One graph lives at a time: the packed one, then each plain row's.
     """
     parameters = [p for p in model.parameters() if p.requires_grad] if torch.is_grad_enabled() else []
-    packed = model(plant(trees))
+    packed = model(pack(trees))
     weights = torch.randn(packed.shape, generator=torch.Generator().manual_seed(0)).to(packed)
     difference = _gradients((packed * weights).sum(), parameters)
     packed = packed.detach()

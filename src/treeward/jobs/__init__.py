@@ -1,1 +1,0 @@
-"""What a command does, one file a verb: checks, train, evaluate, receipt."""

@@ -1,1 +1,0 @@
-"""Formulas: tensors in, tensors out. No models, no files, no logging."""

@@ -1,0 +1,277 @@
+"""Scores of given responses: a file in, a JSONL file out, as a stream that may be stopped and taken up again."""
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from treeward.data import sources, values
+from treeward.data.columns import Names, has, several, value_of
+from treeward.data.render import token_tree
+from treeward.losses.heads import Attributes, Scalar
+from treeward.models.ensemble import Ensemble, mean, spread
+from treeward.models.loading import ModelConfig
+from treeward.models.reward_model import RewardModel
+from treeward.runs.directory import finite
+from treeward.stats.intervals import Floats, Interval, share
+from treeward.stats.tables import wins
+from treeward.trees.text import Tree, normalised
+from treeward.trees.tokens import TokenTree
+
+log = logging.getLogger(__name__)
+
+CHUNK = 256
+"""Rows scored and written at a time: what a stopped run loses at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreData:
+    """Which rows are scored, and how they are read and cut."""
+
+    source: str = ""
+    """JSONL (.gz too) or any source of rows: prompt with response, responses, or chosen and rejected; or text alone."""
+    columns: dict[str, str | list[str]] = field(default_factory=dict)
+    """Renames: {ours: theirs}, such as {response: answer}."""
+    limit: int | None = None
+    """Score only this many rows."""
+    max_prompt: int = 512
+    """Longest prompt in tokens, by default what the model was trained with; a longer one is cut on the left."""
+    max_response: int = 512
+    """Longest response in tokens, by default what the model was trained with; a longer one is cut on the right."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreRun:
+    """treeward score: the scores of given responses, one line a row."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The reward model."""
+    members: tuple[str, ...] = ()
+    """Further reward models; scores are then the members' mean, and the spread is written beside."""
+    data: ScoreData = field(default_factory=ScoreData)
+    """The rows to score."""
+    out: str = "scores.jsonl"
+    """The file to write; what a stopped run left beside it is continued."""
+    against: str | None = None
+    """Rows in the same order with `scores` (a list, higher is better): the accuracy against them is printed."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What was done: rows and responses in all, those of this call, seconds; accuracy by prompt where it is known."""
+
+    rows: int
+    responses: int
+    fresh: int
+    seconds: float
+    accuracy: Interval | None
+
+
+def score(config: ScoreRun) -> Scored:
+    """Score every row of `config.data` into `config.out`.
+
+    Raises:
+        ValueError: a model, row or place cannot be used, `out` exists, or what stands beside it is of another run.
+    """
+    if not config.data.source:
+        raise ValueError("data.source is not given: name the file to score")
+    out = Path(config.out)
+    if out.exists():
+        raise ValueError(f"out {config.out!r} exists; name another file")
+    rows = sources.flow(config.data.source)
+    loaded = [RewardModel.trained(config.model)] + [RewardModel.load(path) for path in config.members]
+    for path, model in zip(config.members, loaded[1:], strict=True):
+        for name, trained in vars(model.budgets).items() if model.budgets else ():
+            if trained != getattr(config.data, name):
+                given = getattr(config.data, name)
+                log.warning("data.%s is %d; member %r was trained with %d", name, given, path, trained)
+    partial, done = _claim(out, config)
+    clock, fresh = time.monotonic(), 0
+    try:
+        with rows.located(), partial.open("a", encoding="utf-8") as file:
+            waiting = islice(rows, done, config.data.limit)
+            while chunk := list(islice(waiting, CHUNK)):
+                lines = _scored(chunk, done, Ensemble(loaded), config)
+                file.write("".join(json.dumps(finite(line), ensure_ascii=False) + "\n" for line in lines))
+                file.flush()
+                done += len(chunk)
+                fresh += sum(len(line["scores"]) for line in lines)
+    except ValueError:
+        if not done:
+            partial.unlink()
+            _claim_file(out).unlink()
+        raise
+    seconds = time.monotonic() - clock
+    if not done:
+        partial.unlink()
+        raise ValueError(f"data.source {config.data.source!r} has no rows")
+    found = _summary(partial, config, done, fresh, seconds)
+    partial.rename(out)
+    _claim_file(out).unlink()
+    return found
+
+
+def tree_of(row: Mapping[str, Any], number: int) -> Tree:
+    """The tree of a row, `number` counted from 0: `chosen` and `rejected`, `responses`, or `response`, after `prompt`
+    (text or messages); or `text`, which has no prompt. The row is the group, since prompts may be empty.
+
+    Raises:
+        BadRow: a column is missing, its value is no text, or a response is empty.
+    """
+    sides = [(name, row[name]) for name in ("chosen", "rejected") if name in row]
+    listed = [("responses", each) for each in row["responses"]] if isinstance(row.get("responses"), list) else []
+    single = [(name, row[name]) for name in ("response",) if name in row]
+    whole = [("text", row["text"])] if "text" in row and not row.get("prompt") else []
+    given = sides if len(sides) == 2 else listed or single or whole
+    if not given:
+        raise sources.BadRow(
+            number, f"it has the columns {', '.join(sorted(row))}; it needs response, responses, chosen and rejected, "
+            "or text: rename with data.columns, such as {response: NAME}"
+        )  # fmt: skip
+    try:
+        answers = [values.spoken(answer, name) for name, answer in given]
+        prompt = values.optional(values.spoken)(row.get("prompt"), "prompt") or ""
+    except ValueError as problem:
+        raise sources.BadRow(number, str(problem)) from None
+    if isinstance(answers[0], list) and answers[0][:-1]:
+        prompt = answers[0][:-1]
+    responses = [answer if isinstance(answer, str) else "".join(each["content"] for each in answer[-1:])
+                 for answer in answers]  # fmt: skip
+    if any(not response for response in responses):
+        raise sources.BadRow(number, "it has an empty response; there is nothing to score")
+    return Tree(prompt, responses, group=f"row {number + 1}")
+
+
+def _mapped(row: Mapping[str, Any], columns: Mapping[str, Names]) -> Mapping[str, Any]:
+    """The row with our names beside the source's.
+
+    Raises:
+        ValueError: the row lacks a column that `columns` names.
+    """
+    for theirs in (name for names in columns.values() for name in several(names)):
+        if not has(row, theirs):
+            raise ValueError(f"data.columns names {theirs!r}; the data has {', '.join(sorted(row))}")
+    return {**row, **{ours: value_of(row, ours, theirs) for ours, theirs in columns.items()}}
+
+
+def _scored(
+    chunk: Sequence[Mapping[str, Any]], first: int, ensemble: Ensemble, config: ScoreRun
+) -> list[dict[str, Any]]:
+    model = ensemble.members[0]
+    trees = [
+        token_tree(
+            tree_of(_mapped(row, config.data.columns), first + n),
+            model.tokenizer,
+            config.data.max_prompt,
+            config.data.max_response,
+        )
+        for n, row in enumerate(chunk)
+    ]
+    if len(ensemble.members) > 1:
+        scores = ensemble.scores(trees)
+        return _lines(trees, first, {"scores": mean(scores), "spread": spread(scores)})
+    outputs = model.outputs(trees)
+    columns = {"scores": model.head.scores(outputs)}
+    if not isinstance(model.head, Scalar):
+        distributions = model.head.log_probs(outputs).exp()
+        columns["distributions"] = distributions if isinstance(model.head, Attributes) else distributions[:, 0]
+    return _lines(trees, first, columns)
+
+
+def _lines(trees: list[TokenTree], first: int, columns: Mapping[str, Any]) -> list[dict[str, Any]]:
+    lines, at = [], 0
+    for number, tree in enumerate(trees):
+        ends = slice(at, at := at + len(tree.branches))
+        if not bool(columns["scores"][ends].isfinite().all()):
+            raise sources.BadRow(
+                first + number,
+                "it gets a score that is not finite: the model's weights are broken, or its products overflow (try "
+                "model.precision fp32)",
+            )
+        lines.append({"row": first + number, **{name: values[ends].tolist() for name, values in columns.items()}})
+    return lines
+
+
+def _claim_file(out: Path) -> Path:
+    return out.with_name(f".{out.name}.claim")
+
+
+def _claim(out: Path, config: ScoreRun) -> tuple[Path, int]:
+    """The partial file and how many of its rows are whole; begun anew where there is none."""
+    partial, claim = out.with_name(f".{out.name}.partial"), _claim_file(out)
+    asked = {"model": config.model.path, "members": list(config.members), "data": _stamp(config.data.source),
+             "columns": config.data.columns, "max_prompt": config.data.max_prompt,
+             "max_response": config.data.max_response}  # fmt: skip
+    if partial.exists() and claim.exists():
+        if json.loads(claim.read_text()) != asked:
+            raise ValueError(
+                f"{str(partial)!r} was left by a run of another model or file; remove it or name another out"
+            )
+        text = partial.read_text(encoding="utf-8")
+        whole = text[: text.rfind("\n") + 1]
+        temporary = partial.with_name(f"{partial.name}.{os.getpid()}")
+        temporary.write_text(whole, encoding="utf-8")
+        temporary.rename(partial)
+        return partial, whole.count("\n")
+    try:
+        claim.write_text(json.dumps(asked))
+    except OSError as problem:
+        raise ValueError(f"out {str(out)!r} cannot be written ({problem.strerror}); name another place") from None
+    partial.write_text("")
+    return partial, 0
+
+
+def _stamp(source: str) -> str:
+    """The source's name and, of a file, its size and the hash of its beginning."""
+    path = Path(source)
+    if not path.is_file():
+        return source
+    with path.open("rb") as file:
+        return f"{path.name} {path.stat().st_size} {hashlib.sha256(file.read(1 << 20)).hexdigest()[:16]}"
+
+
+def _summary(partial: Path, config: ScoreRun, rows: int, fresh: int, seconds: float) -> Scored:
+    judged = sources.flow(config.against, option="against") if config.against else sources.flow(config.data.source)
+    right: list[float] = []
+    prompts: list[str] = []
+    responses = 0
+    with judged.located(), partial.open(encoding="utf-8") as lines:
+        for number, (line, raw) in enumerate(zip(lines, judged, strict=False)):
+            scores = np.array(json.loads(line)["scores"], dtype=np.float64)
+            responses += len(scores)
+            row = raw if config.against else _mapped(raw, config.data.columns)
+            try:
+                outcomes = _pairwise(scores, row, bool(config.against))
+            except ValueError as problem:
+                raise sources.BadRow(number, str(problem)) from None
+            right += outcomes
+            prompts += [_group(row.get("prompt"), number)] * len(outcomes)
+    accuracy = share(right, prompts) if right else None
+    return Scored(rows, responses, fresh, seconds, accuracy)
+
+
+def _group(prompt: Any, number: int) -> str:
+    """The unit of the interval: the prompt as data splits know it; where there is none, the row."""
+    if not prompt:
+        return f"row {number + 1}"
+    return normalised(prompt if isinstance(prompt, str) else tuple(values.messages(prompt, "prompt")))
+
+
+def _pairwise(scores: Floats, row: Mapping[str, Any], against: bool) -> list[float]:
+    """1, 0 or 1/2 for each pair of responses that the judged row tells apart."""
+    if not against:
+        return list(wins(scores[:1], scores[1:])) if {"chosen", "rejected"} <= set(row) else []
+    given = values.listed(values.number)(row.get("scores"), "scores")
+    if len(given) != len(scores) or None in given:
+        raise ValueError(f"column 'scores' has {len(given)} values; there are {len(scores)} responses")
+    other = np.array(given, dtype=np.float64)
+    better, worse = np.nonzero(other[:, None] > other[None, :])
+    return list(wins(scores[better], scores[worse]))

@@ -1,0 +1,62 @@
+"""Progress of a run: what a log without a terminal shows, and where a resumed run goes on."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from treeward.cli.main import run
+from treeward.runner import progress
+from treeward.runner import train as job
+
+SHORT = ["--data.limit", "400", "--steps", "4", "--evaluate-every", "2", "--evaluation.prompts", "2", "--require",
+         "any", "--evaluation.samples", "1", "--evaluation.max-new-tokens", "4"]  # fmt: skip
+
+
+def test_a_line_has_rate_time_left_and_the_figures_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "QUIET_SECONDS", -1.0)
+    figures: dict[str, float] = {}
+    for step in progress.follow(range(4), 8, "dpo", 4, figures):
+        figures["loss"] = 0.5 + step
+        if step == 2:
+            figures["validation accuracy"] = 0.61
+    first, _, third, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("dpo: 5/8, ")
+    assert first.endswith("; loss 0.5")
+    assert third.endswith("; loss 2.5, validation accuracy 0.61")
+    assert last.startswith("dpo: 8/8, ")
+    assert "/s, 0 s left; loss 3.5" in last
+
+
+def test_without_figures_a_line_ends_with_the_time_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "QUIET_SECONDS", -1.0)
+    assert list(progress.follow("ab", 2, "chunks")) == ["a", "b"]
+    assert capsys.readouterr().err.splitlines()[-1].endswith("0 s left")
+
+
+def test_a_run_shows_its_loss_and_metric_and_a_resumed_one_its_step(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr(progress, "QUIET_SECONDS", -1.0)
+
+    @contextmanager
+    def pressed() -> Iterator[list[bool]]:
+        yield [True]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(job, "interruptible", pressed)
+        assert run(["reward", "world-reward", *SHORT, "--out", str(tmp_path / "run")]) == 130
+    assert run(["resume", str(tmp_path / "run")]) == 0
+    assert "resuming from step 1 of 4" in caplog.messages
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("reward: ")]
+    assert [line.partition(",")[0] for line in said] == ["reward: 2/4", "reward: 3/4", "reward: 4/4"]
+    assert all("; loss 0." in line and ", validation accuracy 0." in line for line in said)

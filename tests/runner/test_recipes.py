@@ -1,0 +1,180 @@
+"""Every recipe on a small stand-in with the columns and splits of its own data: each part is filled."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from treeward.cli.inspect import configured as inspection
+from treeward.cli.main import run
+from treeward.cli.parse import parse
+from treeward.data import world
+from treeward.data.gather import gather
+from treeward.data.prepare import Prepared, Purpose, prepare
+from treeward.data.prompts import openings
+from treeward.losses.preference import needs as preference_needs
+from treeward.methods.reward import needs, suited
+from treeward.runner.options import RUNS, AnyRun, DPORun, RewardRun
+from treeward.runner.pairs import PairsRun
+from treeward.runner.settings import build, merge, override, recipe, recipes
+
+Row = dict[str, Any]
+TURNS = "{% for m in messages %}w5 {{ m['content'] }} <eos> {% endfor %}{% if add_generation_prompt %}w6 {% endif %}"
+WORLD = ("--model.path", "world")
+PARTS = ("train", "validation", "test")
+
+
+def said(number: int) -> str:
+    """Three words of the tiny tokenizer, other ones for each number."""
+    return " ".join(f"w{3 + number // 61**place % 61}" for place in range(3))
+
+
+def dialogue(number: int) -> Row:
+    """hh-rlhf."""
+    prompt = f"\n\nHuman: {said(number)}\n\nAssistant:"
+    return {"chosen": f"{prompt} {said(number + 1)}", "rejected": f"{prompt} {said(number + 2)}"}
+
+
+def helpsteer(number: int) -> Row:
+    """HelpSteer2_binarized."""
+    question = {"role": "user", "content": said(number)}
+    sides = {
+        side: [question, {"role": "assistant", "content": said(number + place)}]
+        for place, side in enumerate(("chosen", "rejected"), 1)
+    }
+    return {"prompt": said(number), **sides, "chosen_rating": 3.4, "rejected_rating": 2.0 + number % 2}
+
+
+def review(number: int) -> Row:
+    """imdb: the labels lie in two blocks."""
+    return {"text": f"{said(number)} {said(number + 1)} {said(number + 2)} {said(number + 3)}", "label": number // 600}
+
+
+def sentence(number: int) -> Row:
+    """Labelled sentences that name their own split."""
+    return {"text": said(number), "label": number % 2, "split": PARTS[number % 3]}
+
+
+def made_pair(number: int) -> Row:
+    """What `treeward pairs` writes."""
+    return {"prompt": said(number), "chosen": said(number + 1), "rejected": said(number + 2), "chosen_rating": 1.5,
+            "rejected_rating": -0.5, "split": PARTS[number % 3]}  # fmt: skip
+
+
+def as_folder(path: Path, row: Callable[[int], Row]) -> str:
+    """1,200 training rows and 300 test rows, a file each."""
+    path.mkdir()
+    for name, numbers in (("train", range(1200)), ("test", range(1200, 1500))):
+        (path / f"{name}.jsonl").write_text("".join(json.dumps(row(n)) + "\n" for n in numbers))
+    return str(path)
+
+
+def as_splits(path: Path, row: Callable[[int], Row]) -> str:
+    """Two splits with names of their own."""
+    names = {"average_rating_split": range(1200), "helpfulness_split": range(1200, 1500)}
+    parts = {name: datasets.Dataset.from_list([row(n) for n in numbers]) for name, numbers in names.items()}
+    datasets.DatasetDict(parts).save_to_disk(str(path))
+    return str(path)
+
+
+def as_file(path: Path, row: Callable[[int], Row]) -> str:
+    """One file."""
+    path = path.with_suffix(".jsonl")
+    path.write_text("".join(json.dumps(row(n)) + "\n" for n in range(1200)))
+    return str(path)
+
+
+STAND_INS: dict[str, tuple[Callable[[Path, Callable[[int], Row]], str], Callable[[int], Row]]] = {
+    "hh": (as_folder, dialogue), "helpsteer2": (as_splits, helpsteer), "imdb": (as_folder, review),
+    "imdb-dpo": (as_file, made_pair), "sentences": (as_file, sentence),
+}  # fmt: skip
+
+
+def configured(name: str, source: str | None, *overrides: tuple[str, str]) -> Any:
+    """The recipe on this source; a limit becomes 1,000 rows."""
+    values = recipe(name)
+    cls = {**RUNS, "pairs": PairsRun}[values.pop("command")]
+    if source is not None:
+        values = merge(values, override("data.source", source))
+    if "limit" in values["data"]:
+        values = merge(values, override("data.limit", "1000"))
+    for key, text in overrides:
+        values = merge(values, override(key, text))
+    return build(cls, values)
+
+
+def purpose_of(config: AnyRun) -> Purpose:
+    if isinstance(config, RewardRun):
+        return needs(suited(config.loss, config.head))
+    return preference_needs(config.loss) if isinstance(config, DPORun) else "sft"
+
+
+@pytest.fixture
+def tokenizer(tiny_tokenizer: Any) -> Any:
+    """The tiny tokenizer with a chat template."""
+    own = copy.deepcopy(tiny_tokenizer)
+    own.chat_template = TURNS
+    return own
+
+
+def counts(found: Prepared) -> tuple[int, ...]:
+    return tuple(len(found.parts[part]) for part in ("train", "validation", "test"))
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_a_recipe_fills_training_and_held_out_from_data_like_its_own(name: str, tmp_path: Path, tokenizer: Any) -> None:
+    source = None
+    if not name.startswith("world"):
+        write, row = STAND_INS["imdb-dpo" if name.startswith("imdb-dpo") else name.partition("-")[0]]
+        source = write(tmp_path / "data", row)
+    if name == "helpsteer2-inspect":
+        groups = gather(inspection(parse([name, "--data.source", str(source)], ())).data).part_groups
+        assert (groups["train"].total(), groups["test"].total()) == (960, 240)
+        return
+    config = configured(name, source)
+    if isinstance(config, PairsRun):
+        prompts = openings(config.data, tokenizer, config.range).prompts
+        assert min([prompt.split for prompt in prompts].count(part) for part in PARTS) >= 30
+    else:
+        found = prepare(config.data, world.tokenizer() if source is None else tokenizer, purpose_of(config))
+        assert len(found.train) >= 200
+        assert len({tree.group for tree in found.held_out}) >= 30
+
+
+def test_shares_are_those_of_the_split_that_is_read(tmp_path: Path, tokenizer: Any) -> None:
+    for name, expected in (("hh-dpo-gpt2", (700, 100, 200)), ("helpsteer2-reward", (960, 0, 240))):
+        write, row = STAND_INS[name.partition("-")[0]]
+        config = configured(name, write(tmp_path / name, row))
+        assert counts(prepare(config.data, tokenizer, purpose_of(config))) == expected
+
+
+@pytest.mark.parametrize("overrides", [(), (("data.split", "null"),)], ids=["train", "null"])
+def test_hh_dpo_gpt2_reads_a_single_file(overrides: Any, tmp_path: Path, tokenizer: Any) -> None:
+    config = configured("hh-dpo-gpt2", as_file(tmp_path / "rows", dialogue), *overrides)
+    assert counts(prepare(config.data, tokenizer, "pairs")) == (700, 100, 200)
+
+
+def test_another_source_without_that_split_names_the_mend(tmp_path: Path, tokenizer: Any) -> None:
+    source = as_file(tmp_path / "rows", helpsteer)
+    with pytest.raises(ValueError, match=r"it has train: name one of them, .* --data\.split null"):
+        prepare(configured("helpsteer2-reward", source).data, tokenizer, "pairs")
+    config = configured("helpsteer2-reward", source, ("data.split", "null"))
+    assert counts(prepare(config.data, tokenizer, "pairs")) == (960, 0, 240)
+    with pytest.raises(ValueError, match=r"'world', which has no splits; add --data\.split null"):
+        prepare(configured("hh-dpo-gpt2", "world").data, tokenizer, "pairs")
+
+
+def test_rows_that_name_their_own_split_and_nothing_held_out_say_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = world.pairs(0, 1500)
+    source = as_folder(tmp_path / "data", rows.__getitem__)
+    assert run(["dpo", *WORLD, "--data.source", source, "--data.limit", "1000", "--out", str(tmp_path / "run")]) == 2
+    said_here = capsys.readouterr().err
+    assert "names the split of 1000 of 1000 rows" in said_here
+    assert "--data.splits ignore" in said_here
+    assert "data.test" not in said_here

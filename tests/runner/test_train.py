@@ -1,0 +1,209 @@
+"""Whole runs on the world: LoRA, checkpointing, dropout, the quickstart's smoke, and what their receipts say."""
+
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from treeward.checks.check import ChecksFailed
+from treeward.cli.main import run
+from treeward.data import world
+from treeward.data.prepare import prepare
+from treeward.models.logp_store import LogpStore
+from treeward.runner import finish
+from treeward.runner.finish import Updates
+from treeward.runner.options import RUNS
+from treeward.runner.quickstart import quickstart
+from treeward.runner.settings import build, merge, recipe
+from treeward.runner.train import Finished, train
+from treeward.training import loop
+
+SHORT: dict[str, Any] = {
+    "data": {"limit": 400}, "steps": 6, "require": "any", "skip_check": ["F48"],
+    "evaluation": {"prompts": 3, "samples": 2, "max_new_tokens": 8},
+}  # fmt: skip
+
+
+def short_run(verb: str, out: Path, **over: Any) -> Finished:
+    values = recipe(f"world-{verb}")
+    del values["command"]
+    return train(build(RUNS[verb], merge(merge(values, SHORT), {**over, "out": str(out)})))
+
+
+@pytest.mark.parametrize("verb", ["sft", "reward", "dpo"])
+def test_lora_writes_a_merged_model_and_an_adapter(verb: str, tmp_path: Path) -> None:
+    done = short_run(verb, tmp_path / "run", model={"path": "world", "lora": {"r": 4}})
+    adapter = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    assert any("lora_B" in name for name in adapter)
+    assert all(bool(tensor.any()) for name, tensor in adapter.items() if "lora_B" in name)
+    assert any("score" in name for name in adapter) == (verb == "reward")
+    merged = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    assert not any("lora" in name for name in merged)
+    kind = AutoModelForSequenceClassification if verb == "reward" else AutoModelForCausalLM
+    assert kind.from_pretrained(tmp_path / "run" / "model") is not None
+    passed = {check["id"]: check["passed"] for check in done.receipt["checks"]}
+    assert passed["I11"] is True
+    assert passed["I12"] is True
+    assert done.receipt["movement"]["parameters_unmoved"] == []
+
+
+def test_gradient_checkpointing_changes_no_number(tmp_path: Path) -> None:
+    runs = []
+    for on in (False, True):
+        out = tmp_path / str(on)
+        short_run("sft", out, model={"path": "world", "gradient_checkpointing": on})
+        runs.append(load_file(out / "model" / "model.safetensors"))
+    assert all(torch.allclose(runs[0][name], runs[1][name], atol=1e-6) for name in runs[0])
+
+
+def test_dropout_acts_only_when_asked_for(tmp_path: Path) -> None:
+    losses = []
+    for share in (0.0, 0.3):
+        out = tmp_path / str(share)
+        config = {"num_hidden_layers": 2, "attention_dropout": 0.1}
+        short_run("sft", out, model={"path": "world", "dropout": share, "config": config})
+        losses.append([json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()])
+    assert losses[0][0] != losses[1][0]
+
+
+def test_receipt_follows_the_schema(tmp_path: Path) -> None:
+    receipt = short_run("dpo", tmp_path / "run").receipt
+    assert receipt["schema"] == 1
+    assert (receipt["metric"], receipt["scorer"], receipt["higher_is_better"]) == ("score", "gold", True)
+    for side in ("before", "after"):
+        assert set(receipt[side]) == {"value", "low", "high", "n", "constant", "reliable"}
+    assert set(receipt["difference"]) == {"value", "low", "high", "p", "test", "minimum_detectable", "reliable"}
+    assert set(receipt["metrics"]) == {
+        "accuracy", "log_ratio_chosen", "log_ratio_rejected", "kl", "kl_token", "entropy", "start_nll", "length",
+        "ended", "repetition", "self_bleu"
+    }  # fmt: skip
+    assert set(receipt["diversity"]) == {
+        "budget", "n", "token_entropy", "distinct_1", "distinct_2", "distinct_3", "perplexity"
+    }  # fmt: skip
+    assert receipt["win_rate"]["score"]["n"] == 3
+    assert [point["n"] for point in receipt["best_of_n"]["curve"]] == [1, 2]
+    assert receipt["metrics"]["kl"]["before"]["value"] == 0.0
+    assert set(receipt["movement"]) == {"relative_update", "by_module", "parameters_unmoved", "gradient_missing"}
+    assert receipt["data"]["rows"] == 400
+    for check in receipt["checks"]:
+        assert set(check) == {"id", "guards", "name", "stage", "passed", "value", "limit", "detail"}
+
+
+def test_first_dpo_loss_is_ln_2_and_first_rate_above_zero(tmp_path: Path) -> None:
+    short_run("dpo", tmp_path / "run")
+    first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["loss"] == pytest.approx(0.693147, abs=1e-5)
+    assert first["lr"] > 0
+
+
+def test_the_best_step_is_kept(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    short_run("sft", run, steps=8, evaluate_every=2, lr=0.05)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    measured = {row["step"]: row["validation/nll"] for row in rows if "validation/nll" in row}
+    assert sorted(measured) == [2, 4, 6, 8]
+    best = load_file(run / "checkpoints" / "best.safetensors")
+    final = load_file(run / "model" / "model.safetensors")
+    assert torch.equal(best["module.model.norm.weight"], final["model.norm.weight"])
+
+
+def test_quickstart_smoke(tmp_path: Path) -> None:
+    over = dict.fromkeys(("sft", "reward", "dpo"), SHORT)
+    done = quickstart(str(tmp_path / "qs"), over)
+    page = done.page.read_text()
+    assert list(done.stages) == ["sft", "reward", "dpo"]
+    assert page.count("<svg") == 8
+    assert "src=" not in page
+    assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    ).replace("https://matplotlib.org", "")
+    for verb in done.stages:
+        assert (tmp_path / "qs" / verb / "receipt.json").exists()
+
+
+def test_a_run_stopped_by_nan_says_how_far_it_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest, steps = loop.accumulate, iter(range(9))
+
+    def poisoned(*arguments: Any) -> dict[str, float]:
+        found = honest(*arguments)
+        return found | {"loss": float("nan")} if next(steps) == 4 else found
+
+    monkeypatch.setattr(loop, "accumulate", poisoned)
+    receipt = short_run("sft", tmp_path / "run").receipt
+    assert receipt["verdict"] == "broken"
+    assert receipt["tokens_per_second"] > 0
+    (missing,) = [check for check in receipt["checks"] if check["id"] == "F46"]
+    assert missing["detail"] == "4 of 6"
+
+
+def test_a_resumed_run_counts_the_tokens_of_its_own_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sessions: list[Updates] = []
+    honest = finish.conclude
+
+    def stopped(*arguments: Any) -> Any:
+        sessions.append(next(each for each in arguments if isinstance(each, Updates)))
+        if len(sessions) == 1:
+            raise KeyboardInterrupt
+        return honest(*arguments)
+
+    monkeypatch.setattr("treeward.runner.train.conclude", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        short_run("sft", tmp_path / "run", save_every=4)
+    assert run(["resume", str(tmp_path / "run")]) == 0
+    assert sessions == [Updates(0, 6, 6), Updates(4, 6, 6)]
+    receipt = json.loads((tmp_path / "run" / "receipt.json").read_text())
+    config = build(RUNS["sft"], {k: v for k, v in yaml.safe_load((tmp_path / "run" / "config.yaml").read_text()).items()
+                                 if k != "command"})  # fmt: skip
+    trees = prepare(config.data, world.tokenizer(), "sft").train
+    taken = sum(len(trees[row]) for step in (4, 5) for row in config.order(len(trees)).batch(step))
+    assert receipt["tokens_per_second"] * receipt["seconds"] == pytest.approx(taken)
+
+
+def preferences(path: Path, **column: Any) -> dict[str, Any]:
+    """400 pairs of the world in a file, with one more column."""
+    kept = ("prompt", "chosen", "rejected")
+    rows = [{name: row[name] for name in kept} | column for row in world.pairs(0, 400)]
+    (path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"source": str(path / "rows.jsonl"), "limit": 400}
+
+
+def test_margins_that_the_loss_takes_none_of_are_counted_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^\d{3} rows have a margin, but loss.kind IPO takes none"):
+        short_run("dpo", tmp_path / "run", data=preferences(tmp_path, margin=0.2), loss={"kind": "ipo"})
+    assert not (tmp_path / "run").exists()
+
+
+def spoiled(store: LogpStore) -> None:
+    """Every value of the store moved by a hundredth."""
+    with sqlite3.connect(store.path) as base:
+        names = [name for (name,) in base.execute("SELECT key FROM entries")]
+    store.write({name: values + 0.01 for name, values in store.read(names).items()})
+
+
+def test_f22_a_stored_value_of_other_weights_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    over = {"reference": {"store": str(tmp_path / "a.sqlite")}, "steps": 2, "evaluation": {"prompts": 2, "samples": 1}}
+    first = short_run("dpo", tmp_path / "first", **over)
+    assert [c["passed"] for c in first.receipt["checks"] if c["id"] == "F22"] == [None]
+    second = short_run("dpo", tmp_path / "second", **over)
+    assert [c["passed"] for c in second.receipt["checks"] if c["id"] == "F22"] == [True]
+    spoiled(LogpStore(tmp_path / "a.sqlite"))
+    with pytest.raises(ChecksFailed) as caught:
+        short_run("dpo", tmp_path / "third", **over)
+    assert [check.id for check in caught.value.checks] == ["F22"]
+    assert not (tmp_path / "third").exists()
+
+
+def test_a_refusal_before_the_first_step_leaves_no_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*arguments: Any, **named: Any) -> Any:
+        raise ValueError("not with me")
+
+    monkeypatch.setattr("treeward.runner.tasks.sft", refuses)
+    with pytest.raises(ValueError, match="not with me"):
+        short_run("sft", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
