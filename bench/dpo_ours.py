@@ -13,7 +13,7 @@ import torch
 
 from child import Answer, Stopwatch, Task, reply
 from pairs import TOKENIZER, Pair, load, read, save
-from treeward.data.render import Tokenizer, token_tree
+from treeward.data.render import token_tree
 from treeward.losses.preference import Sigmoid
 from treeward.methods.dpo import DPOConfig, dpo
 from treeward.models.loading import ModelConfig
@@ -21,7 +21,7 @@ from treeward.models.policy import Policy
 from treeward.models.reference import Frozen, reference_for
 from treeward.training.loop import LoopConfig, reached
 from treeward.trees.text import Tree
-from treeward.trees.tokens import TokenTree
+from treeward.trees.tokens import Tokenizer, TokenTree
 from treeward.trees.verify import verify_once
 
 BETAS = (0.05, 0.1, 0.5)
@@ -29,7 +29,9 @@ BETAS = (0.05, 0.1, 0.5)
 
 
 def measure(task: Task) -> Answer:
-    """Train on the task's pairs; the time is that of the whole generator, the reference's log-probabilities included."""
+    """Train on the task's pairs; the time is that of the whole generator, the reference's log-probabilities
+    included.
+    """
     torch.set_num_threads(task.threads)
     data, work = Path(task.data), Path(task.work)
     gpt2 = ModelConfig(
@@ -57,7 +59,9 @@ def measure(task: Task) -> Answer:
 
 
 def swept(task: Task, gpt2: ModelConfig) -> Answer:
-    """Three runs, each from the same weights; the time is that of their generators, the reference's one pass included."""
+    """Three runs, each from the same weights; the time is that of their generators, the reference's one pass
+    included.
+    """
     store = Frozen(store=str(Path(task.work) / "sweep.sqlite"))
     Path(store.store).unlink(missing_ok=True)
     seconds = others = 0.0

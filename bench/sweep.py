@@ -1,7 +1,7 @@
 """The sweep bench: DPO with three betas on the same pairs, ours as one sweep and TRL's as three runs.
 
-Ours computes the reference's log-probabilities once, for all betas, and that pass is counted. TRL's runs differ in nothing
-that takes time, so one is measured and counted three times.
+Ours computes the reference's log-probabilities once, for all betas, and that pass is counted. TRL's runs differ in
+nothing that takes time, so one is measured and counted three times.
 """
 
 from dataclasses import replace

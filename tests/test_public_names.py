@@ -13,10 +13,28 @@ import treeward as tw
 SOURCE = Path(tw.__file__).parent
 
 NAMES = [
-    "ChecksFailed", "DPOConfig", "Ensemble", "Forest", "Policy", "ReferenceModel", "Response", "RewardConfig", "RewardModel",
-    "SFTConfig", "TokenTree", "Tree", "branch_logps", "branch_scores", "dpo", "pack_to_budget", "reward", "sft", "token_logps",
-    "verify", "warm",
-]  # fmt: skip
+    "ChecksFailed",
+    "DPOConfig",
+    "Ensemble",
+    "Forest",
+    "Policy",
+    "ReferenceModel",
+    "Response",
+    "RewardConfig",
+    "RewardModel",
+    "SFTConfig",
+    "TokenTree",
+    "Tree",
+    "branch_logps",
+    "branch_scores",
+    "dpo",
+    "pack_to_budget",
+    "reward",
+    "sft",
+    "token_logps",
+    "verify",
+    "warm",
+]
 
 MODULES = ("data", "heads", "losses", "reward_losses")
 

@@ -7,8 +7,9 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from treeward.data import world
-from treeward.data.render import Account, adds_bos, decode, end_id, prompt_ids, template_faults, token_tree
+from treeward.data.render import Account, adds_bos, end_id, prompt_ids, template_faults, token_tree
 from treeward.trees.text import Response, Tree
+from treeward.trees.tokens import decode
 
 WORLD = world.tokenizer()
 BOS, EOS = 1, 2

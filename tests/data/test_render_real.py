@@ -7,8 +7,9 @@ import pytest
 
 from treeward.data import sources
 from treeward.data.formats import TURN
-from treeward.data.render import adds_bos, decode, end_id, prompt_ids, template_faults, token_tree
+from treeward.data.render import adds_bos, end_id, prompt_ids, template_faults, token_tree
 from treeward.trees.text import Tree
+from treeward.trees.tokens import decode
 
 pytestmark = pytest.mark.data
 

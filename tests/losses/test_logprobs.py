@@ -132,7 +132,9 @@ def test_kl_is_never_negative_and_nearly_that_of_float64(size: float, close: flo
 
 
 def test_kl_where_probabilities_are_zero() -> None:
-    """Masked by both: as if it were not there. By the policy: nothing of it counts. By the reference alone: infinite."""
+    """Masked by both: as if it were not there. By the policy: nothing of it counts. By the reference alone:
+    infinite.
+    """
     out = -math.inf
     p, q = torch.tensor([[0.0, out, 0.0]]), torch.tensor([[0.0, out, math.log(3)]])
     assert exact_kl(p, q).item() == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3), rel=1e-6)

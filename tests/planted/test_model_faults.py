@@ -146,7 +146,8 @@ def noisy(kind: str, pairs: Any) -> Any:
     policy = Policy(TreeLM(module), world.tokenizer())
     loss = objective(policy, pairs)
     return failed([
-        *identities.passes(policy.packed, pairs), identities.start_value(policy.packed, loss, pairs, Sigmoid().at_start()),
+        *identities.passes(policy.packed, pairs), identities.start_value(policy.packed, loss, pairs,
+        Sigmoid().at_start()),
     ]), policy, loss  # fmt: skip
 
 

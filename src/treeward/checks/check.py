@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from typing import Any, Literal
 
+from treeward.errors import UserError
+
 ACCEPTED = "accepted by --skip-check"
 Stage = Literal["before", "during", "after"]
 
@@ -73,7 +75,7 @@ def require(checks: Sequence[Check], accepted: Sequence[str] | None = None) -> l
 
     Raises:
         ChecksFailed: a check that was not accepted failed; all such are reported together.
-        ValueError: an accepted id names no check that ran.
+        UserError: an accepted id names no check that ran.
     """
     accepted_ids = accepted or ()
     ids = sorted({check.id for check in checks})
@@ -81,7 +83,7 @@ def require(checks: Sequence[Check], accepted: Sequence[str] | None = None) -> l
     if unknown:
         close = get_close_matches(unknown[0].upper(), ids, 1, 0.5)
         nearest = f", did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"skip_check {unknown[0]!r} names no check of this run{nearest}; there are {', '.join(ids)}")
+        raise UserError(f"skip_check {unknown[0]!r} names no check of this run{nearest}; there are {', '.join(ids)}")
     failed = [check for check in checks if check.passed is False and check.id not in accepted_ids]
     if failed:
         raise ChecksFailed(failed, accepted is not None)

@@ -11,13 +11,13 @@ import numpy as np
 from treeward.checks.check import Check, below
 from treeward.data.formats import JUDGED
 from treeward.data.prepare import COMPARED, IDENTICAL, NO_FAULT, REPEATED, Prepared, VerdictPart
-from treeward.data.render import Account, Tokenizer, closing_id, decode, opening_id, template_faults
+from treeward.data.render import Account, closing_id, opening_id, template_faults
 from treeward.data.shapes import Purpose
 from treeward.data.splits import Part
 from treeward.models import vocabulary
 from treeward.models.loading import ModelConfig
 from treeward.stats.intervals import POWER, Z
-from treeward.trees.tokens import TokenTree
+from treeward.trees.tokens import Tokenizer, TokenTree, decode
 
 GAP = 0.1
 """Median gap of the ratings of a pair, in standard deviations of all ratings, below which it is noise."""

@@ -16,13 +16,13 @@ from torch import Tensor
 from treeward.checks.check import Check, Stage, below
 from treeward.models.policy import Policy, token_logps
 from treeward.models.reference import ReferenceModel
-from treeward.models.sampler import Rollout
 from treeward.models.weights import trainable
 from treeward.stats.intervals import Floats
 from treeward.stats.tables import Table
 from treeward.training.loop import Objective
 from treeward.trees.forest import pack
 from treeward.trees.forward import Precision, TreeLM, TreeModule
+from treeward.trees.rollout import Rollout
 from treeward.trees.tokens import TokenTree
 from treeward.trees.verify import GRADIENT_LIMIT, VALUE_LIMIT, Verification, perturb_zero_parameters
 
@@ -79,7 +79,9 @@ def passes(model: TreeModule, trees: Sequence[TokenTree]) -> list[Check]:
 
 
 def start_value(model: TreeModule, objective: Objective, trees: Sequence[TokenTree], expected: float) -> Check:
-    """I02: the loss, as a training step computes it, has its known value where policy = reference, or the head is zero."""
+    """I02: the loss, as a training step computes it, has its known value where policy = reference, or the head is
+    zero.
+    """
     with exact(model), model.training_mode(dropout=False), torch.no_grad():
         value = objective(pack(trees)).values.double().mean().item()
     deviation = abs(value - expected) / max(1.0, abs(expected))

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from treeward.cli.parse import parse
+from treeward.errors import UserError
 from treeward.runner import doctor
 
 USAGE = "treeward doctor [--model PATH|ID] [--tokenizer PATH|ID] [--init pretrained|random]"
@@ -17,7 +18,7 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     given = dict(words.options)
     unknown = [*words.places, *(given.keys() - {"model", "tokenizer", "init"})]
     if unknown:
-        raise ValueError(f"doctor does not take {unknown[0]!r}; usage: {USAGE}")
+        raise UserError(f"doctor does not take {unknown[0]!r}; usage: {USAGE}")
     facts = doctor.machine()
     if "model" in given:
         facts |= doctor.model(doctor.named(given["model"], given.get("tokenizer"), given.get("init")))

@@ -6,11 +6,12 @@ from typing import Any
 import transformers
 
 from treeward.cli.parse import Words, field_lines, overridden, parse
-from treeward.data.render import Tokenizer
+from treeward.errors import UserError
 from treeward.models import files
 from treeward.report.inspection_tables import text
 from treeward.runner import settings
 from treeward.runner.inspect import InspectRun, inspect
+from treeward.trees.tokens import Tokenizer
 
 USAGE = "treeward inspect DATA|RECIPE [--tokenizer T].. [--model DIR] [--out DIR] [--save DIR] [--data.KEY VALUE ...]"
 
@@ -57,7 +58,7 @@ def configured(words: Words) -> InspectRun:
     """The configuration of a command line; DATA is data.source, unless it is the name of a recipe for inspect.
 
     Raises:
-        ValueError: no data or more than one is named, an unknown key or a bad value.
+        UserError: no data or more than one is named, an unknown key or a bad value.
     """
     default = InspectRun().data
     base: dict[str, Any] = {"data": {"validation": default.validation, "test": default.test}}
@@ -66,11 +67,11 @@ def configured(words: Words) -> InspectRun:
         recipe = settings.recipe(places.pop(0))
         command = recipe.pop("command")
         if command != "inspect":
-            raise ValueError(f"recipe {words.places[0]!r} is for `treeward {command}`, not inspect")
+            raise UserError(f"recipe {words.places[0]!r} is for `treeward {command}`, not inspect")
         base = settings.merge(base, recipe)
     sources = len(places) + ("data.source" in dict(words.options))
     if sources != 1 and not (sources == 0 and "source" in base["data"]):
-        raise ValueError(f"inspect takes one DATA, not {sources}; usage: {USAGE}")
+        raise UserError(f"inspect takes one DATA, not {sources}; usage: {USAGE}")
     if places:
         base["data"]["source"] = places[0]
     tokenizers = [value for key, value in words.options if key == "tokenizer"]

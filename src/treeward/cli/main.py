@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from importlib import import_module
 
 from treeward.checks.check import ChecksFailed
+from treeward.errors import UserError
 from treeward.runner.progress import Interrupted
 from treeward.runs.directory import is_full
 
@@ -53,7 +54,7 @@ def run(arguments: Sequence[str]) -> int:
     module = import_module(f"treeward.cli.{'training' if verb in ('sft', 'reward', 'dpo', 'resume') else verb}")
     try:
         return int(module.run(verb, rest))
-    except (ValueError, FloatingPointError, PermissionError) as problem:
+    except (UserError, FloatingPointError, PermissionError) as problem:
         return _complain(" ".join(str(problem).split()))
     except OSError as problem:
         if not is_full(problem):

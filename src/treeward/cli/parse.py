@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from treeward.errors import UserError
 from treeward.runner import settings, trl_names
 
 
@@ -20,7 +21,7 @@ def parse(arguments: Sequence[str], flags: Collection[str]) -> Words:
     """Split a command line. `--key value` and `--key=value` are options; names in `flags` take no value.
 
     Raises:
-        ValueError: an option has no value.
+        UserError: an option has no value.
     """
     places: list[str] = []
     options: list[tuple[str, str]] = []
@@ -40,7 +41,7 @@ def parse(arguments: Sequence[str], flags: Collection[str]) -> Words:
             options.append((key, rest.pop(0)))
         else:
             theirs = trl_names.suggestion(key)
-            raise ValueError(f"--{key} needs a value{f'; {theirs}' if theirs else ''}")
+            raise UserError(f"--{key} needs a value{f'; {theirs}' if theirs else ''}")
     return Words(tuple(places), tuple(options), frozenset(given))
 
 
@@ -48,7 +49,7 @@ def overridden(words: Words, base: Mapping[str, Any] | None = None) -> dict[str,
     """The overrides of a command line, laid on `base` (what a recipe or a run directory says) one after another.
 
     Raises:
-        ValueError: what is left of `base` would run a Python file, and nothing on the command line allows that.
+        UserError: what is left of `base` would run a Python file, and nothing on the command line allows that.
     """
     values = dict(base or {})
     texts: dict[str, list[str]] = {}

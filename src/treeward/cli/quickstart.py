@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 
 from treeward.cli.parse import parse
+from treeward.errors import UserError
 from treeward.runner.quickstart import quickstart
 from treeward.stats.formatting import interval
 
@@ -16,7 +17,7 @@ def run(verb: str, arguments: Sequence[str]) -> int:
         return 0
     unknown = [key for key, _ in words.options if key != "out"] + list(words.places)
     if unknown:
-        raise ValueError(f"quickstart takes --out DIR alone, not {unknown[0]!r}")
+        raise UserError(f"quickstart takes --out DIR alone, not {unknown[0]!r}")
     clock = time.monotonic()
     done = quickstart(dict(words.options).get("out"))
     print()

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from treeward.cli.parse import parse
+from treeward.errors import UserError
 from treeward.report.frontier import write_frontier
 from treeward.report.inspection import write_inspection
 from treeward.report.page import write_page
@@ -24,7 +25,7 @@ def run(verb: str, arguments: Sequence[str]) -> int:
         print(write_frontier(runs, _free(options["out"])))
         return 0
     if len(words.places) > 1:
-        raise ValueError("several runs make one frontier: name the page to write with --out FILE.html")
+        raise UserError("several runs make one frontier: name the page to write with --out FILE.html")
     path = Path(words.places[0])
     if (path / "inspect.json").exists() and not (path / "receipt.json").exists():
         print(write_inspection(path))
@@ -38,14 +39,14 @@ def _runs(place: str) -> list[Path]:
     path = Path(place)
     runs = [path] if (path / "receipt.json").exists() else [p.parent for p in path.glob("*/receipt.json")]
     if not runs:
-        raise ValueError(f"{place!r} has neither receipt.json nor inspect.json: it is no run and no inspection")
+        raise UserError(f"{place!r} has neither receipt.json nor inspect.json: it is no run and no inspection")
     return sorted(runs, key=lambda p: (p / "receipt.json").stat().st_mtime)
 
 
 def _free(out: str) -> Path:
     path = Path(out)
     if path.suffix != ".html":
-        raise ValueError(f"--out {out!r} does not end in .html; the page is HTML and its figure a PNG beside it")
+        raise UserError(f"--out {out!r} does not end in .html; the page is HTML and its figure a PNG beside it")
     if path.exists() or path.with_suffix(".png").exists():
-        raise ValueError(f"--out {out!r} or its PNG exists; name another file")
+        raise UserError(f"--out {out!r} or its PNG exists; name another file")
     return path

@@ -9,6 +9,7 @@ import yaml
 
 from treeward.cli.parse import Words, field_lines, overridden, parse
 from treeward.data import world
+from treeward.errors import UserError
 from treeward.runner import settings
 from treeward.runner.members import Ensembled, train_members
 from treeward.runner.options import RUNS, AnyRun, RewardRun
@@ -53,7 +54,7 @@ def configured(verb: str, words: Words) -> AnyRun:
     """The configuration of a training command: its recipe with the overrides laid on it.
 
     Raises:
-        ValueError: the recipe is unknown or of another command, an unknown key or a bad value.
+        UserError: the recipe is unknown or of another command, an unknown key or a bad value.
     """
     return settings.build(RUNS[verb], with_model(verb, overridden(words, recipe_of(verb, words))))
 
@@ -65,7 +66,7 @@ def with_model(verb: str, values: Mapping[str, Any]) -> Mapping[str, Any]:
     world too, and says so, or where random weights are asked for.
 
     Raises:
-        ValueError: no model is named.
+        UserError: no model is named.
     """
     model = values.get("model", {})
     if not isinstance(model, Mapping) or "path" in model:
@@ -75,7 +76,7 @@ def with_model(verb: str, values: Mapping[str, Any]) -> Mapping[str, Any]:
     if str(model.get("init")) == "random" or (verb in RUNS and world.source(source) is not None):
         log.info("model: the embedded world's, with random weights; name another with --model.path")
         return values
-    raise ValueError(
+    raise UserError(
         "model.path is not given: name a model with --model.path (a run or model directory, a hub id, or `world` for "
         "the small embedded model with random weights)"
     )
@@ -85,10 +86,10 @@ def only_options(verb: str, words: Words) -> Words:
     """The words of a command that takes no recipe.
 
     Raises:
-        ValueError: a word stands there that belongs to no option.
+        UserError: a word stands there that belongs to no option.
     """
     if words.places:
-        raise ValueError(f"{verb} does not take {words.places[0]!r}: give options, --KEY VALUE")
+        raise UserError(f"{verb} does not take {words.places[0]!r}: give options, --KEY VALUE")
     return words
 
 
@@ -96,16 +97,16 @@ def recipe_of(verb: str, words: Words) -> dict[str, Any]:
     """The mapping of the recipe that a command line names, with its name; empty without one.
 
     Raises:
-        ValueError: more than one recipe, an unknown one, or one of another command.
+        UserError: more than one recipe, an unknown one, or one of another command.
     """
     if len(words.places) > 1:
-        raise ValueError(f"one recipe at most, not {' '.join(words.places)!r}")
+        raise UserError(f"one recipe at most, not {' '.join(words.places)!r}")
     if not words.places:
         return {}
     values = settings.recipe(words.places[0])
     command = values.pop("command", verb)
     if command != verb:
-        raise ValueError(f"recipe {words.places[0]!r} is for `treeward {command}`, not {verb}")
+        raise UserError(f"recipe {words.places[0]!r} is for `treeward {command}`, not {verb}")
     values.setdefault("name", words.places[0].rsplit("/", 1)[-1].removesuffix(".yaml"))
     return values
 
@@ -114,11 +115,11 @@ def swept(verb: str, words: Words) -> Swept:
     """Run every point of a command line's `--sweep KEY=V1,V2,...` options.
 
     Raises:
-        ValueError: an axis or a point's configuration is wrong, or a flag asks for one run alone.
+        UserError: an axis or a point's configuration is wrong, or a flag asks for one run alone.
     """
     single = words.flags - {"allow-code"}
     if single:
-        raise ValueError(f"--sweep runs every point; leave --{min(single)} away, or the sweep")
+        raise UserError(f"--sweep runs every point; leave --{min(single)} away, or the sweep")
     axes = [axis(text) for key, text in words.options if key == "sweep"]
     rest = Words(words.places, tuple(option for option in words.options if option[0] != "sweep"), words.flags)
     base = overridden(rest, recipe_of(verb, rest))
@@ -133,19 +134,19 @@ def swept(verb: str, words: Words) -> Swept:
 def resume(words: Words) -> int:
     """Go on with a run from its last checkpoint; its own configuration stands."""
     if len(words.places) != 1:
-        raise ValueError(RESUME)
+        raise UserError(RESUME)
     directory = RunDirectory.open(words.places[0])
     if (directory.path / "receipt.json").exists():
-        raise ValueError(f"{words.places[0]!r} has ended: its receipt.json is there")
+        raise UserError(f"{words.places[0]!r} has ended: its receipt.json is there")
     values = settings.read_yaml(directory.path / "config.yaml", f"{str(directory.path / 'config.yaml')!r}")
     verb = str(values.pop("command", None))
     if verb not in RUNS:
         ended = (directory.path / "report.json").exists()
         mend = "has ended" if ended else f"goes on when the same command is given again with --out {words.places[0]}"
-        raise ValueError(f"{words.places[0]!r} is of `treeward {verb}`, not of a training command; it {mend}")
+        raise UserError(f"{words.places[0]!r} is of `treeward {verb}`, not of a training command; it {mend}")
     config = settings.build(RUNS[verb], values)
     if settings.build(RUNS[verb], overridden(words, values)) != config:
-        raise ValueError(RESUME)
+        raise UserError(RESUME)
     return show(train(config, directory))
 
 

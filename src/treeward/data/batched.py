@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
-from treeward.data.render import Account, Tokenizer, templated, token_tree
+from treeward.data.render import Account, templated, token_tree
 from treeward.trees.text import Tree
-from treeward.trees.tokens import TokenTree
+from treeward.trees.tokens import Tokenizer, TokenTree
 
 CHUNK = 512
 """Trees a call: memory is bounded by one chunk's ids."""
@@ -75,7 +75,7 @@ def token_trees(
     """`token_tree` of each, in order, a chunk at a time.
 
     Raises:
-        ValueError: as `token_tree`.
+        UserError: as `token_tree`.
     """
     ahead = Ahead(tokenizer)
     rest = iter(trees)

@@ -19,6 +19,7 @@ from treeward.data import formats
 from treeward.data.formats import Row
 from treeward.data.splits import NAMES
 from treeward.data.values import COLUMNS
+from treeward.errors import UserError
 
 Names = str | list[str]
 """A column of the source, or several that make one of ours."""
@@ -121,7 +122,7 @@ class Layout:
         """The row with our names beside the source's.
 
         Raises:
-            ValueError: the winner's column holds a value of unknown meaning.
+            UserError: the winner's column holds a value of unknown meaning.
         """
         row = {name: value for name, value in raw.items() if name not in self.ignored}
         mapped = {ours: value_of(row, ours, theirs) for ours, theirs in self.columns.items()
@@ -142,7 +143,7 @@ class Layout:
                 continue
             if as_word(value) not in self.winner:
                 meaning = {word: side or "tie" for word, side in self.winner.items()} | {as_word(value): "?"}
-                raise ValueError(
+                raise UserError(
                     f"column {column!r} holds {value!r}, and nothing says which side won; write 1, 2 or tie for the "
                     f"question mark: --data.winner '{flow(meaning)}'"
                 )
@@ -166,7 +167,7 @@ def layout(
     """How these rows, the first of a source, are read for a purpose.
 
     Raises:
-        ValueError: a column is not there, no format fits, or a column that is not read looks like a winner or (with
+        UserError: a column is not there, no format fits, or a column that is not read looks like a winner or (with
             `given_splits`) like a split; the message holds the line to paste.
     """
     present = list(dict.fromkeys(name for row in sample for name in row))
@@ -181,16 +182,16 @@ def layout(
         try:
             name = formats.detect({*present, *work.columns}, first, purpose)
         except ValueError as problem:
-            raise ValueError(f"{problem}{work.advice()}") from None
+            raise UserError(f"{problem}{work.advice()}") from None
     reads = {*READS.get(name, ()), *COMMON}
     idle = sorted(set(asked) - reads)
     if idle and purpose != "prompts" and name in READS:
-        raise ValueError(f"data.columns maps {idle[0]!r}, but format {name!r} does not read it; leave it out")
+        raise UserError(f"data.columns maps {idle[0]!r}, but format {name!r} does not read it; leave it out")
     meanings: Mapping[str, int] = winner or work.known_winner
     if name == "compared":
         meanings = meanings or work.meanings(several(work.columns.get("winner", "winner")))
     elif winner:
-        raise ValueError(
+        raise UserError(
             "data.winner says what the values of a winner's column mean, but none is mapped; add --data.columns "
             "'{winner: COLUMN}'"
         )
@@ -359,7 +360,7 @@ class _Work:
         """What each value of these columns means: 1, 2 or 0 (tie).
 
         Raises:
-            ValueError: the values do not say which side they name.
+            UserError: the values do not say which side they name.
         """
         values = set().union(*(self._values(name) for name in winners))
         outputs = self._outputs()
@@ -372,7 +373,7 @@ class _Work:
             clear = numbers <= {"1", "2"} or (ends == ("1", "2") and {"2"} <= numbers <= {"0", "1", "2"})
         strange = [word for word in words if side_word(word) is None and word not in outputs]
         if not clear or strange:
-            raise ValueError(self._ambiguous(winners, values, outputs))
+            raise UserError(self._ambiguous(winners, values, outputs))
         sides = {"a": 1, "b": 2, "1": 1, "2": 2, "0": 0} if ends != ("0", "1") else {"a": 1, "b": 2, "0": 1, "1": 2}
         meaning = {word: outputs.index(word) + 1 if word in outputs else sides[str(side_word(word))]
                    for word in sorted(words)}  # fmt: skip
@@ -401,7 +402,7 @@ class _Work:
         """Stop where a column that is not read looks like a winner.
 
         Raises:
-            ValueError: it does; with the lines that map or ignore it.
+            UserError: it does; with the lines that map or ignore it.
         """
         for names in self._winners(unread):
             if names in ("label", "labels") and self.purpose == "unpaired":
@@ -413,7 +414,7 @@ class _Work:
             one, two = (mapping.pop(side, side) for side in ("chosen", "rejected"))
             mapping |= {"response_1": one, "response_2": two, "winner": names}
             other = f"; or, if it is none, --data.ignore '[{', '.join(columns)}]'"
-            raise ValueError(
+            raise UserError(
                 f"column {columns[0]!r} looks like a winner ({seen}), but it is not read, and the first output would "
                 f"be the better one in every row: map it with --data.columns '{flow(mapping)}'{self._which(columns)}"
                 f"{other}"
@@ -431,7 +432,7 @@ class _Work:
         """Stop where a column that is not read looks like a split.
 
         Raises:
-            ValueError: it does; with the lines that map or ignore it.
+            UserError: it does; with the lines that map or ignore it.
         """
         for name in unread:
             values = self._values(name)
@@ -439,7 +440,7 @@ class _Work:
                 continue
             if SPLIT.search(name.lower()) or values & {"train", "training"}:
                 mapping = flow(self.columns | {"split": name})
-                raise ValueError(
+                raise UserError(
                     f"column {name!r} looks like a split ({', '.join(sorted(values))}), but it is not read: map it "
                     f"with --data.columns '{mapping}'; or, if it is none, --data.ignore '[{name}]'"
                 )
@@ -541,7 +542,7 @@ def value_of(row: Row, ours: str, theirs: Names) -> Any:
             return values
         for name, value in zip(theirs, values, strict=True):
             if not isinstance(value, str | None):
-                raise ValueError(f"column {name!r} holds {str(value)[:40]!r}; the parts of a prompt are texts")
+                raise UserError(f"column {name!r} holds {str(value)[:40]!r}; the parts of a prompt are texts")
         return "\n\n".join(value for value in values if value)
     if theirs in row:
         return row[theirs]
@@ -566,22 +567,22 @@ def _check_names(sample: Sequence[Row], present: Sequence[str], columns: Mapping
     """Refuse names that nothing has.
 
     Raises:
-        ValueError: a column of the source is not there, or none of ours has that name.
+        UserError: a column of the source is not there, or none of ours has that name.
     """
     ours = {*COMMON, *(name for names in READS.values() for name in names)}
     for name, theirs in columns.items():
         if name not in ours:
             close = difflib.get_close_matches(name, sorted(ours), 1, 0.5)
             nearest = f", did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"data.columns maps {name!r}, which no format reads{nearest}")
+            raise UserError(f"data.columns maps {name!r}, which no format reads{nearest}")
         if isinstance(theirs, list) and name not in ("prompt", "winner", "responses", "scores"):
-            raise ValueError(f"data.columns maps {name!r} to several columns; it is one")
+            raise UserError(f"data.columns maps {name!r} to several columns; it is one")
         for column in several(theirs):
             if not any(has(row, column) for row in sample):
-                raise ValueError(f"data.columns names {column!r}; the data has {', '.join(sorted(present))}")
+                raise UserError(f"data.columns names {column!r}; the data has {', '.join(sorted(present))}")
     for column in ignore:
         if column not in present:
-            raise ValueError(f"data.ignore names {column!r}; the data has {', '.join(sorted(present))}")
+            raise UserError(f"data.ignore names {column!r}; the data has {', '.join(sorted(present))}")
 
 
 def _said(

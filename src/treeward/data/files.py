@@ -21,6 +21,8 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
+from treeward.errors import UserError
+
 Row = dict[str, Any]
 Handle = io.BufferedReader | gzip.GzipFile
 
@@ -44,7 +46,7 @@ ABOUT = ("dataset_infos.json", "dataset_info.json", "state.json")
 """JSON files that describe a data set and hold no rows."""
 
 
-class BadFile(ValueError):
+class BadFile(UserError):
     """A file that cannot be read: the problem, and the row (counted from 1) where it lies in one."""
 
     def __init__(self, problem: str, row: int | None = None) -> None:

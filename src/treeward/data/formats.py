@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from treeward.data import values
+from treeward.errors import UserError
 from treeward.trees.text import Message, Response, Tree, normalised
 
 Row = Mapping[str, Any]
@@ -41,11 +42,11 @@ def preference(row: Row) -> list[Tree]:
     """`prompt`, `chosen`, `rejected` (strings or messages), the prompt explicit or the shared turns of both sides."""
     chosen, rejected = ("" if row[name] is None else row[name] for name in ("chosen", "rejected"))
     if isinstance(chosen, str) != isinstance(rejected, str):
-        raise ValueError("columns 'chosen' and 'rejected' are of different kinds: one text, one messages")
+        raise UserError("columns 'chosen' and 'rejected' are of different kinds: one text, one messages")
     prompt = row.get("prompt")
     if isinstance(chosen, str) and isinstance(rejected, str):
         if prompt is None:
-            raise ValueError("columns 'chosen' and 'rejected' are plain text without a 'prompt' column; add one")
+            raise UserError("columns 'chosen' and 'rejected' are plain text without a 'prompt' column; add one")
         answers = chosen, rejected
     else:
         before, better = _last_turn(chosen, prompt)
@@ -118,7 +119,7 @@ def transcript_turns(row: Row, turns: str = "last") -> list[Tree]:
     """The chosen side of an HH transcript for supervised fine-tuning: its last assistant turn, or each of them."""
     pieces = row["chosen"].split(TURN)
     if len(pieces) < 2:
-        raise ValueError(f"column 'chosen' has no {TURN.strip()!r} turn: {row['chosen'][:60]!r}")
+        raise UserError(f"column 'chosen' has no {TURN.strip()!r} turn: {row['chosen'][:60]!r}")
     if turns == "last":
         return [Tree(TURN.join(pieces[:-1]) + TURN, [_filled(pieces[-1])])]
     group = normalised(pieces[0])
@@ -138,7 +139,7 @@ def completion(row: Row) -> list[Tree]:
 def labelled(row: Row) -> list[Tree]:
     """`prompt` and `completion` with a `label`: true (1) desirable, false (0) not, kept as the score."""
     if row["label"] not in (0, 1):
-        raise ValueError(f"column 'label' is {row['label']:g}; it is true (1) for a desirable response, else false (0)")
+        raise UserError(f"column 'label' is {row['label']:g}; it is true (1) for a desirable response, else false (0)")
     (tree,) = completion(row)
     return [Tree(tree.prompt, [Response(tree.responses[0].text, score=row["label"])])]
 
@@ -158,7 +159,7 @@ def detect(columns: Iterable[str], sample: Row, purpose: str) -> str:
     """The format that these columns mean for this purpose ("pairs", "sft" or "prompts").
 
     Raises:
-        ValueError: no known format fits; the message lists the columns found and those that would do.
+        UserError: no known format fits; the message lists the columns found and those that would do.
     """
     have = set(columns)
     if purpose == "prompts" and "prompt" in have:
@@ -180,7 +181,7 @@ def detect(columns: Iterable[str], sample: Row, purpose: str) -> str:
     for wanted, name in (({"messages"}, "messages"), ({"prompt", "completion"}, "completion"), ({"text"}, "text")):
         if wanted <= have:
             return name
-    raise ValueError(
+    raise UserError(
         f"the columns {', '.join(sorted(have))} fit no format; use prompt/chosen/rejected, chosen/rejected messages, "
         "messages, prompt/completion, prompt/response/scores, text/label, text or prompt, or say which column is what: "
         "--data.columns '{prompt: COLUMN, completion: COLUMN}'"
@@ -191,7 +192,7 @@ def reader(name: str, purpose: str, turns: str) -> Reader:
     """The function that turns a row of format `name` into trees, after a check of the values that it reads.
 
     Raises:
-        ValueError: the format or the turns do not serve the purpose.
+        UserError: the format or the turns do not serve the purpose.
     """
     read = _reader(name, purpose, turns)
     paired = purpose in ("pairs", "ranked")
@@ -200,7 +201,7 @@ def reader(name: str, purpose: str, turns: str) -> Reader:
 
 def _reader(name: str, purpose: str, turns: str) -> Reader:
     if turns == "all" and (purpose in (*JUDGED, "prompts") or name not in ("messages", "transcripts")):
-        raise ValueError("data.turns is 'all'; that is for sft on messages or transcripts: use 'last'")
+        raise UserError("data.turns is 'all'; that is for sft on messages or transcripts: use 'last'")
     if purpose == "prompts":
         return lambda row: [replace(tree, responses=()) for tree in _reader(name, "", "last")(row)]
     if purpose == "sft" and name == "transcripts":
@@ -210,17 +211,15 @@ def _reader(name: str, purpose: str, turns: str) -> Reader:
     if purpose == "sft" and name in ("graded", "answers"):
         return lambda row: [_best(tree) for tree in FORMATS[name](row)]
     if purpose == "sft" and name == "prompts":
-        raise ValueError(
-            "data.format 'prompts' has nothing to learn from; give prompt and completion, messages or text"
-        )
+        raise UserError("data.format 'prompts' has nothing to learn from; give prompt and completion, messages or text")
     if purpose == "unpaired" and name not in ("labelled", "text", "preference", "transcripts", "compared"):
-        raise ValueError(
+        raise UserError(
             f"data.format {name!r} has no labels; give prompt, completion and label, text and label, or pairs"
         )
     if name == "labelled" and purpose in ("pairs", "ranked", "graded"):
-        raise ValueError("data.format 'labelled' has no pairs; train on single labelled responses with loss.kind kto")
+        raise UserError("data.format 'labelled' has no pairs; train on single labelled responses with loss.kind kto")
     if purpose in JUDGED and name in ("messages", "completion", "prompts"):
-        raise ValueError(
+        raise UserError(
             f"data.format {name!r} has no pairs; give chosen and rejected, text and label, or a rating of each "
             "response: --data.columns '{scores: COLUMN}'"
         )
@@ -229,7 +228,7 @@ def _reader(name: str, purpose: str, turns: str) -> Reader:
     try:
         return FORMATS[name]
     except KeyError:
-        raise ValueError(f"data.format is {name!r}; it may be {', '.join(sorted(FORMATS))}") from None
+        raise UserError(f"data.format is {name!r}; it may be {', '.join(sorted(FORMATS))}") from None
 
 
 FORMATS: dict[str, Reader] = {
@@ -293,7 +292,7 @@ def _same_prompt(prompt: object, other: object) -> None:
 def _split_transcript(dialogue: str, column: str) -> tuple[str, str]:
     before, turn, answer = dialogue.rpartition(TURN)
     if not turn:
-        raise ValueError(f"column {column!r} has no {TURN.strip()!r} turn: {dialogue[:60]!r}")
+        raise UserError(f"column {column!r} has no {TURN.strip()!r} turn: {dialogue[:60]!r}")
     return before + turn, answer
 
 
@@ -304,7 +303,7 @@ def _last_turn(side: Any, prompt: Any) -> tuple[list[dict[str, str]], str]:
     before = side[:-1]
     if not before:
         if prompt is None:
-            raise ValueError("'chosen' is an assistant turn alone and there is no 'prompt' column; add one")
+            raise UserError("'chosen' is an assistant turn alone and there is no 'prompt' column; add one")
         before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     return before, side[-1]["content"]
 
@@ -318,9 +317,9 @@ def _graded_responses(row: Row) -> tuple[list[Response], tuple[str, ...]]:
     several = "responses" in row
     texts, scores = (row["responses"], row["scores"]) if several else ([row["response"]], [row["scores"]])
     if not isinstance(scores, list):
-        raise ValueError("column 'scores' is a single rating; beside responses it is a list")
+        raise UserError("column 'scores' is a single rating; beside responses it is a list")
     if len(texts) != len(scores):
-        raise ValueError(f"{len(texts)} responses but {len(scores)} scores")
+        raise UserError(f"{len(texts)} responses but {len(scores)} scores")
     responses, names = [], [rating_names(score) if isinstance(score, Mapping) else () for score in scores]
     for answer, score, own in zip(texts, scores, names, strict=True):
         check_rating_names(own, names[0])
@@ -333,13 +332,13 @@ def check_rating_names(names: tuple[str, ...], expected: tuple[str, ...]) -> Non
     """Refuse ratings whose names are not the expected ones.
 
     Raises:
-        ValueError: names are missing or extra.
+        UserError: names are missing or extra.
     """
     if names == expected:
         return
     missing, extra = sorted(set(expected) - set(names)), sorted(set(names) - set(expected))
     faults = [f"{', '.join(some)} {what}" for what, some in (("missing", missing), ("extra", extra)) if some]
-    raise ValueError(
+    raise UserError(
         f"column 'scores' rates {', '.join(names) or 'without names'}, and the rows before it rate "
         f"{', '.join(expected) or 'without names'} ({'; '.join(faults)}); every row needs the same names"
     )

@@ -14,6 +14,7 @@ from treeward.data import formats, sources, values
 from treeward.data.prepare import DataConfig, Reading, Rows, absent, source_rows
 from treeward.data.shapes import Purpose, pair_labelled, shaped
 from treeward.data.splits import PARTS, Part, edges, part_at, unit
+from treeward.errors import UserError
 from treeward.trees.text import Tree
 
 TEXTS = ("prompt", "chosen", "rejected", "response", "responses", "messages", "completion", "text", "response_1",
@@ -79,7 +80,7 @@ def gather(config: DataConfig) -> Gathered:
     """Read `config.source`, count what is wrong with its rows, and split the rest by prompt.
 
     Raises:
-        ValueError: the source, a column or the name of a split is wrong.
+        UserError: the source, a column or the name of a split is wrong.
     """
     rows = source_rows(config)
     with rows.located():
@@ -196,5 +197,5 @@ def _answered(row: sources.Row) -> sources.Row:
         head = chosen.rpartition(formats.TURN)[0] + formats.TURN if row.get("prompt") is None else ""
         return {**row, "chosen": f"{head} a", "rejected": f"{head} b"}
     if not isinstance(chosen, list):
-        raise ValueError("'chosen' is neither a text nor messages, so the row has no prompt")
+        raise UserError("'chosen' is neither a text nor messages, so the row has no prompt")
     return {**row, **{side: [*chosen[:-1], {"role": "assistant", "content": side}] for side in ("chosen", "rejected")}}

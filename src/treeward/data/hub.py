@@ -16,6 +16,7 @@ from urllib.parse import urlparse
 from huggingface_hub import constants
 
 from treeward.data.files import BATCH, Piece, Row
+from treeward.errors import UserError
 
 ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -50,7 +51,7 @@ def pieces(name: str, option: str) -> Mapping[str, Sequence[Piece]]:
     """The splits of a data set on the hub, or of its copy in the cache, read by the `datasets` library.
 
     Raises:
-        ValueError: it cannot be had, in one line with the fix.
+        UserError: it cannot be had, in one line with the fix.
     """
     datasets: Any = import_module("datasets")
     if not reachable():
@@ -63,7 +64,7 @@ def pieces(name: str, option: str) -> Mapping[str, Sequence[Piece]]:
         loaded = datasets.load_dataset(name)
     except (ValueError, OSError, RuntimeError, LookupError, TypeError, datasets.exceptions.DatasetsError) as problem:
         reason = (str(problem).splitlines() or [type(problem).__name__])[0]
-        raise ValueError(
+        raise UserError(
             f"{option} {name!r} cannot be read ({reason[:160]}); without a network give a local file or 'world'"
         ) from None
     finally:

@@ -29,11 +29,11 @@ from treeward.data.lengths import (
     quantiles,
 )
 from treeward.data.prepare import NO_FAULT, DataConfig
-from treeward.data.render import Tokenizer
 from treeward.data.shapes import Purpose
 from treeward.data.splits import PARTS, Part
 from treeward.stats.intervals import Floats
 from treeward.trees.text import Tree
+from treeward.trees.tokens import Tokenizer
 
 FLOOR_PAIRS = 20_000
 """The word floor sees this many pairs of a part, the first ones."""
@@ -127,7 +127,7 @@ def inspect(
     `embedding_rows` are those of the model that is to be trained; `progress` may show how far the counting is.
 
     Raises:
-        ValueError: a tokenizer can neither open an empty prompt nor end a response.
+        UserError: a tokenizer can neither open an empty prompt nor end a response.
     """
     trees = gathered.trees
     seen = glance(gathered)

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from treeward.data.batched import token_trees
-from treeward.data.render import Tokenizer
 from treeward.stats.intervals import Floats, share, spearman
 from treeward.trees.text import Prompt, Tree
+from treeward.trees.tokens import Tokenizer
 
 Ints = NDArray[np.int64]
 Figures = dict[str, Any]
@@ -59,7 +59,7 @@ def measure(trees: Iterable[Tree], branches: int, tokenizer: Tokenizer | None, r
     has no chat template, and `templated` is False.
 
     Raises:
-        ValueError: the tokenizer can neither open an empty prompt nor end a response.
+        UserError: the tokenizer can neither open an empty prompt nor end a response.
     """
     chats = False
     found: list[tuple[int, list[int], int, int]] = []

@@ -12,11 +12,12 @@ from typing import Any, Literal
 from treeward.data import formats, sources, store, values
 from treeward.data.batched import token_trees
 from treeward.data.columns import LOOK, Layout, as_word, layout
-from treeward.data.render import Account, Tokenizer
+from treeward.data.render import Account
 from treeward.data.shapes import MADE, UNRANKED, Purpose, pair_labelled, replace_responses, shaped
 from treeward.data.splits import NAMES, PARTS, Edges, Part, Shares, edges, named, part_at, unit
+from treeward.errors import UserError
 from treeward.trees.text import Tree
-from treeward.trees.tokens import TokenTree
+from treeward.trees.tokens import Tokenizer, TokenTree
 
 log = logging.getLogger(__name__)
 
@@ -79,16 +80,16 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if self.validation < 0 or self.test < 0 or self.validation + self.test >= 1:
-            raise ValueError(f"data.validation {self.validation} and data.test {self.test}: their sum must be below 1")
+            raise UserError(f"data.validation {self.validation} and data.test {self.test}: their sum must be below 1")
         for name in ("max_prompt", "max_response"):
             if getattr(self, name) < 1:
-                raise ValueError(f"data.{name} is {getattr(self, name)}; it must be at least 1")
+                raise UserError(f"data.{name} is {getattr(self, name)}; it must be at least 1")
         if self.limit is not None and self.limit < 1:
-            raise ValueError(f"data.limit is {self.limit}; it must be at least 1")
+            raise UserError(f"data.limit is {self.limit}; it must be at least 1")
         sides = {"1": 1, "2": 2, "0": 0, "tie": 0}
         for value, side in self.winner.items():
             if str(side) not in sides:
-                raise ValueError(f"data.winner says {value!r} means {side!r}; it means 1, 2 or tie")
+                raise UserError(f"data.winner says {value!r} means {side!r}; it means 1, 2 or tie")
         object.__setattr__(self, "winner", {as_word(value): sides[str(side)] for value, side in self.winner.items()})
 
     @property
@@ -179,7 +180,7 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, purpose: Purpose, attribut
     that order.
 
     Raises:
-        ValueError: the source, a column or a value is wrong, the ratings have other names, or nothing is left to train
+        UserError: the source, a column or a value is wrong, the ratings have other names, or nothing is left to train
             on.
     """
     if store.is_prepared(config.source):
@@ -190,7 +191,7 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, purpose: Purpose, attribut
     with flow.located():
         prepared = rendered(rows, Reading.of(rows, config, purpose), tokenizer)
     if not prepared.account.used:
-        raise ValueError(f"data.source {config.source!r}: nothing is left of {lost(prepared.account, config)}")
+        raise UserError(f"data.source {config.source!r}: nothing is left of {lost(prepared.account, config)}")
     return _in_order(prepared, attributes, config)
 
 
@@ -201,7 +202,7 @@ def _in_order(prepared: Prepared, attributes: Sequence[str], config: DataConfig)
             for part, trees in prepared.parts.items():
                 prepared.parts[part] = [tree.with_attributes(attributes) for tree in trees]
         except ValueError as problem:
-            raise ValueError(f"{config.source}, row 1: {problem}") from None
+            raise UserError(f"{config.source}, row 1: {problem}") from None
     return prepared
 
 
@@ -238,7 +239,7 @@ class Chosen(Collection[sources.Row]):
         self._count = sum(n for name, n in counts.items() if self._is(name))
         if not self._count:
             have = ", ".join(f"{name} ({n} rows)" for name, n in counts.most_common(6))
-            raise ValueError(f"data.split is {split!r}, but column {column!r} names {have}")
+            raise UserError(f"data.split is {split!r}, but column {column!r} names {have}")
 
     def _is(self, value: object) -> bool:
         return NAMES.get(str(value).lower(), str(value)) == self._name
@@ -271,7 +272,7 @@ def source_rows(config: DataConfig) -> Rows:
     """The rows of `config.source`; of a file whose `split` column names several splits, those of `config.split`.
 
     Raises:
-        ValueError: the source cannot be read, or has no such split.
+        UserError: the source cannot be read, or has no such split.
     """
     column = config.columns.get("split", "split")
     if config.split is not None and isinstance(column, str) and Path(config.source).is_file():
@@ -295,7 +296,7 @@ class Reading:
         """The reading of these rows, of which the first are looked at.
 
         Raises:
-            ValueError: the columns fit no format, or one looks like a winner or a split and is not read.
+            UserError: the columns fit no format, or one looks like a winner or a split and is not read.
         """
         sample = list(islice(rows, LOOK))
         winner = {str(value): int(side) for value, side in config.winner.items()}
@@ -305,7 +306,7 @@ class Reading:
                 given_splits=config.keeps_splits,
             )  # fmt: skip
         except ValueError as problem:
-            raise ValueError(f"data.source {config.source!r}: {problem}") from None
+            raise UserError(f"data.source {config.source!r}: {problem}") from None
         return cls(config, columns, purpose)
 
     @property
@@ -333,7 +334,7 @@ class Reading:
         """The part that a row itself names.
 
         Raises:
-            ValueError: the name is unknown.
+            UserError: the name is unknown.
         """
         return named(row["split"]) if self.config.keeps_splits and row.get("split") else None
 
@@ -342,7 +343,7 @@ class Reading:
 
         Raises:
             Dropped: it has none.
-            ValueError: it cannot be understood, or names its ratings otherwise than the first row.
+            UserError: it cannot be understood, or names its ratings otherwise than the first row.
         """
         trees = read(row)
         for tree in trees:
@@ -418,7 +419,7 @@ def annotated(tree: Tree, row: sources.Row, account: Account) -> Tree:
     """The tree with the row's subset, weight and (of a pair) margin; weights and margins are counted.
 
     Raises:
-        ValueError: a weight or margin is not a number.
+        UserError: a weight or margin is not a number.
     """
     subset = row.get("subset")
     weight, margin = (values.optional(values.number)(row.get(name), name) for name in ("weight", "margin"))

@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 
 from treeward.data import store
 from treeward.data.prepare import DataConfig, Prepared, Reading, prepare, source_rows
-from treeward.data.render import Tokenizer, decode
 from treeward.data.splits import PARTS, Part, unit
+from treeward.errors import UserError
 from treeward.trees.text import Prompt as Text
 from treeward.trees.text import normalised
+from treeward.trees.tokens import Tokenizer, decode
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def openings(config: DataConfig, tokenizer: Tokenizer, tokens: tuple[int, int]) 
     text and data.seed alone.
 
     Raises:
-        ValueError: the source cannot be read, or nothing is left.
+        UserError: the source cannot be read, or nothing is left.
     """
     data = None if _is_text(config) else prepare(config, tokenizer, "prompts")
     given = data is not None and data.format != "text"
@@ -58,7 +59,7 @@ def openings(config: DataConfig, tokenizer: Tokenizer, tokens: tuple[int, int]) 
         dropped["repeated prompts"] += prompt.group in kept
         kept.setdefault(prompt.group, prompt)
     if not kept:
-        raise ValueError(f"data.source {config.source!r} leaves no prompt: {dict(dropped)}")
+        raise UserError(f"data.source {config.source!r} leaves no prompt: {dict(dropped)}")
     left = [prompt for prompt in prompts if kept[prompt.group] is prompt]
     return Opened(left, +dropped, cut, given, Counter(prompt.split for prompt in left))
 

@@ -15,11 +15,9 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from treeward.errors import UserError
 from treeward.trees.text import Message, Prompt, Response, Tree
-from treeward.trees.tokens import TokenTree
-
-Tokenizer = Any
-"""A `transformers` tokenizer."""
+from treeward.trees.tokens import Tokenizer, TokenTree, decode
 
 PROBE = "treeward"
 
@@ -75,7 +73,7 @@ def token_tree(
     """The ids of a tree. Losses are counted in `account`: prompts and responses cut, ends scored.
 
     Raises:
-        ValueError: the tokenizer has neither BOS nor EOS to stand for an empty prompt or to end a response, or has no
+        UserError: the tokenizer has neither BOS nor EOS to stand for an empty prompt or to end a response, or has no
             chat template for a prompt of messages; or a response's sampled ids are not those of its text.
     """
     account = account if account is not None else Account()
@@ -120,12 +118,12 @@ def response_ids(response: Response, tokenizer: Tokenizer, end: int, own: bool =
     `own`: the response's sampled ids, where it has any, are this tokenizer's, and stand as they were sampled.
 
     Raises:
-        ValueError: the sampled ids are not those of the text.
+        UserError: the sampled ids are not those of the text.
     """
     if own and response.ids:
         ids = list(response.ids)
         if (said := decode(ids, tokenizer)) != response.text:
-            raise ValueError(
+            raise UserError(
                 f"a response reads {response.text[:60]!r}, but its sampled ids {said[:60]!r}: where a text was edited, "
                 "take its ids away (chosen_ids, rejected_ids, responses_ids)"
             )
@@ -150,7 +148,7 @@ def start_id(tokenizer: Tokenizer) -> int:
     """What stands for an empty prompt: BOS (an encoder's CLS), else EOS."""
     found = _first(opening_id(tokenizer), closing_id(tokenizer))
     if found is None:
-        raise ValueError("the tokenizer has neither BOS nor EOS to open an empty prompt; set tokenizer.bos_token")
+        raise UserError("the tokenizer has neither BOS nor EOS to open an empty prompt; set tokenizer.bos_token")
     return found
 
 
@@ -158,7 +156,7 @@ def end_id(tokenizer: Tokenizer, chat: bool) -> int:
     """What ends a response: in chats the token that the template puts after an assistant's turn, else EOS (SEP)."""
     found = _first(_template_end(tokenizer) if chat else None, closing_id(tokenizer))
     if found is None:
-        raise ValueError("the tokenizer has no EOS to end a response; set tokenizer.eos_token")
+        raise UserError("the tokenizer has no EOS to end a response; set tokenizer.eos_token")
     return found
 
 
@@ -176,11 +174,6 @@ def vocabulary_hash(tokenizer: Tokenizer) -> str:
 @lru_cache(maxsize=4)
 def _vocabulary_of(tokenizer: Tokenizer) -> str:
     return vocabulary_hash(tokenizer)
-
-
-def decode(ids: tuple[int, ...] | list[int], tokenizer: Tokenizer) -> str:
-    """The text of response ids, special tokens left out."""
-    return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def template_faults(tokenizer: Tokenizer) -> tuple[str | None, str | None]:
@@ -221,7 +214,7 @@ def templated(tokenizer: Tokenizer, spoken: Any, add_generation_prompt: bool) ->
     """The text that the chat template makes of messages.
 
     Raises:
-        ValueError: the template is damaged, or refuses these messages.
+        UserError: the template is damaged, or refuses these messages.
     """
     try:
         return str(
@@ -230,14 +223,14 @@ def templated(tokenizer: Tokenizer, spoken: Any, add_generation_prompt: bool) ->
     except (TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as problem:
         # A template is a small program: beside Jinja's own errors it may fail as any expression does.
         said = " ".join(str(problem).split())[:160] or type(problem).__name__
-        raise ValueError(
+        raise UserError(
             f"the chat template cannot render the messages that begin {str(spoken[0]['content'])[:60]!r} ({said})"
         ) from None
 
 
 def _templated(tokenizer: Tokenizer, spoken: Any, add_generation_prompt: bool) -> list[int]:
     if not tokenizer.chat_template:
-        raise ValueError("the prompt is messages, but the tokenizer has no chat template; give plain text prompts")
+        raise UserError("the prompt is messages, but the tokenizer has no chat template; give plain text prompts")
     text = templated(tokenizer, spoken, add_generation_prompt)
     return list(tokenizer(text, add_special_tokens=False).input_ids)
 

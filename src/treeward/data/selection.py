@@ -17,6 +17,8 @@ from itertools import combinations
 from scipy.integrate import quad
 from scipy.stats import norm
 
+from treeward.errors import UserError
+
 Picks = list[tuple[int, ...]]
 
 
@@ -47,7 +49,7 @@ class TopBottom:
 
     def __post_init__(self) -> None:
         if self.k < 1:
-            raise ValueError(f"select.k is {self.k}; it must be at least 1")
+            raise UserError(f"select.k is {self.k}; it must be at least 1")
 
     def __call__(self, scores: Sequence[float], name: str) -> Picks:
         order = ranked(scores)

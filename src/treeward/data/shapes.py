@@ -7,6 +7,7 @@ from itertools import combinations
 from typing import Any, Literal
 
 from treeward.data.splits import shuffled
+from treeward.errors import UserError
 from treeward.trees.text import Response, Tree, beside
 
 Purpose = Literal["pairs", "ranked", "graded", "unpaired", "sft", "prompts"]
@@ -45,7 +46,7 @@ def gather(trees: Sequence[Tree]) -> list[Tree]:
     as they are.
 
     Raises:
-        ValueError: the responses to one prompt have different weights, or ratings of different names.
+        UserError: the responses to one prompt have different weights, or ratings of different names.
     """
     found: dict[object, Tree] = {}
     for number, tree in enumerate(trees):
@@ -56,12 +57,12 @@ def gather(trees: Sequence[Tree]) -> list[Tree]:
 
 def _joined(tree: Tree, other: Tree) -> Tree:
     if tree.weight != other.weight:
-        raise ValueError(
+        raise UserError(
             f"column 'weight' is {tree.weight:g} and {other.weight:g} for responses to {tree.group[:60]!r}, which are "
             "judged together; give them one weight"
         )
     if tree.attributes != other.attributes:
-        raise ValueError(
+        raise UserError(
             f"the responses to {tree.group[:60]!r} are rated by {', '.join(tree.attributes) or 'one number'} and by "
             f"{', '.join(other.attributes) or 'one number'}; every row needs the same names"
         )
@@ -86,16 +87,16 @@ def pair_labelled(trees: Sequence[Tree], seed: int) -> list[Tree]:
     is of the subset that both its texts are of.
 
     Raises:
-        ValueError: a text has no label, a label is neither 0 nor 1, or a text has a weight of its own.
+        UserError: a text has no label, a label is neither 0 nor 1, or a text has a weight of its own.
     """
     labels = {tree.responses[0].score for tree in trees}
     if not labels <= {0.0, 1.0}:
-        raise ValueError(
+        raise UserError(
             f"column 'label' holds {sorted(map(str, labels))[:4]}; pairs need 1 (positive) and 0 (negative)"
         )
     weighted = sum(tree.weight != 1 for tree in trees)
     if weighted:
-        raise ValueError(
+        raise UserError(
             f"column 'weight' weighs {weighted} single texts, but they are trained on in pairs; take the column out, "
             "or give pairs with weights"
         )

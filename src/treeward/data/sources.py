@@ -12,9 +12,10 @@ from pathlib import Path
 from treeward.data import files, hub, world
 from treeward.data.files import BadFile, Piece
 from treeward.data.files import Row as Row
+from treeward.errors import UserError
 
 
-class BadRow(ValueError):
+class BadRow(UserError):
     """A row that cannot be used: its number counted from 0, and the problem. `Flow.located` says where it stands."""
 
     def __init__(self, number: int, problem: str) -> None:
@@ -54,7 +55,7 @@ class Flow:
                 try:
                     yield from piece.read() if single else ({"split": name, **row} for row in piece.read())
                 except BadFile as problem:
-                    raise ValueError(f"{self._place(piece, problem.row)} {problem.problem}") from None
+                    raise UserError(f"{self._place(piece, problem.row)} {problem.problem}") from None
 
     def _place(self, piece: Piece, row: int | None) -> str:
         return f"{self._name}{f', {piece.name!r}' if piece.name else ''}{f', row {row}' if row else ''}"
@@ -69,7 +70,7 @@ class Flow:
             for piece in (piece for pieces in self._parts.values() for piece in pieces):
                 rows = sum(1 for _ in islice(piece.read(), left + 1))
                 if rows > left:
-                    raise ValueError(f"{self._place(piece, left + 1)}: {problem.problem}") from None
+                    raise UserError(f"{self._place(piece, left + 1)}: {problem.problem}") from None
                 left -= rows
             raise
 
@@ -84,17 +85,17 @@ def flow(
     id, which alone reaches the network. `option` is what the user set, for messages.
 
     Raises:
-        ValueError: the source does not exist, cannot be read, has no such split or has no rows.
+        UserError: the source does not exist, cannot be read, has no such split or has no rows.
     """
     make = world.source(source)
     if make and split is not None:
-        raise ValueError(f"data.split {split!r} is not in {source!r}, which has no splits; add --data.split null")
+        raise UserError(f"data.split {split!r} is not in {source!r}, which has no splits; add --data.split null")
     if make:
         made = make(seed)
         return Flow(source, {"train": [Piece("", lambda: made)]}, limit, option)
     rows = Flow(source, _chosen(_parts(source, option), source, split), limit, option)
     if next(iter(rows), None) is None:
-        raise ValueError(f"{option} {source!r} has no rows")
+        raise UserError(f"{option} {source!r} has no rows")
     return rows
 
 
@@ -112,11 +113,11 @@ def _parts(source: str, option: str) -> Mapping[str, Sequence[Piece]]:
         if path.is_file():
             return {"train": [files.piece(path)]}
     except BadFile as problem:
-        raise ValueError(f"{option} {source!r} {problem.problem}") from None
+        raise UserError(f"{option} {source!r} {problem.problem}") from None
     if path.exists():
-        raise ValueError(f"{option} {source!r} is neither a file nor a directory")
+        raise UserError(f"{option} {source!r} is neither a file nor a directory")
     if not hub.is_id(source) or source.count("/") != 1 or set(path.suffixes) & set(files.READERS):
-        raise ValueError(f"{option} {source!r} does not exist")
+        raise UserError(f"{option} {source!r} does not exist")
     return hub.pieces(source, option)
 
 
@@ -124,7 +125,7 @@ def _chosen(parts: Mapping[str, Sequence[Piece]], source: str, split: str | None
     if split is None:
         return parts
     if split not in parts:
-        raise ValueError(
+        raise UserError(
             f"data.split {split!r} is not in {source!r}; it has {', '.join(sorted(parts))}: name one of them, or read "
             "everything with --data.split null"
         )

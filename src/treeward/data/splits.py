@@ -10,6 +10,8 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
+from treeward.errors import UserError
+
 Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
 
@@ -71,11 +73,11 @@ def named(value: object) -> Part:
     """The part that a row's own `split` column names.
 
     Raises:
-        ValueError: the name is not one of `NAMES`.
+        UserError: the name is not one of `NAMES`.
     """
     part = NAMES.get(str(value).lower())
     if part is None:
-        raise ValueError(f"the column 'split' holds {value!r}; it may hold {', '.join(sorted(NAMES))}")
+        raise UserError(f"the column 'split' holds {value!r}; it may hold {', '.join(sorted(NAMES))}")
     return part
 
 

@@ -18,10 +18,11 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol, TextIO, runtime_checkable
 
-from treeward.data.render import Account, Tokenizer, end_id, vocabulary_hash
+from treeward.data.render import Account, end_id, vocabulary_hash
 from treeward.data.splits import PARTS, Part
+from treeward.errors import UserError
 from treeward.trees.text import Tree
-from treeward.trees.tokens import TokenTree
+from treeward.trees.tokens import Tokenizer, TokenTree
 
 FILE = "prepared.json"
 SCHEMA = 1
@@ -77,7 +78,7 @@ def save(path: Path, trees: Trees, tokenizer: Tokenizer, options: Mapping[str, A
     """Write to a new directory, whole or not at all. `options` are the data's, as a mapping.
 
     Raises:
-        ValueError: the directory exists.
+        UserError: the directory exists.
     """
     with writing(path) as writer:
         for part in PARTS:
@@ -115,10 +116,10 @@ def writing(path: Path) -> Iterator[Writer]:
     """A writer to a new directory, which is there when the block has ended well, and not before.
 
     Raises:
-        ValueError: the directory exists.
+        UserError: the directory exists.
     """
     if path.exists():
-        raise ValueError(f"{str(path)!r} exists; prepared data is never overwritten: name another directory")
+        raise UserError(f"{str(path)!r} exists; prepared data is never overwritten: name another directory")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.mkdir()
@@ -151,7 +152,7 @@ def load(
     `options` are the data's as asked for now; each must be its default or what was saved.
 
     Raises:
-        ValueError: another tokenizer or template, an option that differs, a purpose that these trees cannot serve, or a
+        UserError: another tokenizer or template, an option that differs, a purpose that these trees cannot serve, or a
             damaged directory.
     """
     try:
@@ -159,14 +160,14 @@ def load(
         _agree(source, options, defaults, facts["data"])
         made = facts["purpose"]
         if BRANCHES[made] < BRANCHES[purpose] or made == "unpaired" != purpose:
-            raise ValueError(f"data.source {source!r} was prepared for {made}, not {purpose}; {AGAIN}")
+            raise UserError(f"data.source {source!r} was prepared for {made}, not {purpose}; {AGAIN}")
         read = {part: _part(source, part, facts["rows"][part]) for part in PARTS}
         losses: Facts = {k: Counter(v) if isinstance(v, dict) else v for k, v in facts["account"].items()}
         lengths = losses.get("response_lengths", {})
         losses["response_lengths"] = Counter({int(length): n for length, n in lengths.items()})
         account = Account(**losses)
     except (KeyError, OSError, TypeError, AttributeError, RecursionError, *DAMAGED) as problem:
-        raise ValueError(f"data.source {source!r} is damaged ({problem}); {AGAIN}") from None
+        raise UserError(f"data.source {source!r} is damaged ({problem}); {AGAIN}") from None
     if made != purpose:
         read = {part: [_fewer(*pair, BRANCHES[purpose]) for pair in pairs] for part, pairs in read.items()}
     texts = {part: [text for _, text in pairs] for part, pairs in read.items()}
@@ -188,7 +189,7 @@ def _made_with(chats: bool, tokenizer: Tokenizer) -> Facts:
 def _same_tokenizer(source: str, saved: Facts, ours: Facts) -> None:
     for key, what in (("fingerprint", "tokenizer"), ("end", "end token"), ("template", "chat template")):
         if saved[key] != ours[key]:
-            raise ValueError(
+            raise UserError(
                 f"data.source {source!r} was prepared with another {what}: that of {saved['tokenizer']!r} "
                 f"({saved['vocabulary']} tokens), not {ours['tokenizer']!r} ({ours['vocabulary']}); use that one, or "
                 f"{AGAIN}"
@@ -199,7 +200,7 @@ def _agree(source: str, options: Mapping[str, Any], defaults: Mapping[str, Any],
     for name, value in options.items():
         made = saved.get(name, defaults[name])
         if name != "source" and value != defaults[name] and json.loads(json.dumps(value)) != made:
-            raise ValueError(
+            raise UserError(
                 f"data.{name} is {value!r}, but data.source {source!r} was prepared with {made!r}; leave it out, or "
                 f"{AGAIN}"
             )
@@ -209,7 +210,7 @@ def _part(source: str, part: Part, rows: int) -> list[tuple[TokenTree, Tree]]:
     with (Path(source) / f"{part}.jsonl").open(encoding="utf-8", newline="\n") as file:
         found = [_read(line) for line in file]
     if len(found) != rows:
-        raise ValueError(f"data.source {source!r} is damaged ({part}.jsonl has {len(found)} rows, not {rows}); {AGAIN}")
+        raise UserError(f"data.source {source!r} is damaged ({part}.jsonl has {len(found)} rows, not {rows}); {AGAIN}")
     return found
 
 

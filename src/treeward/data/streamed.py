@@ -16,9 +16,11 @@ from pathlib import Path
 
 from treeward.data import formats, sources, store
 from treeward.data.prepare import DataConfig, Prepared, Reading, Rows, lost, prepare, rendered, source_rows
-from treeward.data.render import Account, Tokenizer
+from treeward.data.render import Account
 from treeward.data.shapes import Purpose
 from treeward.data.splits import PARTS, Edges, Part, edges, unit
+from treeward.errors import UserError
+from treeward.trees.tokens import Tokenizer
 
 CHUNK = 512
 """Rows a worker renders at a time."""
@@ -65,10 +67,10 @@ def prepare_to(path: Path, config: DataConfig, tokenizer: Tokenizer, purpose: Pu
     """`prepare` into the new directory `path`, which `data.source` reads back; returns the account.
 
     Raises:
-        ValueError: as `prepare`, the directory exists, or `processes` is not positive.
+        UserError: as `prepare`, the directory exists, or `processes` is not positive.
     """
     if processes < 1:
-        raise ValueError(f"processes is {processes}; it must be at least 1")
+        raise UserError(f"processes is {processes}; it must be at least 1")
     rows = source_rows(config)
     reading = Reading.of(rows, config, purpose)
     with rows.located(), store.writing(path) as writer:
@@ -81,7 +83,7 @@ def prepare_to(path: Path, config: DataConfig, tokenizer: Tokenizer, purpose: Pu
                 writer.add(part, len(total.parts[part]), store.lines(total, part))
             writer.chats = store.chats(total.texts)
         if not total.account.used:
-            raise ValueError(f"data.source {config.source!r}: nothing is left of {lost(total.account, config)}")
+            raise UserError(f"data.source {config.source!r}: nothing is left of {lost(total.account, config)}")
         writer.close(total, tokenizer, asdict(config), purpose)
     return total.account
 

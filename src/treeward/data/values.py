@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any
 
+from treeward.errors import UserError
+
 Row = Mapping[str, Any]
 Check = Callable[[Any, str], Any]
 """Takes a value and the name of its column, gives the value that the format reads, or raises ValueError."""
@@ -29,19 +31,19 @@ def text(value: Any, column: str) -> str:
     """A text, or the texts of message parts in OpenAI's form, [{"type": "text", "text": ...}], one after another.
 
     Raises:
-        ValueError: it is something else, or a part holds something else, such as an image.
+        UserError: it is something else, or a part holds something else, such as an image.
     """
     if isinstance(value, str):
         return value
     if isinstance(value, list) and value and all(isinstance(part, Mapping) and "role" not in part for part in value):
         return "".join(_part(part, column) for part in value)
-    raise ValueError(f"column {column!r} is {shown(value)}, not a text")
+    raise UserError(f"column {column!r} is {shown(value)}, not a text")
 
 
 def _part(part: Row, column: str) -> str:
     said = part.get("text")
     if part.get("type") != "text" or not isinstance(said, str):
-        raise ValueError(f"column {column!r} has a part of type {part.get('type')!r}; only text is read")
+        raise UserError(f"column {column!r} has a part of type {part.get('type')!r}; only text is read")
     return said
 
 
@@ -49,26 +51,26 @@ def messages(value: Any, column: str) -> list[dict[str, str]]:
     """Chat messages as role and content, in OpenAI's form or ShareGPT's `from` and `value`; a single one is a list.
 
     Raises:
-        ValueError: it is no list of such messages, or a message holds more than text.
+        UserError: it is no list of such messages, or a message holds more than text.
     """
     if isinstance(value, Mapping):
         value = [value]
     if not isinstance(value, list | tuple):
-        raise ValueError(f"column {column!r} is {shown(value)}, not a list of messages")
+        raise UserError(f"column {column!r} is {shown(value)}, not a list of messages")
     return [_message(each, f"{column}, message {place}") for place, each in enumerate(value, 1)]
 
 
 def _message(value: Any, place: str) -> dict[str, str]:
     if not isinstance(value, Mapping):
-        raise ValueError(f"column {place!r} is {shown(value)}, not a message with a role and a content")
+        raise UserError(f"column {place!r} is {shown(value)}, not a message with a role and a content")
     role = value.get("role", value.get("from"))
     if not isinstance(role, str) or not {"content", "value"} & set(value):
-        raise ValueError(
+        raise UserError(
             f"column {place!r} has no role and content; it has {', '.join(sorted(map(str, value))) or 'nothing'}"
         )
     for call in ("tool_calls", "function_call"):
         if value.get(call):
-            raise ValueError(f"column {place!r} has {call}; only messages of text are read")
+            raise UserError(f"column {place!r} has {call}; only messages of text are read")
     content = value.get("content", value.get("value"))
     rest = {str(name): item for name, item in value.items() if isinstance(item, str) and name not in ("from", "value")}
     return rest | {"role": ROLES.get(role.lower(), role), "content": text(content, place)}
@@ -78,7 +80,7 @@ def spoken(value: Any, column: str) -> str | list[dict[str, str]]:
     """A text or messages.
 
     Raises:
-        ValueError: it is neither.
+        UserError: it is neither.
     """
     speakers = ("role", "from")
     spoken_by = isinstance(value, list | tuple) and any(
@@ -92,10 +94,10 @@ def texts(value: Any, column: str) -> list[str | None]:
     """A list of texts; a missing one is None.
 
     Raises:
-        ValueError: it is something else.
+        UserError: it is something else.
     """
     if not isinstance(value, list | tuple):
-        raise ValueError(f"column {column!r} is {shown(value)}, not a list of texts")
+        raise UserError(f"column {column!r} is {shown(value)}, not a list of texts")
     return [None if each is None else text(each, f"{column}[{place}]") for place, each in enumerate(value)]
 
 
@@ -103,7 +105,7 @@ def label(value: Any, column: str) -> float:
     """A label: 1 or 0, also as a word of `LABELS`, or any other number.
 
     Raises:
-        ValueError: it is something else.
+        UserError: it is something else.
     """
     word = LABELS.get(str(value).lower())
     return number(value, column) if word is None else word
@@ -113,7 +115,7 @@ def number(value: Any, column: str) -> float:
     """A finite number, or a text that is one.
 
     Raises:
-        ValueError: it is neither.
+        UserError: it is neither.
     """
     written = isinstance(value, str) and NUMBER.fullmatch(value)
     if written or isinstance(value, int | float | Decimal):
@@ -123,14 +125,14 @@ def number(value: Any, column: str) -> float:
             found = math.inf
         if math.isfinite(found):
             return found
-    raise ValueError(f"column {column!r} is {shown(value)}, not a finite number")
+    raise UserError(f"column {column!r} is {shown(value)}, not a finite number")
 
 
 def scores(value: Any, column: str) -> Any:
     """A score, or a list of scores.
 
     Raises:
-        ValueError: it is something else.
+        UserError: it is something else.
     """
     if isinstance(value, list | tuple):
         return [score(each, f"{column}[{place}]") for place, each in enumerate(value)]
@@ -141,10 +143,10 @@ def score(value: Any, column: str) -> float | dict[str, float | None]:
     """A number, or numbers by name (None where one is missing).
 
     Raises:
-        ValueError: it is something else.
+        UserError: it is something else.
     """
     if value == {}:
-        raise ValueError(f"column {column!r} is an object without ratings")
+        raise UserError(f"column {column!r} is an object without ratings")
     if isinstance(value, Mapping):
         return {name: None if each is None else number(each, f"{column}.{name}") for name, each in value.items()}
     return number(value, column)
@@ -154,10 +156,10 @@ def ranked(value: Any, column: str) -> list[dict[str, Any]]:
     """Answers with their ranks, 1 the best, as in Nectar.
 
     Raises:
-        ValueError: it is something else.
+        UserError: it is something else.
     """
     if not isinstance(value, list | tuple) or not all(isinstance(each, Mapping) for each in value):
-        raise ValueError(f"column {column!r} is {shown(value)}, not a list of answers with their ranks")
+        raise UserError(f"column {column!r} is {shown(value)}, not a list of answers with their ranks")
     return [
         {"answer": optional(text)(each.get("answer"), f"{column}[{place}].answer"),
          "rank": number(each.get("rank"), f"{column}[{place}].rank")}
@@ -169,11 +171,11 @@ def ids(value: Any, column: str) -> list[int]:
     """Token ids.
 
     Raises:
-        ValueError: it is no list of whole numbers from 0.
+        UserError: it is no list of whole numbers from 0.
     """
     sound = isinstance(value, list) and all(type(each) is int and 0 <= each < TOKENS for each in value)
     if not sound:
-        raise ValueError(f"column {column!r} is {shown(value)}, not a list of token ids")
+        raise UserError(f"column {column!r} is {shown(value)}, not a list of token ids")
     return list(value)
 
 
@@ -181,10 +183,10 @@ def flag(value: Any, column: str) -> bool:
     """True or false, or 1 or 0.
 
     Raises:
-        ValueError: it is something else.
+        UserError: it is something else.
     """
     if not isinstance(value, int) or value not in (0, 1):
-        raise ValueError(f"column {column!r} is {shown(value)}, not true or false")
+        raise UserError(f"column {column!r} is {shown(value)}, not true or false")
     return bool(value)
 
 
@@ -193,7 +195,7 @@ def listed(check: Check) -> Check:
 
     def each(value: Any, column: str) -> Any:
         if not isinstance(value, list):
-            raise ValueError(f"column {column!r} is {shown(value)}, not a list")
+            raise UserError(f"column {column!r} is {shown(value)}, not a list")
         return [None if item is None else check(item, f"{column}[{place}]") for place, item in enumerate(value)]
 
     return each
@@ -250,7 +252,7 @@ def checked(row: Row, name: str, paired: bool) -> dict[str, Any]:
     """The row with every value that format `name` reads checked; `paired`: its texts become pairs by their labels.
 
     Raises:
-        ValueError: a value is not what its column holds; the column is named.
+        UserError: a value is not what its column holds; the column is named.
     """
     checks = dict(COLUMNS[name])
     if name == "text" and paired:

@@ -22,6 +22,8 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from treeward.errors import UserError
+
 QUALITY = ("quiet", "loud", "new", "old", "french", "british", "small", "long", "short", "strange", "recent", "famous")
 KIND = ("film", "drama", "comedy", "thriller", "western", "musical", "sequel", "remake")
 MAKER = ("director", "writer", "team", "studio", "veteran", "beginner", "couple", "student")
@@ -234,11 +236,11 @@ def source(name: str) -> Callable[[int], list[dict[str, Any]]] | None:
     """The rows that `data.source` names as the world: `world`, or with a count, `world:20000`; else None.
 
     Raises:
-        ValueError: the count is not a whole number above 0.
+        UserError: the count is not a whole number above 0.
     """
     kind, colon, count = name.partition(":")
     if kind not in KINDS:
         return None
     if colon and not (count.isdecimal() and int(count) > 0):
-        raise ValueError(f"data.source {name!r}: after the colon stands a number of rows")
+        raise UserError(f"data.source {name!r}: after the colon stands a number of rows")
     return lambda seed: KINDS[kind](seed, *([int(count)] if colon else []))

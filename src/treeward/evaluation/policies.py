@@ -13,18 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from treeward.data.render import decode
+from treeward.errors import UserError
 from treeward.losses.kl import exact_kl, k1
 from treeward.losses.logprobs import entropies, sum_by_branch, token_logps
 from treeward.models.policy import Policy, branch_sums, in_order
 from treeward.models.reference import ReferenceModel
-from treeward.models.sampler import DecodeSampler, Noise, Rollout
+from treeward.models.sampler import DecodeSampler, Noise
 from treeward.rewards.scorers import Scorer
 from treeward.stats.diversity import repetition, self_bleu
 from treeward.stats.tables import JUDGE, Table, wins
 from treeward.trees.forest import Forest
+from treeward.trees.rollout import Rollout
 from treeward.trees.text import beside
-from treeward.trees.tokens import TokenTree
+from treeward.trees.tokens import TokenTree, decode
 from treeward.trees.verify import verify_once
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ def implicit(policy: Policy, reference: ReferenceModel, trees: Sequence[TokenTre
     desirable one with an undesirable one, and those without a counterpart are counted in the log.
 
     Raises:
-        ValueError: nothing can be compared.
+        UserError: nothing can be compared.
     """
     now = branch_sums(policy.packed, trees, policy.token_budget)
     with reference.model() as tree:
@@ -90,7 +91,7 @@ def _opposed(trees: Sequence[TokenTree], values: Sequence[np.ndarray]) -> list[t
     sides = [[(t.group, v) for t, v in alone if t.grades == (label,)] for label in (1.0, 0.0)]
     found += [(beside(a, b), good, bad) for (a, good), (b, bad) in zip(*sides, strict=False)]
     if not found:
-        raise ValueError("nothing to compare is held out: there must be desirable and undesirable responses")
+        raise UserError("nothing to compare is held out: there must be desirable and undesirable responses")
     left = abs(len(sides[0]) - len(sides[1]))
     if left:
         log.warning("%d of %d labelled responses have no counterpart to be compared with", left, len(alone))

@@ -4,9 +4,9 @@ A preference loss of the difference of two log-ratios comes from reverse KL; und
 sees s(x) = f'(e^x) (Wang et al. 2023, arXiv:2309.16240, "f-DPO"). Additive constants cancel; here s(0) = 0. Where e^x
 would overflow, s goes on as a straight line, from exponent 30 with the slope there; `clamped` tells which rows did.
 
-`exact_kl` is the Rao-Blackwellised estimate of KL(policy, reference): at each prefix sampled from the policy the sum over
-the vocabulary is exact, so only the prefixes are random. It has less variance than k1, and is never negative, also in
-float32: sum p log(p / q) = sum p (log(p / q) + q / p - 1), where no term is below 0.
+`exact_kl` is the Rao-Blackwellised estimate of KL(policy, reference): at each prefix sampled from the policy the sum
+over the vocabulary is exact, so only the prefixes are random. It has less variance than k1, and is never negative,
+also in float32: sum p log(p / q) = sum p (log(p / q) + q / p - 1), where no term is below 0.
 
 Letters: S scored tokens, V vocabulary, x the log-ratio log(policy / reference) of a token or a response.
 Left out: k2 and k3 (biased as a value, or heavy-tailed on whole responses); total variation and chi-squared as scores
@@ -22,6 +22,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+
+from treeward.errors import UserError
 
 TAIL = 30.0
 """The exponent from which a score is continued as a straight line: e^30 times 1e4 still is a float32."""
@@ -96,7 +98,7 @@ class Alpha:
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
-            raise ValueError(
+            raise UserError(
                 f"divergence.alpha is {self.alpha}; it lies in [0, 1], 0 being reverse KL and 1 forward KL (TRL's "
                 f"alpha is 1 less this one, so TRL's {self.alpha} is {1 - self.alpha} here)"
             )

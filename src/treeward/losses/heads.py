@@ -14,6 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
+from treeward.errors import UserError
+
 STEP = 1e-3
 """The least distance of two thresholds, so that no bin's log-probability is -inf."""
 
@@ -118,7 +120,7 @@ class Logistic:
     def __post_init__(self) -> None:
         _check_bins(self.bins)
         if not 0 < self.floor < self.bins / 4:
-            raise ValueError(f"head.floor is {self.floor}; it lies between 0 and a quarter of the bins")
+            raise UserError(f"head.floor is {self.floor}; it lies between 0 and a quarter of the bins")
 
     @property
     def width(self) -> int:
@@ -161,9 +163,9 @@ class Attributes:
     def __post_init__(self) -> None:
         _check_bins(self.bins)
         if not self.names:
-            raise ValueError("head.names is empty; name at least one attribute")
+            raise UserError("head.names is empty; name at least one attribute")
         if self.weights and len(self.weights) != len(self.names):
-            raise ValueError(f"head.weights has {len(self.weights)} values for {len(self.names)} attributes")
+            raise UserError(f"head.weights has {len(self.weights)} values for {len(self.names)} attributes")
 
     @property
     def width(self) -> int:
@@ -218,7 +220,7 @@ def expectation(log_probs: Float[Tensor, "*n B"]) -> Float[Tensor, "*n"]:
 
 def _check_bins(bins: int) -> None:
     if bins < 2:
-        raise ValueError(f"head.bins is {bins}; a distribution needs at least 2 scores")
+        raise UserError(f"head.bins is {bins}; a distribution needs at least 2 scores")
 
 
 AnyHead = Scalar | Categorical | Ordinal | Logistic | Attributes

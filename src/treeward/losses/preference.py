@@ -54,6 +54,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
+from treeward.errors import UserError
 from treeward.losses import reward
 from treeward.losses.reward import Branches
 
@@ -65,9 +66,9 @@ Sides = tuple[Float[Tensor, "P"], Float[Tensor, "P"]]
 class PairScores:
     """All that a preference loss may see of a batch of pairs.
 
-    `chosen` and `rejected` are log-ratios to the reference, summed over the response's scored tokens (end token included),
-    or an f-divergence's scores of them; the lengths count those tokens; the log-probabilities are the policy's own
-    sums, for losses without a reference. `margin` is what a loss of the difference asks for beyond 0.
+    `chosen` and `rejected` are log-ratios to the reference, summed over the response's scored tokens (end token
+    included), or an f-divergence's scores of them; the lengths count those tokens; the log-probabilities are the
+    policy's own sums, for losses without a reference. `margin` is what a loss of the difference asks for beyond 0.
     """
 
     chosen_logratios: Float[Tensor, "P"]
@@ -137,7 +138,7 @@ class PairLoss(Protocol):
         `start` tells what else it depends on: margins, or log-probabilities for losses without a reference.
 
         Raises:
-            ValueError: it depends on log-probabilities, and none are given.
+            UserError: it depends on log-probabilities, and none are given.
         """
         ...
 
@@ -178,10 +179,10 @@ def require_positive(field: str, value: float) -> None:
     """Refuse a value that is not above 0, or infinite.
 
     Raises:
-        ValueError: it is 0, negative, infinite or NaN.
+        UserError: it is 0, negative, infinite or NaN.
     """
     if not 0 < value < math.inf:
-        raise ValueError(f"{field} is {value}; it must be above 0 and finite (0.1 is usual)")
+        raise UserError(f"{field} is {value}; it must be above 0 and finite (0.1 is usual)")
 
 
 @dataclass(frozen=True)
@@ -282,7 +283,7 @@ class EXO(_Difference):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.smoothing < 0.5:
-            raise ValueError(f"loss.smoothing is {self.smoothing}; it lies in (0, 0.5), and 0.001 is usual")
+            raise UserError(f"loss.smoothing is {self.smoothing}; it lies in (0, 0.5), and 0.001 is usual")
 
     def __call__(self, scores: PairScores) -> Float[Tensor, "P"]:
         d = scores.difference(self.beta)
@@ -351,7 +352,7 @@ def _either_way(difference: Float[Tensor, "P"], margin: Float[Tensor, "P"] | Non
 
 def _require_flip(field: str, value: float) -> None:
     if not 0 <= value < 0.5:
-        raise ValueError(f"{field} is {value}; a share of flipped labels lies in [0, 0.5)")
+        raise UserError(f"{field} is {value}; a share of flipped labels lies in [0, 0.5)")
 
 
 @dataclass(frozen=True)
@@ -508,7 +509,7 @@ class SIMPO(ReferenceFreeLoss):
     def __post_init__(self) -> None:
         require_positive("loss.beta", self.beta)
         if not self.gamma >= 0:
-            raise ValueError(f"loss.gamma is {self.gamma}; it must not be negative (beta / 2 is usual)")
+            raise UserError(f"loss.gamma is {self.gamma}; it must not be negative (beta / 2 is usual)")
 
     def __call__(self, scores: PairScores) -> Float[Tensor, "P"]:
         chosen, rejected = self.rewards(scores)
@@ -551,7 +552,7 @@ def _softplus(z: float) -> float:
 
 def _first_means(loss: object, start: PairScores | None) -> list[tuple[float, float]]:
     if start is None or start.chosen_logps is None:
-        raise ValueError(f"the first value of {type(loss).__name__} depends on the data: give the first scores")
+        raise UserError(f"the first value of {type(loss).__name__} depends on the data: give the first scores")
     chosen, rejected = start.mean_logps()
     return list(zip(chosen.double().tolist(), rejected.double().tolist(), strict=True))
 
@@ -573,7 +574,7 @@ class Term:
 
     def __post_init__(self) -> None:
         if not 0 < self.weight < math.inf:
-            raise ValueError(f"loss.terms has a weight of {self.weight}; it must be above 0")
+            raise UserError(f"loss.terms has a weight of {self.weight}; it must be above 0")
 
 
 @dataclass(frozen=True)
@@ -585,7 +586,7 @@ class Sum:
 
     def __post_init__(self) -> None:
         if not self.terms:
-            raise ValueError("loss.terms is empty; name at least one term, such as {weight: 1, loss: {kind: sigmoid}}")
+            raise UserError("loss.terms is empty; name at least one term, such as {weight: 1, loss: {kind: sigmoid}}")
 
     @property
     def needs_reference(self) -> bool:

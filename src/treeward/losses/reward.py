@@ -31,6 +31,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
+from treeward.errors import UserError
 from treeward.losses.heads import AnyHead, Attributes, Scalar
 
 
@@ -129,7 +130,7 @@ class HLGauss:
 
     def __post_init__(self) -> None:
         if not self.sigma > 0:
-            raise ValueError(f"target.sigma is {self.sigma}; it must be above 0")
+            raise UserError(f"target.sigma is {self.sigma}; it must be above 0")
 
     def __call__(self, s: Float[Tensor, "*n"], bins: int) -> Float[Tensor, "*n B"]:
         edges = torch.arange(bins + 1, device=s.device, dtype=s.dtype) + 0.5
@@ -145,12 +146,12 @@ def to_score(grades: Float[Tensor, "*n"], scale: tuple[float, float], bins: int)
     """s = 1 + (B - 1) (g - low) / (high - low).
 
     Raises:
-        ValueError: a grade lies outside the scale, or is missing (NaN).
+        UserError: a grade lies outside the scale, or is missing (NaN).
     """
     low, high = scale
     wrong = ~((grades >= low) & (grades <= high))
     if bool(wrong.any()):
-        raise ValueError(f"a rating is {grades[wrong][0].item():g}; the stated scale is [{low:g}, {high:g}]")
+        raise UserError(f"a rating is {grades[wrong][0].item():g}; the stated scale is [{low:g}, {high:g}]")
     return 1 + (bins - 1) * (grades - low) / (high - low)
 
 
@@ -220,7 +221,7 @@ class BradleyTerry:
     def __post_init__(self) -> None:
         check_margin("loss.margin", self.margin)
         if not self.centre >= 0:
-            raise ValueError(f"loss.centre is {self.centre}; it must not be negative (0.01 is usual)")
+            raise UserError(f"loss.centre is {self.centre}; it must not be negative (0.01 is usual)")
 
     def __call__(self, branches: Branches) -> Float[Tensor, "G"]:
         chosen, rejected = branches.pair(branches.scores())
@@ -282,7 +283,7 @@ class _PairLikelihood(ABC):
     def __post_init__(self) -> None:
         for name in ("entropy", "smoothness"):
             if not getattr(self, name) >= 0:
-                raise ValueError(f"loss.{name} is {getattr(self, name)}; it must not be negative")
+                raise UserError(f"loss.{name} is {getattr(self, name)}; it must not be negative")
 
     @abstractmethod
     def nll(self, win: Float[Tensor, "P"], tie: Float[Tensor, "P"], lose: Float[Tensor, "P"]) -> Float[Tensor, "P"]:
@@ -348,7 +349,7 @@ class Graded:
 
     def __post_init__(self) -> None:
         if not self.scale[0] < self.scale[1]:
-            raise ValueError(f"loss.scale is {list(self.scale)}; it is [lowest, highest]")
+            raise UserError(f"loss.scale is {list(self.scale)}; it is [lowest, highest]")
 
     def cross_entropies(self, branches: Branches) -> Float[Tensor, "N"]:
         """One number a branch, the mean over its attributes."""
@@ -387,7 +388,7 @@ class Joint:
 
     def __post_init__(self) -> None:
         if not self.weight >= 0:
-            raise ValueError(f"loss.weight is {self.weight}; it must not be negative")
+            raise UserError(f"loss.weight is {self.weight}; it must not be negative")
 
     def __call__(self, branches: Branches) -> Float[Tensor, "G"]:
         return self.pair(branches) + self.weight * branches.tree_sum(self.graded.cross_entropies(branches))
@@ -404,10 +405,10 @@ def check_margin(name: str, margin: float) -> None:
     """Refuse a margin that is a raw rating gap.
 
     Raises:
-        ValueError: it lies outside [0, 1].
+        UserError: it lies outside [0, 1].
     """
     if not 0 <= margin <= 1:
-        raise ValueError(
+        raise UserError(
             f"{name} is {margin}; it lies in [0, 1], and 0.5 is already large: a raw rating gap teaches "
             "the gap's size, so it is scaled, margin * min(gap, 1)"
         )

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from treeward.errors import UserError
 from treeward.losses.heads import expectation
 
 
@@ -31,7 +32,7 @@ def quantile(log_probs: Float[Tensor, "*n B"], level: float) -> Float[Tensor, "*
     """The smallest k with F(k) >= level; constant in pieces, so prefer `cvar` as a reward.
 
     Raises:
-        ValueError: the level is not in (0, 1].
+        UserError: the level is not in (0, 1].
     """
     _check_level(level)
     below = log_probs.double().exp().cumsum(-1) < level - 1e-12
@@ -42,7 +43,7 @@ def cvar(log_probs: Float[Tensor, "*n B"], level: float) -> Float[Tensor, "*n"]:
     """Mean of the lowest `level` of the mass, the boundary bin taken in part (Rockafellar and Uryasev 2000).
 
     Raises:
-        ValueError: the level is not in (0, 1].
+        UserError: the level is not in (0, 1].
     """
     _check_level(level)
     reached = log_probs.exp().cumsum(-1).clamp(max=level)
@@ -54,10 +55,10 @@ def entropic(log_probs: Float[Tensor, "*n B"], kappa: float) -> Float[Tensor, "*
     """-(1 / kappa) log sum_k p(k) e^(-kappa k): the mean as kappa -> 0, the least supported score as it grows.
 
     Raises:
-        ValueError: kappa is not above 0.
+        UserError: kappa is not above 0.
     """
     if not kappa > 0:
-        raise ValueError(f"kappa is {kappa}; it must be above 0 (the mean is its limit at 0)")
+        raise UserError(f"kappa is {kappa}; it must be above 0 (the mean is its limit at 0)")
     return -(log_probs - kappa * _grid(log_probs)).logsumexp(-1) / kappa
 
 
@@ -68,4 +69,4 @@ def tail(log_probs: Float[Tensor, "*n B"], score: int) -> Float[Tensor, "*n"]:
 
 def _check_level(level: float) -> None:
     if not 0 < level <= 1:
-        raise ValueError(f"level is {level}; it is a share of the mass, in (0, 1]")
+        raise UserError(f"level is {level}; it is a share of the mass, in (0, 1]")

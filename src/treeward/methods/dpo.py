@@ -2,8 +2,8 @@
 
 The loss is any member of `maths.preference.AnyPreferenceLoss`, on pairs, rankings or single labelled responses
 (`algorithms.preferences`). The reference is the policy as it was before the first step; its log-probabilities cannot
-change, so they are computed once, before it, and for losses that need no reference not at all. A reference that follows the
-policy (EMA) is asked anew at each batch.
+change, so they are computed once, before it, and for losses that need no reference not at all. A reference that
+follows the policy (EMA) is asked anew at each batch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from treeward.errors import UserError
 from treeward.losses.divergences import AnyDivergence, ReverseKL
 from treeward.losses.preference import KTO, AnyPreferenceLoss, PlackettLuce, Sigmoid, needs
 from treeward.losses.reward import check_margin
@@ -54,19 +55,19 @@ class DPOConfig(LoopConfig):
         super().__post_init__()
         kind = type(self.loss).__name__
         if self.loss.no_divergence and not isinstance(self.divergence, ReverseKL):
-            raise ValueError(
+            raise UserError(
                 f"divergence.kind {type(self.divergence).__name__} does not go with loss.kind {kind}: "
                 f"{self.loss.no_divergence}; use reverse-kl, or sigmoid, robust, hinge, exo or plackett-luce"
             )
         check_margin("margin", self.margin)
         if self.margin and not self.loss.takes_margin:
-            raise ValueError(f"margin is {self.margin}, but loss.kind {kind} has none; use {WITH_MARGINS}")
+            raise UserError(f"margin is {self.margin}, but loss.kind {kind} has none; use {WITH_MARGINS}")
         if not self.loss.needs_reference and not self.reference.is_start:
-            raise ValueError(
+            raise UserError(
                 f"reference is {self.reference}, but loss.kind {kind} is measured against none; leave reference out"
             )
         if isinstance(self.loss, KTO) and self.batch_size < 2:
-            raise ValueError(
+            raise UserError(
                 f"batch_size is {self.batch_size}, but loss.kind KTO measures its reference point on other prompts of "
                 "the batch; use 8 or more"
             )
@@ -78,7 +79,7 @@ def objective(
     """The objective of these trees; the reference's log-probabilities are computed here, where the loss needs them.
 
     Raises:
-        ValueError: a tree is not of the shape that the loss is taught by.
+        UserError: a tree is not of the shape that the loss is taught by.
     """
     check_shape(config.loss, trees)
     budget = config.token_budget or policy.token_budget
@@ -107,7 +108,7 @@ def check_shape(loss: AnyPreferenceLoss, trees: Sequence[TokenTree]) -> None:
     """Refuse trees that this loss cannot learn from.
 
     Raises:
-        ValueError: a tree of the wrong shape; the first is named.
+        UserError: a tree of the wrong shape; the first is named.
     """
     if not loss.takes_margin:
         refuse_margins(trees, type(loss).__name__, WITH_MARGINS)
@@ -116,9 +117,9 @@ def check_shape(loss: AnyPreferenceLoss, trees: Sequence[TokenTree]) -> None:
         return
     for tree in trees:
         if needs(loss) == "pairs" and len(tree.branches) != 2:
-            raise ValueError(f"{tree.group[:60]!r} has {len(tree.branches)} responses; a pair has two branches")
+            raise UserError(f"{tree.group[:60]!r} has {len(tree.branches)} responses; a pair has two branches")
         if len(tree.branches) < 2:
-            raise ValueError(f"{tree.group[:60]!r} has {len(tree.branches)} responses; a ranking has two or more")
+            raise UserError(f"{tree.group[:60]!r} has {len(tree.branches)} responses; a ranking has two or more")
 
 
 def dpo(
@@ -135,7 +136,7 @@ def dpo(
 
     Raises:
         NonFinite: a loss or gradient is not finite.
-        ValueError: there are no trees, one is not of the shape that the loss is taught by, a path is too long, or
+        UserError: there are no trees, one is not of the shape that the loss is taught by, a path is too long, or
             `resume` belongs to another run.
     """
     config = config or DPOConfig()

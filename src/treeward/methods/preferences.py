@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from treeward import runtime as ranks
+from treeward.errors import UserError
 from treeward.losses.divergences import AnyDivergence, ReverseKL
 from treeward.losses.heads import Scalar
 from treeward.losses.logprobs import branch_lengths, sum_by_branch
@@ -34,7 +35,9 @@ Known = Mapping[TokenTree, Float[Tensor, "N"]]
 
 @dataclass(frozen=True)
 class Ratios:
-    """The policy's sums, their log-ratios to the reference (NaN where there is none), and the counts of scored tokens."""
+    """The policy's sums, their log-ratios to the reference (NaN where there is none), and the counts of scored
+    tokens.
+    """
 
     logps: Float[Tensor, "N"]
     x: Float[Tensor, "N"]
@@ -139,8 +142,9 @@ class RankedPreference:
 class LabelledPreference:
     """KTO, over trees of one labelled response, or of two (the first desirable); a unit is a response.
 
-    `reference_for` gives the reference's log-probabilities of trees, also of the mismatched ones of a batch; `reference` is z0
-    of the batch that was prepared last, and `mismatched` the count of responses that it is the mean of.
+    `reference_for` gives the reference's log-probabilities of trees, also of the mismatched ones of a batch;
+    `reference` is z0 of the batch that was prepared last, and `mismatched` the count of responses that it is the mean
+    of.
     """
 
     model: TreeLM
@@ -239,7 +243,7 @@ def labels(trees: Sequence[TokenTree]) -> Bool[Tensor, "N"]:
     """Which branches are desirable: of a pair the first, of single responses those labelled 1.
 
     Raises:
-        ValueError: a single response has no label, or a tree has three branches; the first is named.
+        UserError: a single response has no label, or a tree has three branches; the first is named.
     """
     found: list[bool] = []
     for tree in trees:
@@ -248,7 +252,7 @@ def labels(trees: Sequence[TokenTree]) -> Bool[Tensor, "N"]:
         elif len(tree.branches) == 1 and tree.ratings in (((0.0,),), ((1.0,),)):
             found.append(tree.ratings == ((1.0,),))
         else:
-            raise ValueError(
+            raise UserError(
                 f"{tree.group[:60]!r} has {len(tree.branches)} responses and the ratings {list(tree.ratings)}; kto "
                 "learns from single responses labelled 1 or 0, or from pairs"
             )

@@ -11,6 +11,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from treeward.errors import UserError
 from treeward.losses.heads import AnyHead, Attributes, Scalar
 from treeward.losses.reward import (
     AllPairs,
@@ -50,17 +51,17 @@ def suited(loss: AnyRewardLoss | None, head: AnyHead) -> AnyRewardLoss:
     """The loss for this head, the head's own default where none is named.
 
     Raises:
-        ValueError: the loss cannot teach this head.
+        UserError: the loss cannot teach this head.
     """
     if loss is None:
         return BradleyTerry() if isinstance(head, Scalar) else Graded() if isinstance(head, Attributes) else HalfTies()
     by_score = isinstance(loss, BradleyTerry | PlackettLuce | AllPairs)
     if isinstance(head, Scalar) and not by_score:
-        raise ValueError(
+        raise UserError(
             f"loss.kind {type(loss).__name__} needs a distribution, but head.kind is scalar; use categorical"
         )
     if isinstance(head, Attributes) and not (by_score or isinstance(loss, Graded)):
-        raise ValueError(
+        raise UserError(
             f"loss.kind {type(loss).__name__} compares one distribution a response, but head.kind is attributes; use "
             "graded or bradley-terry"
         )
@@ -117,7 +118,7 @@ def reward(
 
     Raises:
         NonFinite: a loss or gradient is not finite.
-        ValueError: there are no trees, a path is too long, ratings that the loss needs are missing, the loss does not
+        UserError: there are no trees, a path is too long, ratings that the loss needs are missing, the loss does not
             suit the head, the ratings have other names than the head, or `resume` belongs to another run.
     """
     config = config or RewardConfig()
@@ -135,20 +136,20 @@ def check_judged(loss: AnyRewardLoss, head: AnyHead, trees: Sequence[TokenTree])
     """Refuse trees that this loss cannot learn from.
 
     Raises:
-        ValueError: a tree of the wrong shape, or without the ratings needed; the first is named.
+        UserError: a tree of the wrong shape, or without the ratings needed; the first is named.
     """
     if not isinstance(loss, BradleyTerry):
         refuse_margins(trees, type(loss).__name__, "bradley-terry")
     for tree in trees:
         if needs(loss) == "pairs" and len(tree.branches) != 2:
-            raise ValueError(f"{tree.group[:60]!r} has {len(tree.branches)} responses; a pair has two")
+            raise UserError(f"{tree.group[:60]!r} has {len(tree.branches)} responses; a pair has two")
         if isinstance(loss, Graded | Joint):
             if not tree.ratings:
-                raise ValueError(
+                raise UserError(
                     f"{tree.group[:60]!r} has no ratings; a graded loss needs them: set loss.kind to half-ties"
                 )
             attributes = len(head.names) if isinstance(head, Attributes) else 1
             if attributes > 1 and len(tree.ratings[0]) != attributes:
-                raise ValueError(
+                raise UserError(
                     f"{tree.group[:60]!r} has {len(tree.ratings[0])} ratings a response; head.names has {attributes}"
                 )

@@ -46,7 +46,7 @@ def sft(
 
     Raises:
         NonFinite: a loss or gradient is not finite.
-        ValueError: there are no trees, a path is too long, or `resume` belongs to another run.
+        UserError: there are no trees, a path is too long, or `resume` belongs to another run.
     """
     config = config or SFTConfig()
     token_trees = tokenised(trees, policy.tokenizer)

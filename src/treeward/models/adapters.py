@@ -7,6 +7,7 @@ from typing import Any
 import peft
 from torch import nn
 
+from treeward.errors import UserError
 from treeward.models.loading import LoRA
 
 
@@ -20,7 +21,7 @@ def put_on(module: Any, config: LoRA, task: str, trained_whole: tuple[str, ...] 
     try:
         return peft.get_peft_model(module, plan)
     except ValueError as problem:
-        raise ValueError(f"model.lora.targets {config.targets}: {str(problem).splitlines()[0]}") from None
+        raise UserError(f"model.lora.targets {config.targets}: {str(problem).splitlines()[0]}") from None
 
 
 def does_nothing(module: nn.Module) -> bool:
@@ -37,10 +38,10 @@ def directory_for(place: str | Path) -> Path:
     """The directory that a model is saved into.
 
     Raises:
-        ValueError: a file stands at that place.
+        UserError: a file stands at that place.
     """
     if Path(place).is_file():
-        raise ValueError(f"{str(place)!r} is a file; name a directory to save into")
+        raise UserError(f"{str(place)!r} is a file; name a directory to save into")
     return Path(place)
 
 

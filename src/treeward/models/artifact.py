@@ -16,10 +16,12 @@ import pydantic
 import torch
 from torch import nn
 
-from treeward.data.render import Tokenizer, vocabulary_hash
+from treeward.data.render import vocabulary_hash
+from treeward.errors import UserError
 from treeward.losses.heads import AnyHead, Attributes, Categorical, Logistic, Ordinal, Scalar, rising
 from treeward.models.heads import head_hash
 from treeward.models.loading import description, model_directory
+from treeward.trees.tokens import Tokenizer
 
 NAME = "treeward.json"
 KINDS: dict[str, Any] = {
@@ -85,7 +87,7 @@ def read(path: str) -> dict[str, Any] | None:
     """The `treeward.json` of a local model or run directory; None where there is none.
 
     Raises:
-        ValueError: the path is a run that has no model, or the file is damaged.
+        UserError: the path is a run that has no model, or the file is damaged.
     """
     file = Path(model_directory(path)).expanduser() / NAME
     return description(file) if file.is_file() else None
@@ -95,7 +97,7 @@ def read_reward(path: str) -> dict[str, Any] | None:
     """The `treeward.json` of a reward model; None where there is none, or where it is a policy's.
 
     Raises:
-        ValueError: the file is damaged, or lacks what a reward model needs.
+        UserError: the file is damaged, or lacks what a reward model needs.
     """
     facts = read(path)
     if facts is None or "head" not in facts:
@@ -105,7 +107,7 @@ def read_reward(path: str) -> dict[str, Any] | None:
         lacking.append("head")
     if lacking:
         file = Path(model_directory(path)).expanduser() / NAME
-        raise ValueError(f"{str(file)!r} is damaged: it does not say {lacking[0]!r}")
+        raise UserError(f"{str(file)!r} is damaged: it does not say {lacking[0]!r}")
     return facts
 
 
@@ -113,19 +115,19 @@ def head_of(facts: Mapping[str, Any]) -> tuple[AnyHead, torch.Tensor | None]:
     """The head that `treeward.json` describes, and an ordinal head's thresholds.
 
     Raises:
-        ValueError: the kind is unknown, or a field is wrong.
+        UserError: the kind is unknown, or a field is wrong.
     """
     fields = dict(facts["head"])
     kind, thresholds = fields.pop("kind", None), fields.pop("thresholds", None)
     if not isinstance(kind, str) or kind not in KINDS:
-        raise ValueError(f"{NAME} has a head of kind {kind!r}; known are {', '.join(KINDS)}")
+        raise UserError(f"{NAME} has a head of kind {kind!r}; known are {', '.join(KINDS)}")
     try:
         head: AnyHead = pydantic.TypeAdapter(KINDS[kind]).validate_python(fields)
         numbers = pydantic.TypeAdapter(list[pydantic.FiniteFloat] | None).validate_python(thresholds)
     except pydantic.ValidationError as problem:
         first = problem.errors()[0]
         place = ".".join(map(str, first["loc"])) or "head"
-        raise ValueError(f"{NAME} is damaged: {place}: {first['msg'].lower()}") from None
+        raise UserError(f"{NAME} is damaged: {place}: {first['msg'].lower()}") from None
     return head, None if numbers is None else torch.tensor(numbers)
 
 
@@ -133,13 +135,13 @@ def check_tokenizer(facts: Mapping[str, Any], tokenizer: Tokenizer, path: str) -
     """Refuse a tokenizer or chat template other than the one the model was trained with.
 
     Raises:
-        ValueError: either differs, with the mend.
+        UserError: either differs, with the mend.
     """
     for name, own in (
         ("tokenizer", vocabulary_hash(tokenizer)), ("template", _hash(tokenizer.chat_template or "")),
     ):  # fmt: skip
         if facts[name] != own:
-            raise ValueError(
+            raise UserError(
                 f"model.path {path!r} was trained with another {name}; leave model.tokenizer away, or set "
                 "model.any_tokenizer to true to accept the difference"
             )
@@ -149,10 +151,10 @@ def check_head(facts: Mapping[str, Any], module: nn.Module, path: str) -> None:
     """Refuse weights whose head is not the one that was saved.
 
     Raises:
-        ValueError: the head's hash differs.
+        UserError: the head's hash differs.
     """
     if facts["head_hash"] != head_hash(module):
-        raise ValueError(f"model.path {path!r}: the head's weights are not those that {NAME} was written for")
+        raise UserError(f"model.path {path!r}: the head's weights are not those that {NAME} was written for")
 
 
 def card(head: Mapping[str, Any]) -> str:

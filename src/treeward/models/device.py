@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 
+from treeward.errors import UserError
 from treeward.trees.forward import Precision
 
 AskedPrecision = Literal["auto", "fp32", "bf16"]
@@ -20,13 +21,13 @@ def choose_device(asked: AskedDevice) -> torch.device:
     """The device asked for, or the fastest there is.
 
     Raises:
-        ValueError: the device asked for is not there.
+        UserError: the device asked for is not there.
     """
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if asked == "auto":
         asked = "cuda" if there["cuda"] else "mps" if there["mps"] else "cpu"
     if not there[asked]:
-        raise ValueError(f"model.device is {asked!r}, which this machine does not have; use auto or cpu")
+        raise UserError(f"model.device is {asked!r}, which this machine does not have; use auto or cpu")
     return torch.device(asked)
 
 
@@ -44,10 +45,10 @@ def choose_precision(asked: AskedPrecision, device: torch.device, parameters: in
     """fp32, or bf16 products over fp32 weights where that is native and the model is large enough.
 
     Raises:
-        ValueError: bf16 was asked for on a device without it.
+        UserError: bf16 was asked for on a device without it.
     """
     if asked == "bf16" and device.type == "mps":
-        raise ValueError("model.precision is 'bf16', but MPS runs fp32; use auto or fp32")
+        raise UserError("model.precision is 'bf16', but MPS runs fp32; use auto or fp32")
     if asked != "auto":
         return asked
     return "bf16" if parameters >= SMALL and native_bf16(device) else "fp32"

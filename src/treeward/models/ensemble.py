@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from treeward.errors import UserError
 from treeward.merging.arithmetic import average
 from treeward.models.reward_model import RewardModel
 from treeward.trees.text import Tree
@@ -33,12 +34,12 @@ class Ensemble:
         """Members brought to mean 0 and standard deviation 1 on these held-out trees, so that none outweighs another.
 
         Raises:
-            ValueError: a member gives all of them the same score.
+            UserError: a member gives all of them the same score.
         """
         scores = cls(members).scores(trees)
         centres, scales = scores.mean(1).tolist(), scores.std(1).tolist()
         if min(scales) == 0:
-            raise ValueError(f"member {scales.index(0.0)} gives every text the same score; it has no scale")
+            raise UserError(f"member {scales.index(0.0)} gives every text the same score; it has no scale")
         return cls(members, centres, scales)
 
     def scores(self, trees: Sequence[Tree | TokenTree]) -> Float[Tensor, "M N"]:
@@ -73,11 +74,11 @@ def warm(members: Sequence[RewardModel]) -> RewardModel:
     """The first member with the average of all members' weights; the members' own weights stay as they are.
 
     Raises:
-        ValueError: the members are not alike, or have adapters (merge them first: load their `model/`).
+        UserError: the members are not alike, or have adapters (merge them first: load their `model/`).
     """
     _check_alike(members)
     if any(member.adapter is not None for member in members):
-        raise ValueError("a member has an adapter; load its merged `model/` directory instead")
+        raise UserError("a member has an adapter; load its merged `model/` directory instead")
     averaged = average([member.packed.state_dict() for member in members])
     found = members[0].copy()
     found.packed.load_state_dict(averaged)
@@ -86,11 +87,11 @@ def warm(members: Sequence[RewardModel]) -> RewardModel:
 
 def _check_alike(members: Sequence[RewardModel]) -> None:
     if not members:
-        raise ValueError("an ensemble needs at least one reward model")
+        raise UserError("an ensemble needs at least one reward model")
     first = members[0]
     for number, other in enumerate(members[1:], 1):
         if other.head != first.head:
-            raise ValueError(f"member {number} has the head {other.head}, member 0 {first.head}; members must be alike")
+            raise UserError(f"member {number} has the head {other.head}, member 0 {first.head}; members must be alike")
         same = other.tokenizer.get_vocab() == first.tokenizer.get_vocab()
         if not same or other.tokenizer.chat_template != first.tokenizer.chat_template:
-            raise ValueError(f"member {number} has another tokenizer or template than member 0; members must be alike")
+            raise UserError(f"member {number} has another tokenizer or template than member 0; members must be alike")

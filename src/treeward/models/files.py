@@ -11,7 +11,7 @@ from typing import Any
 import transformers
 
 from treeward.data import world
-from treeward.data.render import Tokenizer
+from treeward.trees.tokens import Tokenizer
 
 GENERIC = ("PreTrainedTokenizer", "TokenizersBackend")
 """Names of the class that takes tokenizer.json as it is."""

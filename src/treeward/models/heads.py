@@ -5,17 +5,19 @@ from typing import Any
 
 from torch import nn
 
+from treeward.errors import UserError
+
 
 def output_layer(module: Any) -> nn.Linear:
     """The last linear layer of a sequence-classification model: its head.
 
     Raises:
-        ValueError: it has none.
+        UserError: it has none.
     """
     width = module.config.num_labels
     found = [part for part in module.modules() if isinstance(part, nn.Linear) and part.out_features == width]
     if not found:
-        raise ValueError(f"{type(module).__name__} has no linear head of {width} outputs")
+        raise UserError(f"{type(module).__name__} has no linear head of {width} outputs")
     return found[-1]
 
 

@@ -21,13 +21,14 @@ from transformers import AutoConfig, AutoTokenizer
 
 from treeward.data import world
 from treeward.data.hub import is_id, reachable
-from treeward.data.render import Tokenizer
+from treeward.errors import UserError
 from treeward.models.device import AskedDevice, AskedPrecision, choose_device, choose_precision, keep_freed_memory
 from treeward.models.kernels import fuse_gelu
 from treeward.models.weights import set_dropout
 from treeward.runs.directory import ENDED
 from treeward.trees.forest import Backend
 from treeward.trees.forward import Precision
+from treeward.trees.tokens import Tokenizer
 
 log = logging.getLogger(__name__)
 CLASSIFIER = "ForSequenceClassification"
@@ -83,13 +84,13 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"model.dropout is {self.dropout}; it lies in [0, 1)")
+            raise UserError(f"model.dropout is {self.dropout}; it lies in [0, 1)")
         if self.path == "world" and self.init == "pretrained":
-            raise ValueError("model.init is 'pretrained', but the embedded 'world' model has no weights; use random")
+            raise UserError("model.init is 'pretrained', but the embedded 'world' model has no weights; use random")
         if self.train == "head" and self.lora is not None:
-            raise ValueError("model.train is 'head', but model.lora trains the backbone too; leave one of them away")
+            raise UserError("model.train is 'head', but model.lora trains the backbone too; leave one of them away")
         if self.config and not self.random:
-            raise ValueError(f"model.config {self.config} shapes a model with random weights; set model.init to random")
+            raise UserError(f"model.config {self.config} shapes a model with random weights; set model.init to random")
 
     @classmethod
     def of(cls, path: str | Path, options: Mapping[str, Any]) -> "ModelConfig":
@@ -97,7 +98,7 @@ class ModelConfig:
 
         Raises:
             TypeError: there is no field of that name; the nearest is named.
-            ValueError: a value is out of range.
+            UserError: a value is out of range.
         """
         names = [field.name for field in fields(cls)]
         for name in options:
@@ -107,7 +108,7 @@ class ModelConfig:
                 raise TypeError(f"unknown option {name!r}{nearest}; there are {', '.join(names[1:])}")
         for name, values in (("device", AskedDevice), ("precision", AskedPrecision)):
             if options.get(name, "auto") not in get_args(values):
-                raise ValueError(f"{name} is {options[name]!r}; it may be {', '.join(get_args(values))}")
+                raise UserError(f"{name} is {options[name]!r}; it may be {', '.join(get_args(values))}")
         return cls(path=str(path), **options)
 
     @property
@@ -130,7 +131,7 @@ def load(config: ModelConfig, auto_class: Any, seed: int, **named: Any) -> Loade
     """Load a model of a transformers auto class in fp32, dropout as asked, in eval mode, and its tokenizer.
 
     Raises:
-        ValueError: the path, its weights or its tokenizer cannot be had, or they do not belong together.
+        UserError: the path, its weights or its tokenizer cannot be had, or they do not belong together.
     """
     device = choose_device(config.device)
     if device.type == "cpu":
@@ -140,7 +141,7 @@ def load(config: ModelConfig, auto_class: Any, seed: int, **named: Any) -> Loade
         plan = world.model_config() if config.path == "world" else _ask(config.path, "config", AutoConfig)
         for name, value in (named | config.config).items():
             if name in config.config and not hasattr(plan, name):
-                raise ValueError(f"model.config has {name!r}, which {type(plan).__name__} does not know")
+                raise UserError(f"model.config has {name!r}, which {type(plan).__name__} does not know")
             _tried(config.path, f"model.config {name!r}", partial(setattr, plan, name, value))
         with seeded(config, seed):
             module = _tried(config.path, "config", lambda: auto_class.from_config(plan, dtype=torch.float32))
@@ -167,7 +168,7 @@ def model_directory(path: str) -> str:
     """Where the model of a path lies: of a run directory its `model/`; any other path, such as a hub id, as it stands.
 
     Raises:
-        ValueError: the path is a run directory that has no model (yet).
+        UserError: the path is a run directory that has no model (yet).
     """
     place = Path(path).expanduser()
     if path == "world" or not place.is_dir() or (place / "config.json").exists():
@@ -178,7 +179,7 @@ def model_directory(path: str) -> str:
         ended = any((place / name).exists() for name in ENDED)
         resume = f"it has not ended; finish it with `treeward resume {path}`, or name another"
         why = "it made none; name another" if ended else resume
-        raise ValueError(f"{path!r} is the directory of a run without a model: {why}")
+        raise UserError(f"{path!r} is the directory of a run without a model: {why}")
     return path
 
 
@@ -194,7 +195,7 @@ def load_tokenizer(config: ModelConfig) -> Tokenizer:
     """The tokenizer named, else the model's own.
 
     Raises:
-        ValueError: there is none at that place.
+        UserError: there is none at that place.
     """
     path = config.tokenizer or config.path
     if path == "world":
@@ -203,7 +204,7 @@ def load_tokenizer(config: ModelConfig) -> Tokenizer:
     tokenizer: Tokenizer = _ask(path, "tokenizer", AutoTokenizer, field)
     longest = getattr(tokenizer, "model_max_length", None)
     if not isinstance(longest, int | float | None):
-        raise ValueError(f"the tokenizer of {path!r} is damaged: its model_max_length is {longest!r}, not a number")
+        raise UserError(f"the tokenizer of {path!r} is damaged: its model_max_length is {longest!r}, not a number")
     return tokenizer
 
 
@@ -225,7 +226,7 @@ def head_of_config(path: str) -> str | None:
     """How the model's class ends by its config.json: ForCausalLM, ForSequenceClassification; None without one.
 
     Raises:
-        ValueError: the file is damaged.
+        UserError: the file is damaged.
     """
     file = Path(model_directory(path)).expanduser() / "config.json"
     names = description(file).get("architectures") if file.is_file() else None
@@ -247,12 +248,12 @@ def embedding_rows(path: str) -> int:
     """How many token ids a model has embeddings for, by its config.json alone.
 
     Raises:
-        ValueError: there is no configuration at that place, or it names no vocabulary.
+        UserError: there is no configuration at that place, or it names no vocabulary.
     """
     plan = world.model_config() if path == "world" else _ask(path, "config", AutoConfig)
     rows = getattr(plan.get_text_config(), "vocab_size", None)
     if rows is None:
-        raise ValueError(f"model.path {path!r} names no vocab_size in its config.json; it is not a language model")
+        raise UserError(f"model.path {path!r} names no vocab_size in its config.json; it is not a language model")
     return int(rows)
 
 
@@ -261,7 +262,7 @@ def check_vocabulary(module: Any, tokenizer: Tokenizer, config: ModelConfig) -> 
     rows = module.get_input_embeddings().num_embeddings
     size = max(len(tokenizer), max(tokenizer.get_vocab().values(), default=0) + 1)
     if size > rows:
-        raise ValueError(
+        raise UserError(
             f"model.tokenizer {config.tokenizer or config.path!r} has ids up to {size - 1}, but the model "
             f"{config.path!r} has {rows} embedding rows; give the model's own tokenizer"
         )
@@ -282,14 +283,14 @@ def description(file: Path) -> dict[str, Any]:
     """The object that a JSON file of a model directory holds.
 
     Raises:
-        ValueError: the file cannot be read or holds something else; it is named.
+        UserError: the file cannot be read or holds something else; it is named.
     """
     try:
         value = json.loads(file.read_bytes())
     except (ValueError, OSError, RecursionError) as problem:
-        raise ValueError(f"{str(file)!r} is damaged ({_line(problem)})") from None
+        raise UserError(f"{str(file)!r} is damaged ({_line(problem)})") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{str(file)!r} is damaged: it holds no JSON object")
+        raise UserError(f"{str(file)!r} is damaged: it holds no JSON object")
     return value
 
 
@@ -301,12 +302,12 @@ def _ask(path: str, what: str, source: Any, field: str = "model.path", **named: 
     path = model_directory(path)
     local = Path(path).expanduser()
     if local.is_file():
-        raise ValueError(f"{field} {path!r} is a file; name the directory that holds it, or a hub id")
+        raise UserError(f"{field} {path!r} is a file; name the directory that holds it, or a hub id")
     if local.is_dir():
         _check_directory(local, path, what, field)
         path, named = str(local), named | {"local_files_only": True}
     elif local.exists() or not is_id(path):
-        raise ValueError(f"{field} {path!r} is not a directory")
+        raise UserError(f"{field} {path!r} is not a directory")
     elif not reachable():
         named |= {"local_files_only": True}
     absent = not local.is_dir() and bool(named.get("local_files_only"))
@@ -325,40 +326,40 @@ def _tried(path: str, what: str, call: Callable[[], Any], field: str = "model.pa
         if not isinstance(problem, UNLOADABLE) and type(problem) is not Exception:
             raise
         if absent:
-            raise ValueError(
+            raise UserError(
                 f"{field} {path!r} is not a directory here, and as a hub id its {what} is not on this machine and the "
                 "hub cannot be reached; give a local directory or 'world'"
             ) from None
-        raise ValueError(f"the {what} of {path!r} cannot be loaded ({_line(problem)})") from None
+        raise UserError(f"the {what} of {path!r} cannot be loaded ({_line(problem)})") from None
 
 
 def _check_directory(local: Path, path: str, what: str, field: str) -> None:
     """Refuse a model directory that lacks a file, holds a damaged description, or points outside itself."""
     if not (local / "config.json").exists() and (local / "adapter_config.json").exists():
-        raise ValueError(
+        raise UserError(
             f"model.path {path!r} holds an adapter alone; name the directory with the merged weights, or the base model"
         )
     if what == "weights" and not any(local.glob("*.safetensors")) and not any(local.glob("*.bin")):
-        raise ValueError(
+        raise UserError(
             f"model.path {path!r} holds no weights (no .safetensors or .bin); set model.init to random to draw them "
             "from config.json"
         )
     if what == "tokenizer" and not has_tokenizer(local):
         model = field == "model.tokenizer" or (local / "config.json").exists()
         missing = "" if model else " and no config.json, so it is not a model directory"
-        raise ValueError(f"{field} {path!r} holds no tokenizer{missing}; name one with model.tokenizer")
+        raise UserError(f"{field} {path!r} holds no tokenizer{missing}; name one with model.tokenizer")
     if what != "tokenizer" and not (local / "config.json").exists():
-        raise ValueError(f"model.path {path!r} holds no config.json, so it is not a model directory")
+        raise UserError(f"model.path {path!r} holds no config.json, so it is not a model directory")
     descriptions = {name: description(local / name) for name in DESCRIPTIONS if (local / name).is_file()}
     foreign = [name for name, value in descriptions.get("config.json", {}).items() if "attn_implementation" in name
                and "/" in str(value)]  # fmt: skip
     if foreign:
-        raise ValueError(f"{str(local / 'config.json')!r} asks for code from the hub ({foreign[0]}); take it out")
+        raise UserError(f"{str(local / 'config.json')!r} asks for code from the hub ({foreign[0]}); take it out")
     for name in INDICES:
         if (local / name).is_file():
             files = description(local / name).get("weight_map")
             if not isinstance(files, dict) or not all(isinstance(f, str) and Path(f).name == f for f in files.values()):
-                raise ValueError(f"{str(local / name)!r} is damaged: weight_map does not name files of the directory")
+                raise UserError(f"{str(local / name)!r} is damaged: weight_map does not name files of the directory")
 
 
 def has_tokenizer(directory: Path) -> bool:
@@ -371,7 +372,7 @@ def _complete(module: Any, info: dict[str, Any], path: str) -> Any:
     missing = sorted(info["missing_keys"])
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise ValueError(f"the weights of {path!r} lack {missing[0]!r}{more}; they are of another model, or damaged")
+        raise UserError(f"the weights of {path!r} lack {missing[0]!r}{more}; they are of another model, or damaged")
     return module
 
 

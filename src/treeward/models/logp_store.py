@@ -20,6 +20,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from treeward.errors import UserError
+
 LIMIT = 2 * 10**9
 """Bytes of values that a store keeps."""
 CHUNK = 500
@@ -49,7 +51,7 @@ class LogpStore:
     """Per-token log-probabilities by key, in the file `path`, at most `limit` bytes of them.
 
     Raises:
-        ValueError: the file is not a store, or cannot be written.
+        UserError: the file is not a store, or cannot be written.
     """
 
     def __init__(self, path: Path, limit: int = LIMIT) -> None:
@@ -101,13 +103,13 @@ class LogpStore:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             base = sqlite3.connect(self.path, timeout=WAIT)
         except (OSError, sqlite3.Error) as problem:
-            raise ValueError(f"the store {str(self.path)!r} cannot be opened ({problem}); {MEND}") from None
+            raise UserError(f"the store {str(self.path)!r} cannot be opened ({problem}); {MEND}") from None
         try:
             with base:
                 base.execute("PRAGMA synchronous = NORMAL")
                 yield base
         except sqlite3.Error as problem:
-            raise ValueError(f"the store {str(self.path)!r} cannot be used ({problem}); {MEND}") from None
+            raise UserError(f"the store {str(self.path)!r} cannot be used ({problem}); {MEND}") from None
         finally:
             base.close()
 

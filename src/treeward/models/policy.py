@@ -9,14 +9,15 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from treeward.data.render import Tokenizer, end_id, token_tree
+from treeward.data.render import end_id, token_tree
+from treeward.errors import UserError
 from treeward.losses.logprobs import sum_by_branch
 from treeward.models import adapters, artifact, vocabulary
 from treeward.models.loading import CLASSIFIER, ModelConfig, head_of_config, load, seeded
 from treeward.trees.forest import Forest
 from treeward.trees.forward import TreeLM
 from treeward.trees.text import Tree
-from treeward.trees.tokens import TokenTree
+from treeward.trees.tokens import Tokenizer, TokenTree
 from treeward.trees.verify import verify_once
 
 TOKEN_BUDGET = {"cpu": 1024, "cuda": 16384, "mps": 4096}
@@ -39,7 +40,7 @@ class Policy:
         `ModelConfig` (precision, device, ...).
 
         Raises:
-            ValueError: nothing loadable is there, or the tokenizer is another model's or has no end token.
+            UserError: nothing loadable is there, or the tokenizer is another model's or has no end token.
         """
         return cls.trained(ModelConfig.of(path, options), seed)
 
@@ -57,10 +58,10 @@ class Policy:
         Whether its tokenizer is the model's own is left to the checks before the first step (F09).
 
         Raises:
-            ValueError: nothing loadable is there, it is a reward model, or its tokenizer has no end token.
+            UserError: nothing loadable is there, it is a reward model, or its tokenizer has no end token.
         """
         if not config.random and head_of_config(config.path) == CLASSIFIER:
-            raise ValueError(f"model.path {config.path!r} is a reward model or classifier; name a policy")
+            raise UserError(f"model.path {config.path!r} is a reward model or classifier; name a policy")
         loaded = load(config, AutoModelForCausalLM, seed)
         vocabulary.check_end(config, loaded.tokenizer, loaded.model)
         if config.random and config.tokenizer is not None:
@@ -97,7 +98,7 @@ class Policy:
         `directory/adapter`.
 
         Raises:
-            ValueError: a file stands at that place.
+            UserError: a file stands at that place.
         """
         directory = adapters.directory_for(directory)
         adapters.save(self.adapter, self.packed.model, directory, adapter_directory)
@@ -119,7 +120,7 @@ def token_logps(policy: Policy, trees: Sequence[Tree | TokenTree]) -> list[list[
     The layout is verified against plain calls first.
 
     Raises:
-        ValueError: a path is longer than the model's positions.
+        UserError: a path is longer than the model's positions.
     """
     token_trees = tokenised(trees, policy.tokenizer)
     found: dict[int, list[Tensor]] = {}
@@ -138,7 +139,7 @@ def branch_logps(policy: Policy, trees: Sequence[Tree | TokenTree]) -> Float[Ten
     The layout is verified against plain calls first. No gradient is kept.
 
     Raises:
-        ValueError: a path is longer than the model's positions.
+        UserError: a path is longer than the model's positions.
     """
     token_trees = tokenised(trees, policy.tokenizer)
     return branch_sums(policy.packed, token_trees, policy.token_budget)

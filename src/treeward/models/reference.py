@@ -5,8 +5,8 @@ switched off: in both cases what the policy was before the first step, bit for b
 before is copied, since the adapter is part of the start. Or another model that is named; or a moving average of the
 policy (EMA), which follows it step by step.
 
-Log-probabilities of a reference that cannot move are computed once; with a store they outlive the run. Of those read from
-a store, eight are computed again at every reading, so that numbers of other weights cannot pass.
+Log-probabilities of a reference that cannot move are computed once; with a store they outlive the run. Of those read
+from a store, eight are computed again at every reading, so that numbers of other weights cannot pass.
 """
 
 import copy
@@ -26,6 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from treeward.data.render import vocabulary_hash
+from treeward.errors import UserError
 from treeward.losses.logprobs import sum_by_branch
 from treeward.models import adapters
 from treeward.models.logp_store import MEND, LogpStore, default_path, key
@@ -73,7 +74,7 @@ class EMA:
 
     def __post_init__(self) -> None:
         if not 0 < self.rate < 1:
-            raise ValueError(f"reference.rate is {self.rate}; it lies between 0 and 1 (0.01 is usual)")
+            raise UserError(f"reference.rate is {self.rate}; it lies between 0 and 1 (0.01 is usual)")
 
 
 AnyReference = Frozen | EMA
@@ -114,13 +115,13 @@ class ReferenceModel:
         """The policy as it stands: its base weights where it has an adapter that does nothing yet, else a frozen copy.
 
         Raises:
-            ValueError: the policy has a new adapter and a base weight is trainable, so that the base would move.
+            UserError: the policy has a new adapter and a base weight is trainable, so that the base would move.
         """
         if policy.adapter is None or not adapters.does_nothing(policy.packed.model):
             return cls(_frozen(policy), policy, store=store)
         moving = [n for n, p in policy.packed.named_parameters() if p.requires_grad and "lora_" not in n]
         if moving:
-            raise ValueError(f"the reference is the policy with its adapter off, but {moving[0]!r} trains as well")
+            raise UserError(f"the reference is the policy with its adapter off, but {moving[0]!r} trains as well")
         return cls(policy.packed, policy, policy.adapter, store)
 
     @cached_property
@@ -153,7 +154,7 @@ class ReferenceModel:
         """log reference(response | prompt) of each tree's branches, from the store where they are there.
 
         Raises:
-            ValueError: a value of the store is not what the reference gives now.
+            UserError: a value of the store is not what the reference gives now.
         """
         unique = list(dict.fromkeys(trees))
         if self.store is None:
@@ -162,7 +163,7 @@ class ReferenceModel:
         keys, known = self._stored(self.store, unique)
         found = self._audited(unique, keys, known, token_budget)
         if not found.passed:
-            raise ValueError(f"F22: {found.detail}")
+            raise UserError(f"F22: {found.detail}")
         missing = {
             tree: TokenTree(tree.prompt, left, tree.group) for tree in unique
             if (left := tuple(b for b, k in zip(tree.branches, keys[tree], strict=True) if k not in known))
@@ -234,7 +235,7 @@ class EMAReference(ReferenceModel):
 
     def __init__(self, policy: Policy, rate: float) -> None:
         if policy.adapter is not None:
-            raise ValueError(
+            raise UserError(
                 "reference.kind is 'ema', which follows all weights, but model.lora trains an adapter alone"
             )
         super().__init__(_frozen(policy), policy)
@@ -252,7 +253,7 @@ def reference_for(policy: Policy, asked: AnyReference) -> ReferenceModel:
     """The reference that a configuration asks for, taken from the policy as it stands.
 
     Raises:
-        ValueError: another model is named that cannot be loaded or has another tokenizer; the policy has an adapter
+        UserError: another model is named that cannot be loaded or has another tokenizer; the policy has an adapter
             and an EMA is asked for.
     """
     if isinstance(asked, EMA):
@@ -264,7 +265,7 @@ def reference_for(policy: Policy, asked: AnyReference) -> ReferenceModel:
         asked.path, precision=policy.packed.precision, device=policy.packed.device.type, any_tokenizer=True
     )  # fmt: skip
     if vocabulary_hash(other.tokenizer) != vocabulary_hash(policy.tokenizer):
-        raise ValueError(f"reference.path {asked.path!r} has another tokenizer than the policy; name one of its family")
+        raise UserError(f"reference.path {asked.path!r} has another tokenizer than the policy; name one of its family")
     return ReferenceModel(other.packed.requires_grad_(False).eval(), other, store=asked.open())
 
 

@@ -14,7 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
-from treeward.data.render import Tokenizer, end_id
+from treeward.data.render import end_id
+from treeward.errors import UserError
 from treeward.losses.heads import AnyHead, Scalar, freed
 from treeward.models import adapters, artifact, vocabulary
 from treeward.models.heads import output_layer, outside_backbone, zero_head
@@ -22,7 +23,7 @@ from treeward.models.loading import ModelConfig, load, seeded
 from treeward.models.policy import TOKEN_BUDGET, in_order, tokenised
 from treeward.trees.forward import TreeScorer
 from treeward.trees.text import Tree
-from treeward.trees.tokens import TokenTree
+from treeward.trees.tokens import Tokenizer, TokenTree
 from treeward.trees.verify import verify_once
 
 
@@ -44,7 +45,7 @@ class RewardModel:
         fields of `ModelConfig`.
 
         Raises:
-            ValueError: nothing loadable is there, it has no trained head, or the tokenizer is not the one it was
+            UserError: nothing loadable is there, it has no trained head, or the tokenizer is not the one it was
                 trained with.
         """
         return cls.trained(ModelConfig.of(path, options), seed)
@@ -54,7 +55,7 @@ class RewardModel:
         """As `load`, from a `model` section."""
         model = cls.from_config(config, seed)
         if not model.has_trained_head:
-            raise ValueError(f"model.path {config.path!r} has no trained head; train one with `treeward reward`")
+            raise UserError(f"model.path {config.path!r} has no trained head; train one with `treeward reward`")
         if config.tokenizer is not None:
             vocabulary.refuse_foreign(config, model.tokenizer, model.packed.model)
         return model
@@ -66,12 +67,12 @@ class RewardModel:
         `head` None is the saved model's own, else a scalar.
 
         Raises:
-            ValueError: as `load`, or the saved model's head is another one.
+            UserError: as `load`, or the saved model's head is another one.
         """
         saved = None if config.random else artifact.read_reward(config.path)
         own, thresholds = artifact.head_of(saved) if saved else (None, None)
         if own is not None and head is not None and head != own:
-            raise ValueError(f"model.path {config.path!r} has the head {own}; it cannot be trained as {head}")
+            raise UserError(f"model.path {config.path!r} has the head {own}; it cannot be trained as {head}")
         head = own or head or Scalar()
         loaded = load(config, _Loader, seed, num_labels=head.width)
         vocabulary.check_end(config, loaded.tokenizer, loaded.model)
@@ -113,7 +114,7 @@ class RewardModel:
         """What the head reads of every branch, in order; no gradient is kept. Text is cut at the model's budgets.
 
         Raises:
-            ValueError: a path is longer than the model's positions.
+            UserError: a path is longer than the model's positions.
         """
         token_trees = tokenised(trees, self.tokenizer, self.budgets)
         with torch.no_grad():
@@ -124,7 +125,7 @@ class RewardModel:
         """The raw score of every branch, in order: the scalar, or the mean of the distribution on 1..B.
 
         Raises:
-            ValueError: a path is longer than the model's positions.
+            UserError: a path is longer than the model's positions.
         """
         return self.head.scores(self.outputs(trees))
 
@@ -132,12 +133,10 @@ class RewardModel:
         """Probabilities over 1..B of every branch, in order; with several attributes one row each.
 
         Raises:
-            ValueError: the head is a scalar, or a path is longer than the model's positions.
+            UserError: the head is a scalar, or a path is longer than the model's positions.
         """
         if isinstance(self.head, Scalar):
-            raise ValueError(
-                "this reward model has a scalar head and no distribution; train one with another head.kind"
-            )
+            raise UserError("this reward model has a scalar head and no distribution; train one with another head.kind")
         found = self.head.log_probs(self.outputs(trees)).exp()
         return found[:, 0] if found.shape[1] == 1 else found
 
@@ -155,7 +154,7 @@ class RewardModel:
         `adapter_directory` in peft's layout, by default `directory/adapter`.
 
         Raises:
-            ValueError: a file stands at that place.
+            UserError: a file stands at that place.
         """
         directory = adapters.directory_for(directory)
         adapters.save(self.adapter, self.packed.model, directory, adapter_directory)
@@ -185,11 +184,11 @@ class _Loader:
         try:
             module, info = AutoModelForSequenceClassification.from_pretrained(path, **named)
         except RuntimeError as problem:
-            raise ValueError(f"its head has another width: {str(problem).splitlines()[0]}") from None
+            raise UserError(f"its head has another width: {str(problem).splitlines()[0]}") from None
         outside = set(outside_backbone(module))
         other = [key for key in info["missing_keys"] if key not in outside]
         if other:
-            raise ValueError(f"its weights lack {other[0]} and {len(other) - 1} more")
+            raise UserError(f"its weights lack {other[0]} and {len(other) - 1} more")
         return zero_head(module) if info["missing_keys"] else module
 
 

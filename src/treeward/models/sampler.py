@@ -22,11 +22,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from treeward.errors import UserError
 from treeward.losses.logprobs import token_logps
 from treeward.models.policy import Policy
 from treeward.stats.intervals import Floats
 from treeward.trees.forward import TreeLM
-from treeward.trees.tokens import TokenTree
+from treeward.trees.rollout import Rollout
+from treeward.trees.tokens import Tokenizer, TokenTree
 from treeward.trees.verify import FAILURES, FEWEST, VALUE_LIMIT, out_of_memory, verify_once
 
 log = logging.getLogger(__name__)
@@ -77,19 +79,6 @@ def row_ids(prompts: Sequence[TokenTree]) -> list[str]:
     return names
 
 
-@dataclass(frozen=True)
-class Rollout:
-    """Sampled trees, in the order of their prompts, and by tree and branch the log-probability of each token, in nats.
-
-    `logps` are those of the policy itself, whatever the temperature; `drawn_logps` those of the distribution that was
-    sampled from, which at temperature 1 is the policy. Both are None where a sampler records none.
-    """
-
-    trees: list[TokenTree]
-    logps: list[list[Float[Tensor, "_"]]] | None = None
-    drawn_logps: list[list[Float[Tensor, "_"]]] | None = None
-
-
 @runtime_checkable
 class Sampler(Protocol):
     """Prompts in, trees with K branches out, in order."""
@@ -106,6 +95,7 @@ class DecodeSampler:
     max_new_tokens: int = 64
     temperature: float = 1.0
     batch: int = 128
+    tokenizer: Tokenizer = None
 
     def __post_init__(self) -> None:
         check_sampling(self.max_new_tokens, self.temperature)
@@ -113,7 +103,7 @@ class DecodeSampler:
     @classmethod
     def of(cls, policy: Policy, max_new_tokens: int = 64, temperature: float = 1.0) -> "DecodeSampler":
         """A sampler of the policy as it is at each call."""
-        return cls(policy.packed, policy.end_ids, max_new_tokens, temperature)
+        return cls(policy.packed, policy.end_ids, max_new_tokens, temperature, tokenizer=policy.tokenizer)
 
     def __call__(self, prompts: Sequence[TokenTree], samples: int, noise: Noise) -> Rollout:
         """K = `samples` branches for each prompt; `row_ids` says which noise belongs to which prompt.
@@ -123,17 +113,17 @@ class DecodeSampler:
         where the layout is the tree; for any other model, prompts of one length are decoded together.
 
         Raises:
-            ValueError: a sample might be longer than the model's positions, or the layout is not that of plain calls.
+            UserError: a sample might be longer than the model's positions, or the layout is not that of plain calls.
             FloatingPointError: the model's logits are not finite.
         """
         longest = max((len(tree.prompt) for tree in prompts), default=0) + self.max_new_tokens
         if self.packed.positions is not None and longest > self.packed.positions:
-            raise ValueError(
+            raise UserError(
                 f"max_new_tokens is {self.max_new_tokens}: with the longest prompt that makes {longest} tokens, more "
                 f"than the model's {self.packed.positions} positions; lower it or data.max_prompt"
             )
         if not prompts:
-            return Rollout([], [], [])
+            return Rollout([], self.tokenizer, [], [])
         with torch.no_grad():
             verify_once(self.packed, self._probes([tree.prompt for tree in prompts]))
             self._find_cache(max((tree.prompt for tree in prompts), key=len))
@@ -145,7 +135,11 @@ class DecodeSampler:
             rows = self._decode([prompts[place].prompt for place in places], samples, np.stack(uniforms))
             done |= {place: rows[n * samples : (n + 1) * samples] for n, place in enumerate(places)}
         return Rollout(
-            [TokenTree(t.prompt, tuple(ids for ids, _, _ in done[n]), t.group) for n, t in enumerate(prompts)],
+            [
+                TokenTree(tree.prompt, tuple(ids for ids, _, _ in done[n]), tree.group, row=tree.row)
+                for n, tree in enumerate(prompts)
+            ],
+            self.tokenizer,
             [[logps for _, logps, _ in done[n]] for n in range(len(prompts))],
             [[drawn for _, _, drawn in done[n]] for n in range(len(prompts))],
         )
@@ -283,26 +277,27 @@ class ScriptedSampler:
     """A sampler for tests: it answers each prompt (by its ids) with the branches of a script, in turn."""
 
     script: Mapping[tuple[int, ...], Sequence[tuple[int, ...]]]
+    tokenizer: Tokenizer = None
 
     def __call__(self, prompts: Sequence[TokenTree], samples: int, noise: Noise) -> Rollout:
         lines = [self.script[tree.prompt] for tree in prompts]
         trees = [
-            TokenTree(tree.prompt, tuple(line[k % len(line)] for k in range(samples)), tree.group)
+            TokenTree(tree.prompt, tuple(line[k % len(line)] for k in range(samples)), tree.group, row=tree.row)
             for tree, line in zip(prompts, lines, strict=True)
         ]
-        return Rollout(trees)
+        return Rollout(trees, self.tokenizer)
 
 
 def check_sampling(max_new_tokens: int, temperature: float) -> None:
     """Refuse settings under which nothing can be sampled.
 
     Raises:
-        ValueError: `max_new_tokens` is below 1, or `temperature` not above 0.
+        UserError: `max_new_tokens` is below 1, or `temperature` not above 0.
     """
     if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
+        raise UserError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
     if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature is {temperature}; it must be above 0 (1 samples the policy itself)")
+        raise UserError(f"temperature is {temperature}; it must be above 0 (1 samples the policy itself)")
 
 
 def draw(logits: Float[Tensor, "N V"], temperature: float, uniforms: Float[Tensor, "N"]) -> Int[Tensor, "N"]:

@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from treeward.data.render import Tokenizer, adds_bos, closing_id, end_id, vocabulary_hash
+from treeward.data.render import adds_bos, closing_id, end_id, vocabulary_hash
+from treeward.errors import UserError
 from treeward.models import artifact
 from treeward.models.loading import ModelConfig, own_tokenizer
+from treeward.trees.tokens import Tokenizer
 
 SPARE_ROWS, SPARE_SHARE = 1024, 0.05
 """Embeddings are padded to round sizes: Phi-2 has 905 rows more than tokens, DeepSeek-LLM 2.3 % more. A gap counts only
@@ -50,11 +52,11 @@ def refuse_foreign(config: ModelConfig, tokenizer: Tokenizer, module: Any) -> No
     """Refuse a tokenizer of another model.
 
     Raises:
-        ValueError: it is another model's; the names, sizes and first difference are said.
+        UserError: it is another model's; the names, sizes and first difference are said.
     """
     for finding in compare(config, tokenizer, module):
         if not finding.passed:
-            raise ValueError(
+            raise UserError(
                 f"F09: {finding.detail}; name the model's own tokenizer, or accept it by setting "
                 "model.any_tokenizer to true"
             )
@@ -64,14 +66,14 @@ def check_end(config: ModelConfig, tokenizer: Tokenizer, module: Any) -> None:
     """Refuse a tokenizer that cannot end a response.
 
     Raises:
-        ValueError: it has neither EOS nor an encoder's SEP; a token that could be EOS is named.
+        UserError: it has neither EOS nor an encoder's SEP; a token that could be EOS is named.
     """
     if closing_id(tokenizer) is not None:
         return
     name = config.tokenizer or config.path
     candidate = _end_candidate(tokenizer, module)
     example = f'"eos_token": "{candidate}"' if candidate else "an eos_token"
-    raise ValueError(
+    raise UserError(
         f"the tokenizer of {name!r} has no end token (eos_token), so no response could end; set {example} in its "
         "tokenizer_config.json, or name another with model.tokenizer"
     )

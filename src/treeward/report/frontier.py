@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from treeward.errors import UserError
 from treeward.report import frontier_figure
 from treeward.report.html import write_html
 from treeward.stats import diversity
@@ -57,11 +58,11 @@ class Runs:
         """Read run directories.
 
         Raises:
-            ValueError: a run has not ended, has no score or KL, or was measured on other prompts, by another scorer or
+            UserError: a run has not ended, has no score or KL, or was measured on other prompts, by another scorer or
                 on samples that were drawn otherwise.
         """
         if not paths:
-            raise ValueError("no run is named; a frontier needs at least one run directory")
+            raise UserError("no run is named; a frontier needs at least one run directory")
         receipts = [json.loads(_file(path, "receipt.json").read_text(encoding="utf-8")) for path in paths]
         configs = [yaml.safe_load(_file(path, "config.yaml").read_text(encoding="utf-8")) for path in paths]
         samples = [
@@ -73,14 +74,14 @@ class Runs:
         drawn = [{name: config.get("evaluation", {}).get(name) for name in _DRAWN} for config in configs]
         for path, own in zip(paths, drawn, strict=True):
             if own != drawn[0]:
-                raise ValueError(
+                raise UserError(
                     f"{str(path)!r} was sampled with {_said(own)}, {str(paths[0])!r} with {_said(drawn[0])}; compare "
                     "runs of one evaluation section"
                 )
         starts = [config.get("model", {}).get("path") for config in configs]
         for path, start in zip(paths, starts, strict=True):
             if start != starts[0]:
-                raise ValueError(
+                raise UserError(
                     f"{str(path)!r} began from model.path {start!r}, {str(paths[0])!r} from {starts[0]!r}; KL is "
                     "measured from the start, so compare runs of one"
                 )
@@ -115,7 +116,7 @@ def write_frontier(paths: Sequence[Path], out: Path) -> Path:
     """Write the page of several runs to `out` (HTML) and its figure beside it as PNG.
 
     Raises:
-        ValueError: as `Runs.read`.
+        UserError: as `Runs.read`.
     """
     runs = Runs.read(paths)
     rows = runs.rows()
@@ -208,7 +209,7 @@ def _said(values: Mapping[str, Any]) -> str:
 
 def _file(path: Path, name: str) -> Path:
     if not (path / name).exists():
-        raise ValueError(f"{str(path)!r} has no {name}: it is not a run that has ended; leave it out or finish it")
+        raise UserError(f"{str(path)!r} has no {name}: it is not a run that has ended; leave it out or finish it")
     return path / name
 
 
@@ -223,16 +224,16 @@ def _comparable(
     have = every(receipt)
     scored = bool(rows) and "ids_after" in rows[0] and rows[0].get("score_after") is not None
     if "score" not in have or "kl" not in have or not scored:
-        raise ValueError(
+        raise UserError(
             f"{str(path)!r} has no score and KL: run it with evaluation.scorer, at temperature 1, and this version"
         )
     if receipt["scorer"] != other["scorer"]:
-        raise ValueError(
+        raise UserError(
             f"{str(path)!r} was scored by {receipt['scorer']!r}, {str(first)!r} by {other['scorer']!r}; compare runs "
             "of one evaluation.scorer"
         )
     if {(row["group"], row["prompt"]) for row in rows} != {(row["group"], row["prompt"]) for row in others}:
-        raise ValueError(
+        raise UserError(
             f"{str(path)!r} was measured on other prompts than {str(first)!r}; compare runs of one data section and "
             "one evaluation.prompts"
         )

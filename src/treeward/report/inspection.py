@@ -9,6 +9,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from treeward.errors import UserError
 from treeward.report.figures import ACCENT, INK, SIZE, SOFT, STYLE, legend_above, svg
 from treeward.report.html import write_html
 from treeward.report.inspection_tables import remarks, sections, unit
@@ -20,10 +21,10 @@ def write_inspection(path: Path) -> Path:
     """Write the histograms and `inspect.html` into the directory that holds the figures.
 
     Raises:
-        ValueError: there are no figures at that place.
+        UserError: there are no figures at that place.
     """
     if not (path / "inspect.json").exists():
-        raise ValueError(f"{str(path)!r} holds no inspect.json")
+        raise UserError(f"{str(path)!r} holds no inspect.json")
     facts = json.loads((path / "inspect.json").read_text(encoding="utf-8"))
     bars = json.loads((path / "histograms.json").read_text(encoding="utf-8"))
     return write_html(

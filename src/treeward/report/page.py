@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from treeward.errors import UserError
 from treeward.report import figures
 from treeward.report.html import write_html
 from treeward.stats.formatting import number
@@ -25,7 +26,7 @@ def write_page(run: Path, stages: Sequence[Path] | None = None, title: str | Non
     """Write `run/report.html` from the run directories `stages` (the run itself, if none are named).
 
     Raises:
-        ValueError: a stage has no receipt yet.
+        UserError: a stage has no receipt yet.
     """
     facts = [stage_facts(stage) for stage in stages or [run]]
     return write_html("page.html", run / "report.html", title=title or run.name, stages=facts)
@@ -34,7 +35,7 @@ def write_page(run: Path, stages: Sequence[Path] | None = None, title: str | Non
 def stage_facts(run: Path) -> dict[str, Any]:
     """What the page shows of one run directory."""
     if not (run / "receipt.json").exists():
-        raise ValueError(f"{str(run)!r} has no receipt.json: the run has not ended")
+        raise UserError(f"{str(run)!r} has no receipt.json: the run has not ended")
     receipt = json.loads((run / "receipt.json").read_text(encoding="utf-8"))
     metrics = _lines(run / "metrics.jsonl")
     samples = _lines(run / "samples.jsonl")

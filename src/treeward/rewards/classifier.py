@@ -16,10 +16,10 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
-from treeward.data.render import Tokenizer
+from treeward.errors import UserError
 from treeward.models.loading import ModelConfig, load
 from treeward.rewards import texts
-from treeward.trees.tokens import TokenTree
+from treeward.trees.tokens import Tokenizer, TokenTree
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class Classifier:
         """The classifier of a directory or hub id, `#LABEL` behind it where one is to be named.
 
         Raises:
-            ValueError: nothing loadable is there, or the label is missing or unknown.
+            UserError: nothing loadable is there, or the label is missing or unknown.
         """
         path, _, label = name.partition("#")
         loaded = load(ModelConfig(path=path), AutoModelForSequenceClassification, 0)
@@ -108,11 +108,11 @@ def _place(config: Any, name: str, label: str) -> int:
     labels = [str(config.id2label[place]) for place in range(config.num_labels)]
     if label:
         if label not in labels:
-            raise ValueError(f"scorer {name!r}: the classifier has no label {label!r}; it has {', '.join(labels)}")
+            raise UserError(f"scorer {name!r}: the classifier has no label {label!r}; it has {', '.join(labels)}")
         if len(labels) == 1:
-            raise ValueError(f"scorer {name!r}: the classifier has one label; leave #{label} away")
+            raise UserError(f"scorer {name!r}: the classifier has one label; leave #{label} away")
         return labels.index(label)
     if len(labels) > 2:
         path = name.partition("#")[0]
-        raise ValueError(f"scorer {name!r} has the labels {', '.join(labels)}; name one, such as {path}#{labels[-1]}")
+        raise UserError(f"scorer {name!r} has the labels {', '.join(labels)}; name one, such as {path}#{labels[-1]}")
     return len(labels) - 1

@@ -7,9 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from treeward.data import world
-from treeward.data.render import Tokenizer
 from treeward.rewards import texts
-from treeward.trees.tokens import TokenTree
+from treeward.trees.tokens import Tokenizer, TokenTree
 
 
 class Gold:

@@ -13,11 +13,11 @@ from dataclasses import replace
 from jaxtyping import Float
 from torch import Tensor
 
-from treeward.data.render import Tokenizer, decode, opening_id
+from treeward.data.render import opening_id
 from treeward.models.reward_model import RewardModel
 from treeward.rewards import texts
 from treeward.trees.text import Response, Tree
-from treeward.trees.tokens import TokenTree
+from treeward.trees.tokens import Tokenizer, TokenTree, decode
 
 log = logging.getLogger(__name__)
 

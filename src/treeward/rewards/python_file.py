@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from treeward.data.render import Tokenizer
+from treeward.errors import UserError
 from treeward.rewards import texts
-from treeward.trees.tokens import TokenTree
+from treeward.trees.tokens import Tokenizer, TokenTree
 
 SUFFIX = ".py:"
 
@@ -33,12 +33,12 @@ class PythonFile:
         """The function that `file.py:name` says.
 
         Raises:
-            ValueError: there is no such file, it cannot be run, or it defines no such function.
+            UserError: there is no such file, it cannot be run, or it defines no such function.
         """
         file, _, function = name.rpartition(":")
         path = Path(file).expanduser()
         if not path.is_file():
-            raise ValueError(f"scorer {name!r}: there is no file {file!r}; write it as FILE.py:FUNCTION")
+            raise UserError(f"scorer {name!r}: there is no file {file!r}; write it as FILE.py:FUNCTION")
         spec = importlib.util.spec_from_file_location(f"treeward_scorer_{path.stem}", path)
         assert spec is not None
         assert spec.loader is not None
@@ -47,10 +47,10 @@ class PythonFile:
             spec.loader.exec_module(module)
         except (Exception, SystemExit) as problem:  # a user's file may raise anything
             said = " ".join(f"{type(problem).__name__}: {problem}".split())
-            raise ValueError(f"scorer {name!r}: {file!r} cannot be run ({said[:200]}); correct the file") from problem
+            raise UserError(f"scorer {name!r}: {file!r} cannot be run ({said[:200]}); correct the file") from problem
         found = getattr(module, function, None)
         if not callable(found):
-            raise ValueError(f"scorer {name!r}: {file!r} defines no function {function!r}; name one that it defines")
+            raise UserError(f"scorer {name!r}: {file!r} defines no function {function!r}; name one that it defines")
         return cls(found, name)
 
     def __call__(self, trees: Sequence[TokenTree], tokenizer: Tokenizer) -> Float[Tensor, "N"]:

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from treeward.data.render import Tokenizer
+from treeward.errors import UserError
 from treeward.rewards import texts
-from treeward.trees.tokens import TokenTree
+from treeward.trees.tokens import Tokenizer, TokenTree
 
 COUNT = "count:"
 
@@ -35,7 +35,7 @@ class Count:
 
     def __post_init__(self) -> None:
         if not self.word.strip():
-            raise ValueError(f"scorer {self.name!r} names no word; write count:WORD, such as count:good")
+            raise UserError(f"scorer {self.name!r} names no word; write count:WORD, such as count:good")
 
     @property
     def name(self) -> str:

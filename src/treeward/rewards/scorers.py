@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from treeward.data.render import Tokenizer, decode
+from treeward.errors import UserError
 from treeward.models import artifact
 from treeward.models.loading import CLASSIFIER, ModelConfig, head_of_config, load_tokenizer, model_directory
 from treeward.models.reward_model import RewardModel
@@ -21,7 +21,7 @@ from treeward.rewards.judge import Judge
 from treeward.rewards.python_file import SUFFIX, PythonFile
 from treeward.rewards.rule import COUNT, Count, Length
 from treeward.rewards.texts import BadScore
-from treeward.trees.tokens import TokenTree
+from treeward.trees.tokens import Tokenizer, TokenTree, decode
 
 
 @runtime_checkable
@@ -65,14 +65,14 @@ def find(name: str) -> Finite:
     model; any other is a classifier.
 
     Raises:
-        ValueError: there is no such scorer.
+        UserError: there is no such scorer.
     """
     threads = torch.get_num_threads()
     try:
         return Finite(_found(name))
     except ValueError as problem:
         said = str(problem)
-        raise ValueError(said if said.startswith("scorer ") else f"scorer {name!r}: {said}") from None
+        raise UserError(said if said.startswith("scorer ") else f"scorer {name!r}: {said}") from None
     finally:
         torch.set_num_threads(threads)
 
@@ -87,7 +87,7 @@ def _found(name: str) -> Scorer:
     if SUFFIX in name:
         return PythonFile.load(name)
     if name.endswith(".py"):
-        raise ValueError(f"scorer {name!r} names a Python file but no function; write {name}:FUNCTION")
+        raise UserError(f"scorer {name!r} names a Python file but no function; write {name}:FUNCTION")
     path = model_directory(name.partition("#")[0])
     if "#" in name:
         return Classifier.load(f"{path}#{name.partition('#')[2]}")
@@ -98,13 +98,13 @@ def find_all(scorer: str | None, judges: Sequence[str]) -> tuple[Scorer | None, 
     """The scorer of the metric, and the judges that training never used.
 
     Raises:
-        ValueError: one does not exist, or a judge is the scorer or named twice.
+        UserError: one does not exist, or a judge is the scorer or named twice.
     """
     for number, name in enumerate(judges):
         if name == scorer:
-            raise ValueError(f"evaluation.judges has {name!r}, which is evaluation.scorer as well; name another judge")
+            raise UserError(f"evaluation.judges has {name!r}, which is evaluation.scorer as well; name another judge")
         if name in judges[:number]:
-            raise ValueError(f"evaluation.judges has {name!r} twice; name each judge once")
+            raise UserError(f"evaluation.judges has {name!r} twice; name each judge once")
     return find(scorer) if scorer else None, tuple(map(find, judges))
 
 

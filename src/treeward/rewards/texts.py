@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from treeward.data.render import Tokenizer, decode
-from treeward.trees.tokens import TokenTree
+from treeward.errors import UserError
+from treeward.trees.tokens import Tokenizer, TokenTree, decode
 
 
-class BadScore(ValueError):
+class BadScore(UserError):
     """A scorer failed, or gave something else than a finite number; the scorer and the response are named."""
 
     @classmethod

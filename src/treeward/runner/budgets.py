@@ -29,7 +29,7 @@ def with_budgets(values: Mapping[str, Any]) -> dict[str, Any]:
     Another value than the model's stands, and is reported. Prepared data was cut when it was prepared.
 
     Raises:
-        ValueError: the model is a run directory without a model.
+        UserError: the model is a run directory without a model.
     """
     model, data = values.get("model", {}), values.get("data", {})
     if not isinstance(model, Mapping) or not isinstance(data, Mapping) or "path" not in model:

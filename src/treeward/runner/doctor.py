@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from treeward.data import render
+from treeward.errors import UserError
 from treeward.models import vocabulary
 from treeward.models.device import choose_device, measure_products, native_bf16
 from treeward.models.loading import ModelConfig, load
@@ -40,7 +41,7 @@ def model(config: ModelConfig, longest: int = 96) -> Facts:
     """A model's tokenizer, template, special tokens, and the layout that `verify` chose on random paths.
 
     Raises:
-        ValueError: the model or its tokenizer cannot be loaded, or neither layout equals plain calls.
+        UserError: the model or its tokenizer cannot be loaded, or neither layout equals plain calls.
     """
     loaded = load(config, AutoModelForCausalLM, seed=0)
     vocabulary.check_end(config, loaded.tokenizer, loaded.model)
@@ -86,7 +87,7 @@ def named(path: str, tokenizer: str | None, init: str | None) -> ModelConfig:
     if init is None:
         return config
     if init not in ("pretrained", "random"):
-        raise ValueError(f"--init is {init!r}; it may be pretrained or random")
+        raise UserError(f"--init is {init!r}; it may be pretrained or random")
     return replace(config, init="random" if init == "random" else "pretrained")
 
 

@@ -10,6 +10,7 @@ from treeward.checks.check import Check, require
 from treeward.checks.verdict import EXIT, GUARDS
 from treeward.data.prepare import DataConfig, prepare
 from treeward.data.render import vocabulary_hash
+from treeward.errors import UserError
 from treeward.evaluation import policies, rewards, versus
 from treeward.models.loading import CLASSIFIER, ModelConfig, head_of_config
 from treeward.models.policy import Policy
@@ -73,7 +74,7 @@ def evaluate(config: EvaluateRun) -> Evaluated:
 
     Raises:
         ChecksFailed: the samples are not those of the model (I09); nothing is written.
-        ValueError: the model, the data or the place to write cannot be used, or an option has no effect.
+        UserError: the model, the data or the place to write cannot be used, or an option has no effect.
     """
     path = free_path("evaluate", config.out) if config.out else None
     if config.part != "test":
@@ -83,7 +84,7 @@ def evaluate(config: EvaluateRun) -> Evaluated:
     if reward:
         config.evaluation.refuse_samples()
     if config.evaluation.metric is not None and (reward or not config.start):
-        raise ValueError(
+        raise UserError(
             f"evaluation.metric is {config.evaluation.metric!r}, which a policy's judges are held against where it is "
             "compared with a start; leave it away"
         )
@@ -120,7 +121,7 @@ def _reward(config: EvaluateRun) -> tuple[Mapping[str, Table], dict[str, dict[st
         start = RewardModel.load(config.start, precision=config.model.precision, device=config.model.device)
         other = _pairs(start, config)
         if list(other.groups) != list(own.groups):
-            raise ValueError(f"start {config.start!r} reads other pairs of this data: its tokenizer drops other rows")
+            raise UserError(f"start {config.start!r} reads other pairs of this data: its tokenizer drops other rows")
         for name in found:
             found[name]["difference"] = finite(vars(compare(name, other, own).difference))
     return {"pairs": own}, found | {"ece": finite(rewards.calibration_facts(own)["ece"])}
@@ -130,7 +131,7 @@ def _pairs(model: RewardModel, config: EvaluateRun) -> Table:
     data = prepare(config.data, model.tokenizer, "pairs")
     table = rewards.Judged.of(model, _chosen_part(data.parts[config.part], config)).pairs()
     if table is None:
-        raise ValueError(f"data.source {config.data.source!r} has no pair that its ratings tell apart")
+        raise UserError(f"data.source {config.data.source!r} has no pair that its ratings tell apart")
     return table
 
 
@@ -143,7 +144,7 @@ def _policy(config: EvaluateRun) -> tuple[Measurement, Measurement | None, list[
     """
     evaluation = config.evaluation
     if evaluation.aa and not config.start:
-        raise ValueError("evaluation.aa is true, but no start is named that could be measured twice; set start")
+        raise UserError("evaluation.aa is true, but no start is named that could be measured twice; set start")
     policy = Policy.trained(config.model, config.seed)
     start = _start(config.start, config, policy) if config.start else policy
     data = prepare(config.data, policy.tokenizer, "prompts" if config.data.format == "prompts" else "sft")
@@ -179,7 +180,7 @@ def _start(path: str, config: EvaluateRun, policy: Policy) -> Policy:
         device=own.device.type,
     )  # fmt: skip
     if vocabulary_hash(start.tokenizer) != vocabulary_hash(policy.tokenizer):
-        raise ValueError(f"start {path!r} has another tokenizer than the policy; name one of its family")
+        raise UserError(f"start {path!r} has another tokenizer than the policy; name one of its family")
     return start
 
 
@@ -206,5 +207,5 @@ def _against(config: EvaluateRun, before: Measurement, after: Measurement, check
 
 def _chosen_part(trees: list[TokenTree], config: EvaluateRun) -> list[TokenTree]:
     if not trees:
-        raise ValueError(f"the part {config.part!r} of data.source {config.data.source!r} is empty; name another part")
+        raise UserError(f"the part {config.part!r} of data.source {config.data.source!r} is empty; name another part")
     return trees

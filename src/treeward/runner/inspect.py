@@ -16,12 +16,13 @@ from treeward.data.gather import Gathered, gather
 from treeward.data.inspect import Inspection
 from treeward.data.inspect import inspect as figures_of
 from treeward.data.prepare import DataConfig
-from treeward.data.render import Tokenizer
 from treeward.data.streamed import prepare_to
+from treeward.errors import UserError
 from treeward.report.inspection import write_inspection
 from treeward.runner.progress import follow
 from treeward.runs.directory import RunDirectory, free_path
 from treeward.trees.text import Tree
+from treeward.trees.tokens import Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -61,20 +62,20 @@ def inspect(
     """Read, count, and write. The two functions load a tokenizer, and say how many token ids a model knows, by name.
 
     Raises:
-        ValueError: the data, a tokenizer, the model or a place to write cannot be used; nothing is written.
+        UserError: the data, a tokenizer, the model or a place to write cannot be used; nothing is written.
     """
     path = free_path("inspect", config.out)
     _check_places(config, path)
     if store.is_prepared(config.data.source):
-        raise ValueError(f"data.source {config.data.source!r} is prepared data; inspect the source it was made from")
+        raise UserError(f"data.source {config.data.source!r} is prepared data; inspect the source it was made from")
     rows = None if config.model is None else embedding_rows(config.model)
     tokenizers = _tokenizers(config, tokenizer)
     if config.save is not None and not tokenizers:
-        raise ValueError("--save keeps token ids, but no tokenizer is named; add --tokenizer")
+        raise UserError("--save keeps token ids, but no tokenizer is named; add --tokenizer")
     gathered = gather(config.data)
     if not gathered.trees:
         lost = _lost(gathered)
-        raise ValueError(f"data.source {config.data.source!r}: nothing is left of {gathered.rows} rows: {lost}")
+        raise UserError(f"data.source {config.data.source!r}: nothing is left of {gathered.rows} rows: {lost}")
     found = figures_of(config.data, gathered, tokenizers, rows, _follow)
     account = None
     if config.save is not None:
@@ -89,7 +90,7 @@ def _check_places(config: InspectRun, path: Path) -> None:
         return
     kept = free_path("inspect", config.save, "--save")
     if kept.absolute() == path.absolute() or kept.absolute() in path.absolute().parents:
-        raise ValueError(f"--save {config.save!r} holds --out {str(path)!r}; name two places apart")
+        raise UserError(f"--save {config.save!r} holds --out {str(path)!r}; name two places apart")
 
 
 def _tokenizers(config: InspectRun, load: Callable[[str], Tokenizer]) -> dict[str, Tokenizer]:
@@ -103,7 +104,7 @@ def _tokenizers(config: InspectRun, load: Callable[[str], Tokenizer]) -> dict[st
     labels = short if len(set(short)) == len(short) else named
     for name in named:
         if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
-            raise ValueError(f"--tokenizer {name!r} is not a directory")
+            raise UserError(f"--tokenizer {name!r} is not a directory")
     return {label: load(name) for label, name in zip(labels, named, strict=True)}
 
 

@@ -40,7 +40,7 @@ def train_members(config: RewardRun) -> Ensembled:
 
     Raises:
         ChecksFailed: a check before a member's first step failed.
-        ValueError: the configuration, model or data cannot be used.
+        UserError: the configuration, model or data cannot be used.
     """
     path = free_path(config.name or "reward", config.out)
     start = config.seed if config.model.seed is None else config.model.seed

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from treeward.data.prepare import DataConfig
+from treeward.errors import UserError
 from treeward.evaluation.policies import SamplePlan
 from treeward.losses.heads import AnyHead, Scalar
 from treeward.methods.dpo import DPOConfig
@@ -37,27 +38,27 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         if self.metric is not None and self.metric.startswith(JUDGE):
-            raise ValueError(
+            raise UserError(
                 f"evaluation.metric is {self.metric!r}, but a judge that chooses the best step is none; name another"
             )
         if self.metric is not None:
             metric(self.metric)
         for name in ("prompts", "samples", "max_new_tokens"):
             if getattr(self, name) < 1:
-                raise ValueError(f"evaluation.{name} is {getattr(self, name)}; it must be at least 1")
+                raise UserError(f"evaluation.{name} is {getattr(self, name)}; it must be at least 1")
         if not self.temperature > 0:
-            raise ValueError(f"evaluation.temperature is {self.temperature}; it must be above 0 (1 samples the policy)")
+            raise UserError(f"evaluation.temperature is {self.temperature}; it must be above 0 (1 samples the policy)")
 
     def refuse_samples(self) -> None:
         """For reward models, which answer no prompts. How samples would be drawn may stand: it promises no figure.
 
         Raises:
-            ValueError: a figure of samples is asked for.
+            UserError: a figure of samples is asked for.
         """
         for name in ("scorer", "judges", "aa"):
             value = getattr(self, name)
             if value:
-                raise ValueError(f"evaluation.{name} is {value!r}, but a reward model is not sampled from; drop it")
+                raise UserError(f"evaluation.{name} is {value!r}, but a reward model is not sampled from; drop it")
 
     def plan(self, seed: int) -> SamplePlan:
         """How samples are drawn, the same before and after."""
@@ -91,7 +92,7 @@ class RunOptions:
         for name in ("evaluate_every", "save_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
+                raise UserError(f"{name} is {value}; it must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +122,7 @@ class RewardRun(RunOptions, RewardConfig):
         self.evaluation.refuse_samples()
         suited(self.loss, self.head)
         if self.members < 1:
-            raise ValueError(f"members is {self.members}; it must be at least 1")
+            raise UserError(f"members is {self.members}; it must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

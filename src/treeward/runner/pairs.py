@@ -23,19 +23,21 @@ from treeward.checks.guards import first_cut, first_rollout
 from treeward.data import world
 from treeward.data.prepare import DataConfig
 from treeward.data.prompts import Opened, Prompt, drawn, openings
-from treeward.data.render import Tokenizer, decode, vocabulary_hash
+from treeward.data.render import vocabulary_hash
 from treeward.data.selection import AnySelection, BestWorst, Picks, Ranking, clear
+from treeward.errors import UserError
 from treeward.evaluation.pairs import Yield
 from treeward.models.loading import ModelConfig
 from treeward.models.policy import Policy
-from treeward.models.sampler import DecodeSampler, Noise, Rollout, check_sampling
+from treeward.models.sampler import DecodeSampler, Noise, check_sampling
 from treeward.models.weights import fingerprint
 from treeward.rewards import scorers
 from treeward.runner.options import DPORun
 from treeward.runner.progress import Interrupted, follow
 from treeward.runner.stopped import CHUNK, begun, kept, same_run, write_rows, written
 from treeward.runs.directory import RunDirectory, alone, finite, free_path
-from treeward.trees.tokens import TokenTree
+from treeward.trees.rollout import Rollout
+from treeward.trees.tokens import Tokenizer, TokenTree, decode
 
 LATER = ("select", "min_gap", "most")
 """Fields that the samples do not depend on."""
@@ -84,18 +86,18 @@ class PairsRun:
     def __post_init__(self) -> None:
         low, high = self.range
         if not 1 <= low <= high:
-            raise ValueError(f"prompt_tokens is {self.prompt_tokens}; it is a number from 1, or [fewest, most]")
+            raise UserError(f"prompt_tokens is {self.prompt_tokens}; it is a number from 1, or [fewest, most]")
         if self.samples < 2:
-            raise ValueError(f"samples is {self.samples}; a comparison needs at least 2")
+            raise UserError(f"samples is {self.samples}; a comparison needs at least 2")
         for name, least in (("prompts", 1), ("most", 1), ("min_gap", 0), ("rounds", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
-                raise ValueError(f"{name} is {value}; it must be at least {least}")
+                raise UserError(f"{name} is {value}; it must be at least {least}")
         check_sampling(self.max_new_tokens, self.temperature)
         if self.scorer is None and world.source(self.data.source) is None:
-            raise ValueError(f"scorer is not set: name what judges the answers to {self.data.source!r} with --scorer")
+            raise UserError(f"scorer is not set: name what judges the answers to {self.data.source!r} with --scorer")
         if not self.rounds and self.dpo != DPORun():
-            raise ValueError("dpo is set, but rounds is 0, so nothing is trained: set rounds, or leave dpo away")
+            raise UserError("dpo is set, but rounds is 0, so nothing is trained: set rounds, or leave dpo away")
 
     @property
     def judge(self) -> str:
@@ -125,7 +127,7 @@ def make_pairs(config: PairsRun, policy: Policy | None = None) -> Made:
     """Sample, score, select and report; `policy` is loaded from the configuration unless given.
 
     Raises:
-        ValueError: the policy, prompts, scorer or place cannot be used, or nothing is left to compare.
+        UserError: the policy, prompts, scorer or place cannot be used, or nothing is left to compare.
         ChecksFailed: in the first chunk the samples are not the policy's (I09), no two samples of a prompt differ in
             score, or prompts of the data are hardly ever answered to an end; nothing is written.
         Interrupted: Ctrl-C; whole chunks are kept.
@@ -167,7 +169,7 @@ def make_pairs(config: PairsRun, policy: Policy | None = None) -> Made:
         found = Yield(config.samples, opened.dropped)
         preferences = selected(run.each("samples.jsonl"), config, found, vocabulary_hash(policy.tokenizer))
         if not write_rows(run.path / "pairs.jsonl", preferences):
-            raise ValueError(
+            raise UserError(
                 f"no pair is left of {found.prompts} prompts: in {found.silent} no two scores differ, in "
                 f"{found.passed_over} by less than min_gap {config.min_gap}; the samples are kept: lower min_gap or "
                 f"change select, with --out {run.path}"
@@ -182,7 +184,7 @@ def prompts_of(config: PairsRun, tokenizer: Tokenizer) -> Opened:
     """The prompts that are sampled from.
 
     Raises:
-        ValueError: the source cannot be read, or nothing is left.
+        UserError: the source cannot be read, or nothing is left.
     """
     opened = openings(config.data, tokenizer, config.range)
     return replace(opened, prompts=drawn(opened.prompts, config.prompts, config.data.seed))
@@ -272,7 +274,7 @@ def _left(config: PairsRun) -> RunDirectory | None:
     """What a stopped run of the same configuration left at its place, if there is anything.
 
     Raises:
-        ValueError: what is there was left by a run of another configuration.
+        UserError: what is there was left by a run of another configuration.
     """
     path = Path(config.out) if config.out else None
     if path is None or not (path / "config.yaml").exists() or (path / "report.json").exists():

@@ -37,7 +37,7 @@ def quickstart(out: str | None = None, overrides: dict[str, dict[str, Any]] | No
     """Run the three stages; `overrides` lays values on a stage's recipe (for short smoke runs).
 
     Raises:
-        ValueError: `out` exists or cannot be written.
+        UserError: `out` exists or cannot be written.
     """
     path = free_path("quickstart", out)
     path.mkdir(parents=True)

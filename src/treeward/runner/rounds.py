@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from treeward.checks.verdict import Verdict
+from treeward.errors import UserError
 from treeward.models.loading import load_tokenizer
 from treeward.runner.evaluate import EvaluateRun, evaluate
 from treeward.runner.options import DPORun
@@ -46,19 +47,19 @@ def rounds(config: PairsRun) -> list[Round]:
     """`config.rounds` times pairs and DPO, each from the policy before; fewer where a round is broken.
 
     Raises:
-        ValueError: the first policy has random weights, config.dpo sets what the rounds set themselves, no prompt is
+        UserError: the first policy has random weights, config.dpo sets what the rounds set themselves, no prompt is
             held out for the test, or the place is another run's.
         ChecksFailed: a check before a round's first step failed.
         Interrupted: Ctrl-C.
     """
     default = DPORun()
     if config.model.random:
-        raise ValueError("rounds is set, but model has random weights: rounds start from a trained policy, model.path")
+        raise UserError("rounds is set, but model has random weights: rounds start from a trained policy, model.path")
     for name in ("model", "data", "out", "name"):
         if getattr(config.dpo, name) != getattr(default, name):
-            raise ValueError(f"dpo.{name} is set, but the rounds set it themselves: set {name}")
+            raise UserError(f"dpo.{name} is set, but the rounds set it themselves: set {name}")
     if not any(prompt.split == "test" for prompt in prompts_of(config, load_tokenizer(config.model)).prompts):
-        raise ValueError(
+        raise UserError(
             f"rounds is set, but no prompt is in the test part, on which the rounds are measured: data.test is "
             f"{config.data.test}; raise it, or give the data a split column"
         )

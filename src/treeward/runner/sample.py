@@ -5,11 +5,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from treeward.data.prepare import DataConfig, prepare
-from treeward.data.render import decode, token_tree
+from treeward.data.render import token_tree
+from treeward.errors import UserError
 from treeward.models.loading import ModelConfig
 from treeward.models.policy import Policy
 from treeward.models.sampler import DecodeSampler, Noise, check_sampling
 from treeward.trees.text import Tree
+from treeward.trees.tokens import decode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,7 @@ class SampleRun:
 
     def __post_init__(self) -> None:
         if self.samples < 1:
-            raise ValueError(f"samples is {self.samples}; it must be at least 1")
+            raise UserError(f"samples is {self.samples}; it must be at least 1")
         check_sampling(self.max_new_tokens, self.temperature)
 
 
@@ -41,7 +43,7 @@ def sample(config: SampleRun) -> Iterator[dict[str, Any]]:
     """One row a sample: prompt, response, whether it ended, its token count.
 
     Raises:
-        ValueError: the policy or the prompts cannot be loaded.
+        UserError: the policy or the prompts cannot be loaded.
     """
     policy = Policy.trained(config.model, config.seed)
     if config.prompt is not None:

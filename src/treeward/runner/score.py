@@ -16,6 +16,7 @@ import numpy as np
 from treeward.data import sources, values
 from treeward.data.columns import Names, has, several, value_of
 from treeward.data.render import token_tree
+from treeward.errors import UserError
 from treeward.losses.heads import Attributes, Scalar
 from treeward.models.ensemble import Ensemble, mean, spread
 from treeward.models.loading import ModelConfig
@@ -79,13 +80,13 @@ def score(config: ScoreRun) -> Scored:
     """Score every row of `config.data` into `config.out`.
 
     Raises:
-        ValueError: a model, row or place cannot be used, `out` exists, or what stands beside it is of another run.
+        UserError: a model, row or place cannot be used, `out` exists, or what stands beside it is of another run.
     """
     if not config.data.source:
-        raise ValueError("data.source is not given: name the file to score")
+        raise UserError("data.source is not given: name the file to score")
     out = Path(config.out)
     if out.exists():
-        raise ValueError(f"out {config.out!r} exists; name another file")
+        raise UserError(f"out {config.out!r} exists; name another file")
     rows = sources.flow(config.data.source)
     loaded = [RewardModel.trained(config.model)] + [RewardModel.load(path) for path in config.members]
     for path, model in zip(config.members, loaded[1:], strict=True):
@@ -112,7 +113,7 @@ def score(config: ScoreRun) -> Scored:
     seconds = time.monotonic() - clock
     if not done:
         partial.unlink()
-        raise ValueError(f"data.source {config.data.source!r} has no rows")
+        raise UserError(f"data.source {config.data.source!r} has no rows")
     found = _summary(partial, config, done, fresh, seconds)
     partial.rename(out)
     _claim_file(out).unlink()
@@ -154,11 +155,11 @@ def _mapped(row: Mapping[str, Any], columns: Mapping[str, Names]) -> Mapping[str
     """The row with our names beside the source's.
 
     Raises:
-        ValueError: the row lacks a column that `columns` names.
+        UserError: the row lacks a column that `columns` names.
     """
     for theirs in (name for names in columns.values() for name in several(names)):
         if not has(row, theirs):
-            raise ValueError(f"data.columns names {theirs!r}; the data has {', '.join(sorted(row))}")
+            raise UserError(f"data.columns names {theirs!r}; the data has {', '.join(sorted(row))}")
     return {**row, **{ours: value_of(row, ours, theirs) for ours, theirs in columns.items()}}
 
 
@@ -212,7 +213,7 @@ def _claim(out: Path, config: ScoreRun) -> tuple[Path, int]:
              "max_response": config.data.max_response}  # fmt: skip
     if partial.exists() and claim.exists():
         if json.loads(claim.read_text()) != asked:
-            raise ValueError(
+            raise UserError(
                 f"{str(partial)!r} was left by a run of another model or file; remove it or name another out"
             )
         text = partial.read_text(encoding="utf-8")
@@ -224,7 +225,7 @@ def _claim(out: Path, config: ScoreRun) -> tuple[Path, int]:
     try:
         claim.write_text(json.dumps(asked))
     except OSError as problem:
-        raise ValueError(f"out {str(out)!r} cannot be written ({problem.strerror}); name another place") from None
+        raise UserError(f"out {str(out)!r} cannot be written ({problem.strerror}); name another place") from None
     partial.write_text("")
     return partial, 0
 
@@ -271,7 +272,7 @@ def _pairwise(scores: Floats, row: Mapping[str, Any], against: bool) -> list[flo
         return list(wins(scores[:1], scores[1:])) if {"chosen", "rejected"} <= set(row) else []
     given = values.listed(values.number)(row.get("scores"), "scores")
     if len(given) != len(scores) or None in given:
-        raise ValueError(f"column 'scores' has {len(given)} values; there are {len(scores)} responses")
+        raise UserError(f"column 'scores' has {len(given)} values; there are {len(scores)} responses")
     other = np.array(given, dtype=np.float64)
     better, worse = np.nonzero(other[:, None] > other[None, :])
     return list(wins(scores[better], scores[worse]))

@@ -19,6 +19,7 @@ import docstring_parser
 import pydantic
 import yaml
 
+from treeward.errors import UserError
 from treeward.runner import trl_names
 
 log = logging.getLogger(__name__)
@@ -29,15 +30,15 @@ def recipe(name: str) -> dict[str, Any]:
     """The mapping of a recipe: a name from the package, or a YAML file.
 
     Raises:
-        ValueError: there is no such recipe, or the file is not a mapping; the nearest name is suggested.
+        UserError: there is no such recipe, or the file is not a mapping; the nearest name is suggested.
     """
     if name.endswith((".yaml", ".yml")):
         if not Path(name).is_file():
-            raise ValueError(f"recipe {name!r} does not exist")
+            raise UserError(f"recipe {name!r} does not exist")
         return read_yaml(Path(name), f"recipe {name!r}")
     else:
         if name not in recipes():
-            raise ValueError(f"recipe {name!r} is unknown{_nearest(name, recipes())}; there are {', '.join(recipes())}")
+            raise UserError(f"recipe {name!r} is unknown{_nearest(name, recipes())}; there are {', '.join(recipes())}")
         with resources.as_file(resources.files("treeward.recipes") / f"{name}.yaml") as path:
             return read_yaml(path, f"recipe {name!r}")
 
@@ -91,29 +92,29 @@ def load_yaml(text: str) -> Any:
     """The plain value that a YAML text means: mappings with text keys, lists, texts, numbers, booleans, null, dates.
 
     Raises:
-        ValueError: it is no such YAML; in one line.
+        UserError: it is no such YAML; in one line.
     """
     try:
         return yaml.load(text, _Loader)
     except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+        raise UserError("it is nested too deeply") from None
     except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as problem:
         # A tag such as !!int or !!timestamp before another text makes PyYAML fail in any of these ways.
-        raise ValueError(" ".join(str(problem).split())[:200] or type(problem).__name__) from None
+        raise UserError(" ".join(str(problem).split())[:200] or type(problem).__name__) from None
 
 
 def read_yaml(path: Path, what: str) -> dict[str, Any]:
     """The mapping that a YAML file holds; `what` names it in messages.
 
     Raises:
-        ValueError: the file cannot be read, or holds something else.
+        UserError: the file cannot be read, or holds something else.
     """
     try:
         value = load_yaml(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as problem:
-        raise ValueError(f"{what} is not YAML: {' '.join(str(problem).split())}") from None
+        raise UserError(f"{what} is not YAML: {' '.join(str(problem).split())}") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{what} is not a mapping of keys to values")
+        raise UserError(f"{what} is not a mapping of keys to values")
     return value
 
 
@@ -130,10 +131,10 @@ def refuse_code(values: Mapping[str, Any], place: str) -> None:
     """Refuse settings that would run a Python file which only a recipe or a run directory names.
 
     Raises:
-        ValueError: there is one; the file and the two ways out are named.
+        UserError: there is one; the file and the two ways out are named.
     """
     for name in python_files(values):
-        raise ValueError(
+        raise UserError(
             f"{place} would run the Python file {name!r}; look into it, then name it on this command line, or add "
             "--allow-code"
         )
@@ -191,7 +192,7 @@ def override(key: str, *texts: str) -> dict[str, Any]:
     return value  # type: ignore[no-any-return]
 
 
-class UnknownKey(ValueError):
+class UnknownKey(UserError):
     """A key that no field has; `key` is its dotted name, `names` are the fields that stand at its place."""
 
     def __init__(self, key: str, names: Sequence[str]) -> None:
@@ -204,13 +205,13 @@ def build(cls: type[Config], values: Mapping[str, Any]) -> Config:
     """An instance of a config dataclass from a mapping.
 
     Raises:
-        ValueError: an unknown key (the nearest is named, or what TRL's name is here) or a value of the wrong type or
+        UserError: an unknown key (the nearest is named, or what TRL's name is here) or a value of the wrong type or
             range.
     """
     try:
         return _build(cls, values, "")
     except UnknownKey as problem:
-        raise ValueError(_unknown(problem, [key for key, _, _ in describe(cls)])) from None
+        raise UserError(_unknown(problem, [key for key, _, _ in describe(cls)])) from None
 
 
 def _unknown(problem: UnknownKey, keys: Sequence[str]) -> str:
@@ -289,21 +290,21 @@ def _value(hint: Any, value: Any, path: str) -> Any:
     classes, value = _classes(hint), _read(hint, value)
     if _classes(_item(hint)):
         if not isinstance(value, list | tuple):
-            raise ValueError(f"{path} is {value!r}; it is a list of groups of fields: [{{...}}, {{...}}]")
+            raise UserError(f"{path} is {value!r}; it is a list of groups of fields: [{{...}}, {{...}}]")
         return tuple(_value(_item(hint), each, f"{path}.{place}") for place, each in enumerate(value))
     if not classes:
         try:
             validated = pydantic.TypeAdapter(hint).validate_python(_read_below(value))
         except pydantic.ValidationError as problem:
-            raise ValueError(f"{path} is {value!r}: {problem.errors()[0]['msg'].lower()}") from None
+            raise UserError(f"{path} is {value!r}: {problem.errors()[0]['msg'].lower()}") from None
         if isinstance(validated, float) and not math.isfinite(validated):
-            raise ValueError(f"{path} is {value!r}; it must be a finite number")
+            raise UserError(f"{path} is {value!r}; it must be a finite number")
         return validated
     if value is None and type(None) in get_args(hint):
         return None
     if not isinstance(value, Mapping):
         first = "kind" if len(classes) > 1 else dataclasses.fields(classes[0])[0].name
-        raise ValueError(f"{path} is {value!r}; it is a group of fields: set {path}.{first} or another of them")
+        raise UserError(f"{path} is {value!r}; it is a group of fields: set {path}.{first} or another of them")
     if len(classes) == 1:
         return _build(classes[0], value, f"{path}.")
     kinds = {kind_of(cls): cls for cls in classes}
@@ -311,8 +312,8 @@ def _value(hint: Any, value: Any, path: str) -> Any:
     if kind not in kinds:
         for reasons in (getattr(cls, "refused", {}) for cls in classes):
             if kind in reasons:
-                raise ValueError(f"{path}.kind {kind!r} is not offered: {reasons[kind]}")
-        raise ValueError(f"{path}.kind is {kind!r}{_nearest(kind, list(kinds))}; it may be {', '.join(kinds)}")
+                raise UserError(f"{path}.kind {kind!r} is not offered: {reasons[kind]}")
+        raise UserError(f"{path}.kind is {kind!r}{_nearest(kind, list(kinds))}; it may be {', '.join(kinds)}")
     return _build(kinds[kind], {key: item for key, item in value.items() if key != "kind"}, f"{path}.")
 
 

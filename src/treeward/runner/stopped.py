@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from treeward.data.prompts import Prompt
+from treeward.errors import UserError
 from treeward.runner.settings import dump, read_yaml
 from treeward.runs.directory import RunDirectory, alone, created
 
@@ -26,12 +27,12 @@ def same_run(path: Path, config: Any, free: Sequence[str] = ()) -> None:
     """Refuse a directory that a run of another configuration left; the fields in `free` may differ.
 
     Raises:
-        ValueError: a field differs; it is named.
+        UserError: a field differs; it is named.
     """
     own, left = yaml.safe_load(written(config)), read_yaml(path / "config.yaml", f"{str(path / 'config.yaml')!r}")
     other = [name for name, value in own.items() if left.get(name) != value and name not in free]
     if other:
-        raise ValueError(
+        raise UserError(
             f"--out {str(path)!r} was left by another run: {other[0]} is {left.get(other[0])!r} there and "
             f"{own[other[0]]!r} here; name another directory"
         )
@@ -56,18 +57,18 @@ def kept(run: RunDirectory, prompts: Sequence[Prompt], generator: str) -> int:
     """How many rows of samples stay; of a run that was stopped while sampling the last, half-done chunk is cut off.
 
     Raises:
-        ValueError: a row was sampled from another prompt or by other weights than now.
+        UserError: a row was sampled from another prompt or by other weights than now.
     """
     count = 0
     for count, row in enumerate(run.each("samples.jsonl"), 1):
         now = prompts[count - 1] if count <= len(prompts) else None
         if now is None or row["prompt_ids"] != list(now.ids):
-            raise ValueError(
+            raise UserError(
                 f"--out {str(run.path)!r}: sample row {count} has the prompt {str(row['prompt'])[:60]!r}, where the "
                 f"data now gives {str(now.text)[:60] if now else None!r}; it has changed: name another directory"
             )
         if row["generator"] != generator:
-            raise ValueError(
+            raise UserError(
                 f"--out {str(run.path)!r}: sample row {count} is by the weights {row['generator']}, and the policy's "
                 f"are {generator}; it was trained since: name another directory"
             )

@@ -1,7 +1,7 @@
 """A sweep: one training command over the product of some fields' values, in one go.
 
-Each point is an ordinary run in a directory of its own; the reference's log-probabilities are computed for the first and
-read by the rest. The sweep ends in one frontier, where the command trains policies.
+Each point is an ordinary run in a directory of its own; the reference's log-probabilities are computed for the first
+and read by the rest. The sweep ends in one frontier, where the command trains policies.
 """
 
 import logging
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from treeward.checks.check import ChecksFailed
+from treeward.errors import UserError
 from treeward.report.frontier import every, write_frontier
 from treeward.runner import settings
 from treeward.runner.options import RUNS
@@ -46,12 +47,12 @@ def axis(text: str) -> Axis:
     """The axis that `KEY=V1,V2,...` names; a comma inside brackets belongs to its value, as in [a,b].
 
     Raises:
-        ValueError: there is no key or no value.
+        UserError: there is no key or no value.
     """
     key, equals, values = text.partition("=")
     texts = tuple(value.strip() for value in _split(values) if value.strip())
     if not key or not equals or not texts:
-        raise ValueError(f"--sweep {text!r} is not KEY=VALUE,VALUE,...; for example --sweep loss.beta=0.05,0.1,0.5")
+        raise UserError(f"--sweep {text!r} is not KEY=VALUE,VALUE,...; for example --sweep loss.beta=0.05,0.1,0.5")
     return key.strip(), texts
 
 
@@ -72,13 +73,13 @@ def points(axes: Sequence[Axis]) -> dict[str, list[tuple[str, str]]]:
     A name is one directory's, so that the slashes of a value stand as underscores in it.
 
     Raises:
-        ValueError: two points would have one name.
+        UserError: two points would have one name.
     """
     found: dict[str, list[tuple[str, str]]] = {}
     for chosen in product(*([(key, value) for value in values] for key, values in axes)):
         name = ",".join(f"{key}={value}" for key, value in chosen).replace("/", "_")
         if name in found:
-            raise ValueError(f"--sweep has two points {name!r}; give each value once")
+            raise UserError(f"--sweep has two points {name!r}; give each value once")
         found[name] = list(chosen)
     return found
 
@@ -87,7 +88,7 @@ def sweep(verb: str, base: Mapping[str, Any], axes: Sequence[Axis]) -> Swept:
     """Run every point; `base` is the command's mapping without the axes.
 
     Raises:
-        ValueError: a point's configuration is wrong (found out before the first run), the place is taken, or the
+        UserError: a point's configuration is wrong (found out before the first run), the place is taken, or the
             first point cannot be run. A later one that cannot be run stands in `failed`.
     """
     path = free_path(f"{base.get('name') or verb}-sweep", base.get("out"))
@@ -98,7 +99,7 @@ def sweep(verb: str, base: Mapping[str, Any], axes: Sequence[Axis]) -> Swept:
             values = settings.merge(values, settings.override(key, text))
         configs[name] = settings.build(RUNS[verb], values | {"out": str(path / name)})
         if getattr(configs[name], "members", 1) > 1:
-            raise ValueError("--sweep runs single models: leave members at 1")
+            raise UserError("--sweep runs single models: leave members at 1")
     found: dict[str, Finished] = {}
     failed: dict[str, str] = {}
     for number, (name, config) in enumerate(configs.items(), 1):

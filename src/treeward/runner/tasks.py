@@ -59,7 +59,7 @@ class Task(Protocol):
         """Whether the command can learn from all of its training trees.
 
         Raises:
-            ValueError: a tree has not the shape, the ratings or the margin that the loss asks for.
+            UserError: a tree has not the shape, the ratings or the margin that the loss asks for.
         """
         ...
 

@@ -23,8 +23,8 @@ from treeward.checks.closing import Movement
 from treeward.checks.data import data_checks, enough_groups, vocabulary_checks
 from treeward.checks.rates import rate_check
 from treeward.data.prepare import Prepared, prepare, unheld
-from treeward.data.render import Tokenizer
 from treeward.data.shapes import Purpose
+from treeward.errors import UserError
 from treeward.models.weights import snapshot
 from treeward.rewards.texts import BadScore
 from treeward.runner.environment import environment
@@ -37,7 +37,7 @@ from treeward.runs.directory import DiskFull, RunDirectory, alone, created, free
 from treeward.stats.tables import JUDGE, Measurement, metric
 from treeward.training.loop import Step, accumulate
 from treeward.training.state import TrainState, load_trainable, save_trainable
-from treeward.trees.tokens import TokenTree
+from treeward.trees.tokens import Tokenizer, TokenTree
 from treeward.trees.verify import verify
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def train(config: AnyRun, resume: RunDirectory | None = None) -> Finished:
 
     Raises:
         ChecksFailed: a check before the first step failed; no run directory is left.
-        ValueError: the configuration, model or data cannot be used, or another process works on this run; before the
+        UserError: the configuration, model or data cannot be used, or another process works on this run; before the
             first step no run directory is left.
         DiskFull: a file of the run could not be written; the last checkpoint is kept.
         Interrupted: Ctrl-C; the state is saved.
@@ -138,7 +138,7 @@ def prologue(config: AnyRun) -> Prologue:
     if data.best_accuracy is not None:
         log.info("best reachable accuracy on these pairs: %.3f (known: the labels' noise is)", data.best_accuracy)
     if not data.held_out:
-        raise ValueError(f"nothing is held out, and so there is no verdict: {unheld(data.account, config.data)}")
+        raise UserError(f"nothing is held out, and so there is no verdict: {unheld(data.account, config.data)}")
     embedding: Any = task.model.packed.model.get_input_embeddings()  # type: ignore[operator]
     checks = data_checks(data, task.model.tokenizer, embedding.num_embeddings, task.purpose)
     require([check for check in checks if check.id == "F09"])
@@ -153,13 +153,13 @@ def data_of(config: AnyRun, tokenizer: Tokenizer, purpose: Purpose, attributes: 
     `attributes` are the names of a model's ratings, in the order of its head.
 
     Raises:
-        ValueError: the data cannot be read, or nothing is left to train on.
+        UserError: the data cannot be read, or nothing is left to train on.
     """
     data = prepare(config.data, tokenizer, purpose, attributes)
     log.info("columns: %s", data.account.layout)
     log.info("data: %s", data.account)
     if not data.train:
-        raise ValueError(f"data.source {config.data.source!r} leaves nothing to train on: {data.account}")
+        raise UserError(f"data.source {config.data.source!r} leaves nothing to train on: {data.account}")
     steps, every = _schedule(config, data)
     data = data.apart(chooses=every < steps, seed=config.data.seed)
     log.info("trees: %s", ", ".join(f"{len(trees)} {part}" for part, trees in data.parts.items()))

@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from treeward.errors import UserError
+
 log = logging.getLogger(__name__)
 
 ROOT = Path("runs")
@@ -30,7 +32,7 @@ ENDED = ("receipt.json", "report.json")
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
-class DiskFull(ValueError):
+class DiskFull(UserError):
     """A write failed because the disk is full; the place and the fix are named."""
 
 
@@ -66,21 +68,21 @@ def free_path(name: str, out: str | None, option: str = "--out") -> Path:
     """Where a new run goes: `out` if given, else runs/<name> or the next free number after it.
 
     Raises:
-        ValueError: `out` exists, its place cannot be written to, or `name` is no plain name of a folder.
+        UserError: `out` exists, its place cannot be written to, or `name` is no plain name of a folder.
     """
     plain = name.isprintable() and Path(name).name == name and name not in ("", ".", "..") and "\\" not in name
     if out is None and (not plain or len(name) > NAME):
-        raise ValueError(f"name is {name[:60]!r}; it names one folder in runs/, without slashes: use --out for others")
+        raise UserError(f"name is {name[:60]!r}; it names one folder in runs/, without slashes: use --out for others")
     path = Path(out) if out is not None else _next_free(name)
     if path.exists():
         stopped = (path / "config.yaml").exists() and not any((path / name).exists() for name in ENDED)
         more = f", or `treeward resume {out}`" if stopped else ""
-        raise ValueError(f"{option} {out!r} exists; runs are never overwritten: name another{more}")
+        raise UserError(f"{option} {out!r} exists; runs are never overwritten: name another{more}")
     parent = next(p for p in path.absolute().parents if p.exists())
     try:
         tempfile.TemporaryDirectory(dir=parent).cleanup()
     except OSError as problem:
-        raise ValueError(
+        raise UserError(
             f"{option} {str(path)!r} cannot be written ({problem.strerror} in {str(parent)!r}); name another place"
         ) from None
     return path
@@ -98,7 +100,7 @@ def created(name: str, out: str | None, option: str = "--out") -> "RunDirectory"
     """The directory of a new run, made now: `free_path`, and the next one where another run took it this moment.
 
     Raises:
-        ValueError: `out` exists by now, or its place cannot be written to.
+        UserError: `out` exists by now, or its place cannot be written to.
     """
     while True:
         path = free_path(name, out, option)
@@ -115,14 +117,14 @@ def alone(path: Path) -> Iterator[None]:
     The lock goes with the process that holds it, so a killed one leaves none.
 
     Raises:
-        ValueError: another process works there.
+        UserError: another process works there.
     """
     with (path / ".lock").open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise ValueError(
+            raise UserError(
                 f"{str(path)!r} is being written by process {file.read()}; wait for it, or name another directory"
             ) from None
         except OSError:
@@ -150,10 +152,10 @@ class RunDirectory:
         """An existing run.
 
         Raises:
-            ValueError: there is no run at that place.
+            UserError: there is no run at that place.
         """
         if not (Path(path) / "config.yaml").exists():
-            raise ValueError(f"{path!r} is not a run directory: it has no config.yaml")
+            raise UserError(f"{path!r} is not a run directory: it has no config.yaml")
         return cls(Path(path))
 
     def write(self, name: str, text: str) -> None:

@@ -34,6 +34,7 @@ from numpy.typing import ArrayLike, NDArray
 from sacrebleu.metrics.bleu import BLEU
 from scipy import stats
 
+from treeward.errors import UserError
 from treeward.stats.intervals import FEW, Floats, Interval, all_alike, off_mode
 
 
@@ -41,10 +42,10 @@ def self_bleu(samples: Sequence[Sequence[int]]) -> float:
     """The mean over samples of BLEU-4 against the others; 1 for identical ones.
 
     Raises:
-        ValueError: there are fewer than two samples.
+        UserError: there are fewer than two samples.
     """
     if len(samples) < 2:
-        raise ValueError(f"self-BLEU is given {len(samples)} samples of a prompt; it needs two, so set samples to 2")
+        raise UserError(f"self-BLEU is given {len(samples)} samples of a prompt; it needs two, so set samples to 2")
     bleu = BLEU(tokenize="none", smooth_method="exp", effective_order=True)
     lines = [" ".join(map(str, ids)) for ids in samples]
     scores = [bleu.sentence_score(line, lines[:i] + lines[i + 1 :]).score for i, line in enumerate(lines)]

@@ -27,6 +27,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from treeward.errors import UserError
+
 Z = 1.959963984540054
 POWER = 0.8416212335729143
 FEW = 10
@@ -80,7 +82,7 @@ class Difference:
 def wilson(successes: float, n: int) -> Interval:
     """Wilson's score interval of a share (1927); `successes` may hold halves, for ties."""
     if n <= 0:
-        raise ValueError(f"n is {n}; an interval needs at least one trial")
+        raise UserError(f"n is {n}; an interval needs at least one trial")
     low, high = _wilson_limits(successes / n, n, Z)
     return Interval(successes / n, low, high, n)
 
@@ -90,7 +92,7 @@ def by_group(values: ArrayLike, groups: ArrayLike) -> Floats:
     array = np.asarray(values, dtype=np.float64)
     _, index = np.unique(np.asarray(groups), return_inverse=True)
     if len(index) != len(array):
-        raise ValueError(f"{len(array)} values but {len(index)} groups; there must be one group a value")
+        raise UserError(f"{len(array)} values but {len(index)} groups; there must be one group a value")
     counts = np.bincount(index)
     return np.asarray(np.bincount(index, weights=array) / counts, dtype=np.float64)
 
@@ -160,7 +162,7 @@ def paired_share(before: ArrayLike, after: ArrayLike, groups: ArrayLike) -> Diff
     """
     a, b = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
     if a.shape != b.shape:
-        raise ValueError(f"{len(a)} results before but {len(b)} after; a paired test needs the same rows")
+        raise UserError(f"{len(a)} results before but {len(b)} after; a paired test needs the same rows")
     if _outcomes(a, groups) and _outcomes(b, groups):
         return mcnemar(a, b)
     gain = by_group(b - a, groups)
@@ -182,7 +184,7 @@ def mcnemar(before: ArrayLike, after: ArrayLike) -> Difference:
     """
     a, b = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
     if a.shape != b.shape:
-        raise ValueError(f"{len(a)} results before but {len(b)} after; a paired test needs the same rows")
+        raise UserError(f"{len(a)} results before but {len(b)} after; a paired test needs the same rows")
     change = b - a
     up, down = float(change.clip(0).mean()), float((-change).clip(0).mean())
     p = _exact(int(change.clip(0).sum()), int((-change).clip(0).sum()))

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
+from treeward.errors import UserError
 from treeward.stats import intervals as statistics
 from treeward.stats.intervals import Difference, Floats, Interval
 
@@ -69,12 +70,12 @@ def metric(name: str) -> Metric:
     """The metric of that name; `judge:NAME` is one for every judge.
 
     Raises:
-        ValueError: there is none; the known ones are listed.
+        UserError: there is none; the known ones are listed.
     """
     if name.startswith(JUDGE):
         return Metric(name, True, "unbounded")
     if name not in METRICS:
-        raise ValueError(f"metric {name!r} is unknown; known are {', '.join(sorted(METRICS))}")
+        raise UserError(f"metric {name!r} is unknown; known are {', '.join(sorted(METRICS))}")
     return METRICS[name]
 
 
@@ -164,13 +165,13 @@ class Measurement:
         """The table that holds this metric.
 
         Raises:
-            ValueError: nothing measured holds it.
+            UserError: nothing measured holds it.
         """
         for table in self.tables.values():
             if name in table.columns:
                 return table
         have = sorted({column for table in self.tables.values() for column in table.columns if known(column)})
-        raise ValueError(f"metric {name!r} is not measured here; measured are {', '.join(have)}")
+        raise UserError(f"metric {name!r} is not measured here; measured are {', '.join(have)}")
 
     def check_finite(self) -> None:
         """Look at every value.

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from treeward import runtime as ranks
+from treeward.errors import UserError
 from treeward.models import weights
 from treeward.training.state import DataOrder, TrainState
 from treeward.trees.forest import Forest
@@ -54,9 +55,9 @@ class LoopConfig:
         for name in ("steps", "epochs", "batch_size", "lr", "max_grad_norm", "token_budget"):
             value = getattr(self, name)
             if value is not None and not (value > 0 or (name == "lr" and value == 0)):
-                raise ValueError(f"{name} is {value}; it must be above 0")
+                raise UserError(f"{name} is {value}; it must be above 0")
         if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup is {self.warmup}; it is a share of the steps, in [0, 1)")
+            raise UserError(f"warmup is {self.warmup}; it is a share of the steps, in [0, 1)")
 
     def order(self, trees: int) -> DataOrder:
         """The order in which this many trees are visited."""
@@ -135,10 +136,10 @@ def fit(
 
     Raises:
         NonFinite: a loss or gradient is not finite.
-        ValueError: there are no trees, or `resume` belongs to other data, another start or another configuration.
+        UserError: there are no trees, or `resume` belongs to other data, another start or another configuration.
     """
     if not trees:
-        raise ValueError("there is nothing to train on: the training part is empty")
+        raise UserError("there is nothing to train on: the training part is empty")
     verify_once(model, trees, config.token_budget or budget)
     total = config.total(len(trees))
     known = {"the data's hash": fingerprint(trees), "the start's hash": weights.fingerprint(model), **(decided or {})}

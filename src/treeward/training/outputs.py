@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from treeward.errors import UserError
 from treeward.losses.heads import AnyHead
 from treeward.losses.reward import Branches
 from treeward.trees.forest import Forest
@@ -48,10 +49,10 @@ def refuse_margins(trees: Sequence[TokenTree], kind: str, instead: str) -> None:
     """Trees that bring margins are not for a loss that asks for none.
 
     Raises:
-        ValueError: a tree has a margin.
+        UserError: a tree has a margin.
     """
     count = sum(tree.margin is not None for tree in trees)
     if count:
-        raise ValueError(
+        raise UserError(
             f"{count} rows have a margin, but loss.kind {kind} takes none; take the column out, or use {instead}"
         )

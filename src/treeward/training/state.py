@@ -17,6 +17,7 @@ from torch.optim import AdamW
 from transformers import get_scheduler
 
 from treeward import runtime as ranks
+from treeward.errors import UserError
 from treeward.models.weights import trainable
 from treeward.runs.directory import whole
 
@@ -148,19 +149,19 @@ class TrainState:
         """Continue from what `save` wrote.
 
         Raises:
-            ValueError: the directory is no checkpoint, or one of another model, other data or another configuration.
+            UserError: the directory is no checkpoint, or one of another model, other data or another configuration.
         """
         if not (directory / "state.json").exists():
-            raise ValueError(f"{str(directory)!r} is not a checkpoint: it has no state.json")
+            raise UserError(f"{str(directory)!r} is not a checkpoint: it has no state.json")
         facts = json.loads((directory / "state.json").read_text())
         other = [name for name, value in self._plan.items() if facts["plan"].get(name) != value]
         if other:
-            raise ValueError(
+            raise UserError(
                 f"{str(directory)!r} is of another run: {other[0]} is {facts['plan'].get(other[0])!r} there and "
                 f"{self._plan[other[0]]!r} here; resume with the data, configuration and model it began with"
             )
         if facts["next_rows"] != self.order.batch(facts["index"]):
-            raise ValueError(
+            raise UserError(
                 f"{str(directory)!r} would go on with rows {facts['next_rows'][:3]}..., this run with "
                 f"{self.order.batch(facts['index'])[:3]}...: the order of the data has changed"
             )
@@ -199,7 +200,7 @@ def load_trainable(model: nn.Module, file: Path) -> None:
     """Put saved trainable weights back in place.
 
     Raises:
-        ValueError: the file's tensors are not the model's trainable ones.
+        UserError: the file's tensors are not the model's trainable ones.
     """
     put_back(dict(trainable(model)), file)
 
@@ -208,18 +209,18 @@ def put_back(own: Mapping[str, Tensor], file: Path) -> None:
     """Put a file's tensors into these, in place.
 
     Raises:
-        ValueError: the file is not there, or its tensors are others.
+        UserError: the file is not there, or its tensors are others.
     """
     if not file.exists():
-        raise ValueError(f"{str(file)!r} is missing: the checkpoint belongs to another configuration")
+        raise UserError(f"{str(file)!r} is missing: the checkpoint belongs to another configuration")
     saved = load_file(file)
     if saved.keys() != own.keys():
         odd = sorted(saved.keys() ^ own.keys())
-        raise ValueError(f"{str(file)!r} belongs to another model: {odd[0]!r} is on one side only")
+        raise UserError(f"{str(file)!r} belongs to another model: {odd[0]!r} is on one side only")
     for name, parameter in own.items():
         if saved[name].shape != parameter.shape:
             shapes = f"{tuple(saved[name].shape)} there and {tuple(parameter.shape)} here"
-            raise ValueError(f"{str(file)!r} belongs to another model: {name!r} is {shapes}")
+            raise UserError(f"{str(file)!r} belongs to another model: {name!r} is {shapes}")
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(saved[name])

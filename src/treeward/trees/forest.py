@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from treeward.errors import UserError
 from treeward.trees.tokens import TokenTree
 
 log = logging.getLogger(__name__)
@@ -153,10 +154,10 @@ def pack_to_budget(
     order given, so the same trees always give the same forests.
 
     Raises:
-        ValueError: the budget is not positive, or a path is longer than the model's `positions`; the path is named.
+        UserError: the budget is not positive, or a path is longer than the model's `positions`; the path is named.
     """
     if token_budget < 1:
-        raise ValueError(f"token_budget is {token_budget}; it must be at least 1")
+        raise UserError(f"token_budget is {token_budget}; it must be at least 1")
     trees = list(trees)
     if positions is not None:
         check_positions(trees, positions)
@@ -184,7 +185,7 @@ def check_positions(trees: Sequence[TokenTree], positions: int) -> None:
     for number, tree in enumerate(trees):
         if tree.longest_path > positions:
             longest = max(range(len(tree.branches)), key=lambda b: len(tree.branches[b]), default=0)
-            raise ValueError(
+            raise UserError(
                 f"tree {number} ({tree.group[:60]!r}), branch {longest}: its path of {tree.longest_path} tokens is "
                 f"longer than the model's {positions} positions; lower data.max_prompt or data.max_response"
             )

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from treeward.errors import UserError
+
 Message = Mapping[str, str]
 """A chat turn: {"role": ..., "content": ...}."""
 
@@ -66,7 +68,7 @@ class Tree:
     ) -> None:  # fmt: skip
         fixed: Prompt = prompt if isinstance(prompt, str) else tuple(dict(message) for message in prompt)
         if not fixed and group is None:
-            raise ValueError("prompt is empty; give a prompt, or a group where the format has no prompts")
+            raise UserError("prompt is empty; give a prompt, or a group where the format has no prompts")
         object.__setattr__(self, "prompt", fixed)
         object.__setattr__(self, "responses", tuple(Response(r) if isinstance(r, str) else r for r in responses))
         object.__setattr__(self, "group", normalised(fixed) if group is None else group)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from treeward.errors import UserError
 from treeward.trees.attention import rule
 from treeward.trees.forest import Backend, check_positions, pack
 from treeward.trees.forward import TreeLM, TreeModule
@@ -57,7 +58,7 @@ def verify(model: TreeModule, trees: Sequence[TokenTree], budget: int | None = N
     one whole forest. A backend that was asked for by name is tested and never replaced; rows are never left again.
 
     Raises:
-        ValueError: the layout, or neither layout, gives the numbers of plain calls; the model is no decoder where one
+        UserError: the layout, or neither layout, gives the numbers of plain calls; the model is no decoder where one
             is needed, or has an encoder and a decoder; or a path is longer than the model's positions.
     """
     if model.positions is not None:
@@ -79,7 +80,7 @@ def verify(model: TreeModule, trees: Sequence[TokenTree], budget: int | None = N
         reason = f"the tree layout is off by {result.value_deviation:.2g} (gradients {result.gradient_deviation:.2g})"
         result = compare(model, probe, "rows", reason)
     if not result.passed:
-        raise ValueError(
+        raise UserError(
             f"{type(model.model).__name__}: the layout {result.backend!r} deviates from plain calls by "
             f"{result.value_deviation:.3g} (limit {VALUE_LIMIT}), gradients by {result.gradient_deviation:.3g} "
             f"(limit {GRADIENT_LIMIT}); set model.backend to auto, or use another model class"
@@ -112,7 +113,7 @@ def compare(model: TreeModule, trees: Sequence[TokenTree], backend: Backend, fal
     """Values and gradients of one forest of `trees` under `backend` against plain calls, row by row.
 
     Raises:
-        ValueError: the model cannot run rows.
+        UserError: the model cannot run rows.
     """
     before = model.backend, model.precision
     model.backend, model.precision = backend, "fp32"
@@ -137,7 +138,7 @@ def _refusal(model: TreeModule, problem: Exception) -> Exception:
         return problem
     first = (str(problem).strip() or type(problem).__name__).splitlines()[0]
     name = type(model.model).__name__
-    return ValueError(f"{name} cannot be called with plain rows of ids ({first[:160]}); use another model class")
+    return UserError(f"{name} cannot be called with plain rows of ids ({first[:160]}); use another model class")
 
 
 def out_of_memory(problem: Exception) -> bool:
@@ -178,7 +179,7 @@ def _check_kind(model: TreeModule, trees: Sequence[TokenTree]) -> None:
     """Refuse what cannot work in any layout: two towers, and a policy whose tokens see what comes after them."""
     name = type(model.model).__name__
     if getattr(model.model.config, "is_encoder_decoder", False):
-        raise ValueError(f"{name} has an encoder and a decoder; use a decoder, or an encoder for a reward model")
+        raise UserError(f"{name} has an encoder and a decoder; use a decoder, or an encoder for a reward model")
     if not isinstance(model, TreeLM):
         return
     tree = _probe(trees, model.positions)[-1]
@@ -196,7 +197,7 @@ def _check_kind(model: TreeModule, trees: Sequence[TokenTree]) -> None:
         model.precision = before
     ahead = (whole[:-1] - shorter).abs().max().item()
     if ahead > VALUE_LIMIT:
-        raise ValueError(
+        raise UserError(
             f"{name} looks at later tokens (the last one changes those before it by {ahead:.2g} nats), so it is no "
             "policy; use a decoder, and an encoder for a reward model alone"
         )

@@ -1,0 +1,64 @@
+"""A rollout: what a policy sampled for some prompts, and how it was scored."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from treeward.trees.tokens import Tokenizer, TokenTree, decode
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One response as a scorer sees it.
+
+    `prompt` and `response` are text without special tokens. `row` holds the other columns of the prompt's data row,
+    such as the right answer; it is empty where the data has none. `ids` are the sampled tokens.
+    """
+
+    prompt: str
+    response: str
+    row: Mapping[str, Any]
+    group: str
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Sampled trees in the order of their prompts.
+
+    `logps` and `drawn_logps` hold, by tree and branch, the log-probability of each sampled token in nats: of the policy
+    itself, and of the distribution that was sampled from (at temperature 1 the same). Both are None where the sampler
+    records none. `scores` holds one number a branch, by tree; None before scoring. Two equal samples are two branches.
+    """
+
+    trees: Sequence[TokenTree]
+    tokenizer: Tokenizer = None
+    logps: Sequence[Sequence[Float[Tensor, "_"]]] | None = None
+    drawn_logps: Sequence[Sequence[Float[Tensor, "_"]]] | None = None
+    scores: Sequence[Sequence[float]] | None = None
+
+    def __len__(self) -> int:
+        """The number of prompts."""
+        return len(self.trees)
+
+    def samples(self) -> list[Sample]:
+        """Every response, prompt by prompt."""
+        samples = []
+        for tree in self.trees:
+            prompt = decode(tree.prompt, self.tokenizer)
+            for ids in tree.branches:
+                response = decode(ids, self.tokenizer)
+                samples.append(Sample(prompt, response, tree.row or {}, tree.group, ids))
+        return samples
+
+    def texts(self) -> list[str]:
+        """Prompt and response of every branch as one text, decoded together so that nothing between them is lost."""
+        return [decode(tree.prompt + ids, self.tokenizer) for tree in self.trees for ids in tree.branches]
+
+    def with_scores(self, scores: Sequence[float]) -> "Rollout":
+        """The same rollout with these scores, one a branch, in order."""
+        numbers = iter(scores)
+        return replace(self, scores=[[float(next(numbers)) for _ in tree.branches] for tree in self.trees])
