@@ -16,15 +16,15 @@ quickstart: $(STAMP)
 	$(PYTHON) -m treeward quickstart
 
 lint: $(STAMP)
-	$(VENV)/bin/ruff check src tests bench
+	$(VENV)/bin/ruff check src tests bench examples
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
 fast: $(STAMP)
-	$(PYTHON) -m pytest -n 2 --dist loadfile -m 'not slow'
+	$(PYTHON) -m pytest -n 2 --dist worksteal -m 'not slow'
 
 test: lint
-	$(PYTHON) -m pytest -n 2 --dist loadfile
+	$(PYTHON) -m pytest -n 2 --dist worksteal
 
 bench: $(STAMP)
 	$(PYTHON) bench/run.py $(if $(ONLY),--only $(ONLY))

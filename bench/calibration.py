@@ -1,11 +1,11 @@
-"""Does what a receipt prints hold? Simulated coverage of intervals, calibration tests, diversity and verdicts.
+"""Simulated coverage of the intervals, calibration tests, diversity figures and verdicts that receipts print.
 
     python bench/calibration.py [--only REGEX] [--out FILE.jsonl]
 
-Every scenario draws many tables whose truth is given, and hands them to the functions that receipts and pages use. A
-finished scenario is one line of the JSON lines file; a second call takes up what is there and runs the rest. Each has a
-generator of its own, seeded by its name, so the order and the choice of scenarios change no figure. At the end a
-Markdown table a family is printed; the exit code is 1 where a scenario failed.
+Every scenario draws many tables whose true values are known, and passes them to the functions that receipts and reports
+use. A finished scenario is one line of the JSON lines file; a second call runs only what is missing. Each scenario has
+its own random generator, seeded by its name, so the order and the choice of scenarios change no figure. At the end one
+Markdown table per family is printed; the exit code is 1 if a scenario failed.
 """
 
 import argparse
@@ -28,16 +28,15 @@ from scipy import stats
 from scipy.special import expit, logit
 
 from treeward.checks.guards import judge_guards, k1_check
-from treeward.checks.verdict import decide
-from treeward.data.prepare import Prepared
-from treeward.data.render import Account
+from treeward.checks.receipt import decide
+from treeward.data.account import Account
 from treeward.data.splits import Part
+from treeward.data.store import Prepared
 from treeward.evaluation.rewards import calibration_facts
 from treeward.evaluation.versus import diversity_facts
-from treeward.stats.best_of_n import at_equal_kl, kl_bound
 from treeward.stats.calibration import equal_mass, rank_correlation
 from treeward.stats.diversity import Gap
-from treeward.stats.frontier import Point, standings
+from treeward.stats.frontier import Point, at_equal_kl, kl_bound, standings
 from treeward.stats.intervals import Difference, Interval, against_half
 from treeward.stats.tables import Comparison, Measurement, Table, compare
 from treeward.trees.text import Tree

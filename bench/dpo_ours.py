@@ -15,11 +15,12 @@ from child import Answer, Stopwatch, Task, reply
 from pairs import TOKENIZER, Pair, load, read, save
 from treeward.data.render import token_tree
 from treeward.losses.preference import Sigmoid
-from treeward.methods.dpo import DPOConfig, dpo
+from treeward.methods.dpo import DPOConfig, dpo_steps
 from treeward.models.loading import ModelConfig
 from treeward.models.policy import Policy
 from treeward.models.reference import Frozen, reference_for
-from treeward.training.loop import LoopConfig, reached
+from treeward.training.batches import Batches
+from treeward.training.loop import TrainingConfig
 from treeward.trees.text import Tree
 from treeward.trees.tokens import Tokenizer, TokenTree
 from treeward.trees.verify import verify_once
@@ -54,7 +55,7 @@ def measure(task: Task) -> Answer:
     if task.mode == "cached":
         reference_for(policy, store).branch_logps(trees, policy.token_budget)
     with Stopwatch() as watch:
-        steps = [step.metrics for step in dpo(policy, trees, config)]
+        steps = [step.numbers() for step in dpo_steps(policy, trees, config)]
     return Answer(seconds=watch.seconds, others=watch.others, steps=steps)
 
 
@@ -72,7 +73,7 @@ def swept(task: Task, gpt2: ModelConfig) -> Answer:
         trees = in_file_order([rendered(pair, policy.tokenizer) for pair in pairs], config)
         verify_once(policy.packed, trees)
         with Stopwatch() as watch:
-            deque(dpo(policy, trees, config), 0)
+            deque(dpo_steps(policy, trees, config), 0)
         seconds, others = seconds + watch.seconds, max(others, watch.others)
     return Answer(seconds=seconds, others=others, steps=[])
 
@@ -85,13 +86,14 @@ def rendered(pair: Pair, tokenizer: Tokenizer) -> TokenTree:
     return tree
 
 
-def in_file_order(trees: Sequence[TokenTree], config: LoopConfig) -> list[TokenTree]:
+def in_file_order(trees: Sequence[TokenTree], config: TrainingConfig) -> list[TokenTree]:
     """The trees placed so that the run, which shuffles by its seed, visits them in the order given."""
-    visits = config.order(len(trees)).reached(config.total(len(trees)))
-    placed = dict(zip(visits, trees, strict=True))
-    found = [placed[row] for row in range(len(trees))]
-    assert reached(config, found) == list(trees)
-    return found
+    batches: Batches[TokenTree] = config.batches(trees)
+    visits = [row for index in range(batches.per_epoch) for row in batches.rows(index)]
+    tree_of_row = dict(zip(visits, trees, strict=True))
+    placed = [tree_of_row[row] for row in range(len(trees))]
+    assert config.batches(placed).used_trees() == list(trees)
+    return placed
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ class TimedTrainer(DPOTrainer):  # type: ignore[misc] # TRL is not there to be s
 
 
 def measure(task: Task) -> Answer:
-    """Train on the task's pairs; the time is that of `trainer.train()`, loading and tokenising left out."""
+    """Train on the task's pairs; the time is that of `trainer.train()`, loading and tokenizing left out."""
     torch.set_num_threads(task.threads)
     work = Path(task.work)
     pairs = load(work, task.pairs)

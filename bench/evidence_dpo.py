@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import film
+from treeward.methods.dpo import DPO, DPORun
+from treeward.methods.reward import Reward, RewardRun
+from treeward.methods.sft import SFT, SFTRun
 from treeward.report.frontier import write_frontier
+from treeward.runner import run as runner
 from treeward.runner import settings
-from treeward.runner.options import DPORun, RewardRun, SFTRun
 from treeward.runner.pairs import PairsRun, make_pairs
-from treeward.runner.train import train
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("TREEWARD_DATA") or ROOT / "../shared/data").resolve()
@@ -63,12 +65,12 @@ def policy(out: Path) -> Path:
              "num_attention_heads": 5, "num_key_value_heads": 5, "bos_token_id": 2002, "eos_token_id": 2002,
              "max_position_embeddings": 512}  # fmt: skip
     if not (out / "sft" / "receipt.json").exists():
-        train(settings.build(SFTRun, {
+        runner.run(settings.build(SFTRun, {
             "model": shaped("smollm2-135m", "torchtune-tiny-2000", shape), "epochs": 4, "batch_size": 64, "lr": 1.5e-3,
             "data": {"source": str(out / "data/texts.jsonl"), "format": "text", "max_response": 160},
             "schedule": "cosine", "evaluation": {"prompts": 32, "samples": 2}, "evaluate_every": 120,
             "out": str(out / "sft"),
-        }))  # fmt: skip
+        }), SFT)  # fmt: skip
     return out / "sft" / "model"
 
 
@@ -82,11 +84,11 @@ def judges(out: Path) -> tuple[Path, Path]:
     }
     for name, (model, epochs) in models.items():
         if not (out / name / "receipt.json").exists():
-            train(settings.build(RewardRun, {
+            runner.run(settings.build(RewardRun, {
                 "model": model, "epochs": epochs, "batch_size": 64, "lr": 1e-3, "require": "any",
                 "data": {"source": str(out / f"data/{name}.jsonl"), "format": "text", "max_response": 96},
                 "out": str(out / name),
-            }))  # fmt: skip
+            }), Reward)  # fmt: skip
     return out / "reward" / "model", out / "judge" / "model"
 
 
@@ -113,12 +115,12 @@ def main() -> None:
     for name, fields in points():
         path = asked.out / "dpo" / name
         if not (path / "receipt.json").exists() and (asked.only is None or name in asked.only):
-            train(settings.build(DPORun, {
+            runner.run(settings.build(DPORun, {
                 "model": {"path": str(start)}, "data": {"source": str(data)}, **SETTING, **fields, "require": "any",
                 "evaluation": {"scorer": str(reward), "judges": [str(judge)], "prompts": 128, "samples": 4,
                                "max_new_tokens": 48},
                 "out": str(path),
-            }))  # fmt: skip
+            }), DPO)  # fmt: skip
         if (path / "receipt.json").exists():
             done.append(path)
     print("\n".join(table(done)))

@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from treeward.data.floor import floor
+from treeward.data.figures import floor
 from treeward.data.prepare import prepare
+from treeward.methods.reward import RewardRun
+from treeward.methods.sft import SFT, SFTRun
 from treeward.models.loading import load_tokenizer
+from treeward.runner import run as runner
 from treeward.runner import settings
 from treeward.runner.members import train_members
-from treeward.runner.options import RewardRun, SFTRun
-from treeward.runner.train import train
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("TREEWARD_DATA") or ROOT / "../shared/data").resolve()
@@ -161,7 +162,7 @@ def main() -> None:
     rows = [head, "|---|---|---|---|---|---|---|"]
     for name in asked.only or known:
         if name.startswith("world") and not (asked.out / "sft").exists():
-            train(settings.build(SFTRun, world_sft(asked.out / "sft")))
+            runner.run(settings.build(SFTRun, world_sft(asked.out / "sft")), SFT)
         rows += lines(name, known[name], asked.out)
         print("\n".join(rows), flush=True)
         rows = []

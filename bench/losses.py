@@ -1,8 +1,8 @@
-"""Loss values and slopes of ours against TRL's own code, on the same drawn log-probabilities: `python bench/losses.py`.
+"""Our loss values and gradients against TRL's own code, on the same random log-probabilities: `python bench/losses.py`.
 
-TRL runs in its own environment (`losses_trl.py`), pair by pair, with a stub for the model that gives it the per-token
-log-probabilities drawn here. Ours are the public losses. What is compared is the loss and its slope in the policy's
-log-probability of either side, each by the largest difference relative to max(1, |TRL's|).
+TRL runs in its own environment (`losses_trl.py`), pair by pair, with a stub model that returns the per-token
+log-probabilities drawn here. Ours are the public losses. The loss and its gradient in the policy's log-probability of
+each response are compared, by the largest difference relative to max(1, |TRL's|).
 """
 
 import json
@@ -75,14 +75,14 @@ def drawn(pairs: int, seed: int) -> dict[str, list[list[list[float]]]]:
     """Per-token log-probabilities: by model (policy, reference, and both for mismatched text), side and response."""
     chance = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, LONGEST + 1, (2, pairs), generator=chance)
-    found: dict[str, list[list[list[float]]]] = {"policy": [], "reference": [], "policy_kl": [], "anchor_kl": []}
-    for name, start in (("policy", "reference"), ("policy_kl", "anchor_kl")):
+    logps: dict[str, list[list[list[float]]]] = {"policy": [], "reference": [], "policy_kl": [], "reference_kl": []}
+    for name, start in (("policy", "reference"), ("policy_kl", "reference_kl")):
         for side in range(2):
             other = [-3 * torch.rand(int(n), generator=chance) - 0.5 for n in lengths[side]]
             drift = [0.4 * torch.randn(len(row), generator=chance) + 0.02 for row in other]
-            found[start].append([row.tolist() for row in other])
-            found[name].append([(row + d).clamp(max=-0.01).tolist() for row, d in zip(other, drift, strict=True)])
-    return {name: [[list(map(_exact, row)) for row in side] for side in sides] for name, sides in found.items()}
+            logps[start].append([row.tolist() for row in other])
+            logps[name].append([(row + d).clamp(max=-0.01).tolist() for row, d in zip(other, drift, strict=True)])
+    return {name: [[list(map(_exact, row)) for row in side] for side in sides] for name, sides in logps.items()}
 
 
 def _exact(value: float) -> float:
@@ -103,43 +103,40 @@ def extremes() -> dict[str, list[list[list[float]]]]:
         "policy": policy,
         "reference": [reference, reference],
         "policy_kl": policy,
-        "anchor_kl": [reference, reference],
+        "reference_kl": [reference, reference],
     }
 
 
 def ours(loss: Any, divergence: Any, data: Any) -> list[list[float]]:
     """By pair: the loss, and its slopes in the policy's two sums."""
-    own = [torch.tensor([sum(row) for row in side], requires_grad=True) for side in data["policy"]]
-    start = [torch.tensor([sum(row) for row in side]) for side in data["reference"]]
+    policy = [torch.tensor([sum(row) for row in side], requires_grad=True) for side in data["policy"]]
+    reference = [torch.tensor([sum(row) for row in side]) for side in data["reference"]]
     lengths = [torch.tensor([len(row) for row in side]) for side in data["policy"]]
     if loss is None:
-        return _kto(own, start, data)
-    scores = [divergence.score(a - b) for a, b in zip(own, start, strict=True)]
-    values = loss(p.PairScores(*scores, *lengths, *own))
-    return _with_slopes(values, own)
+        return _kto(policy, reference, data)
+    scores = [divergence.score(a - b) for a, b in zip(policy, reference, strict=True)]
+    values = loss(p.PairScores(*scores, *lengths, *policy))
+    return _with_slopes(values, policy)
 
 
-def _kto(own: list[Tensor], start: list[Tensor], data: Any) -> list[list[float]]:
+def _kto(policy: list[Tensor], reference: list[Tensor], data: Any) -> list[list[float]]:
     """Both sides of each pair as two labelled responses, whose mismatched text gives the reference."""
     kl = [
         sum(a) - sum(b)
         for side in range(2)
-        for a, b in zip(data["policy_kl"][side], data["anchor_kl"][side], strict=True)
+        for a, b in zip(data["policy_kl"][side], data["reference_kl"][side], strict=True)
     ]
     loss = p.KTO(desirable=1.3, undesirable=0.8)
-    pairs = len(own[0])
+    pairs = len(policy[0])
     z0 = torch.tensor(kl).view(2, pairs).mean(0).clamp(min=0)
-    values = torch.stack([
-        loss(p.LabelledScores(
-            torch.stack([own[0][n] - start[0][n], own[1][n] - start[1][n]]), torch.tensor([True, False]), z0[n]
-        )).mean()
-        for n in range(pairs)
-    ])  # fmt: skip
-    return _with_slopes(values, own)
+    labels = torch.tensor([True, False])
+    ratios = torch.stack([policy[side] - reference[side] for side in range(2)], 1)
+    values = torch.stack([loss(p.LabelledScores(ratios[n], labels, z0[n])).mean() for n in range(pairs)])
+    return _with_slopes(values, policy)
 
 
-def _with_slopes(values: Tensor, own: list[Tensor]) -> list[list[float]]:
-    slopes = torch.autograd.grad(values.sum(), own, allow_unused=True)
+def _with_slopes(values: Tensor, policy: list[Tensor]) -> list[list[float]]:
+    slopes = torch.autograd.grad(values.sum(), policy, allow_unused=True)
     filled = [torch.zeros_like(values) if slope is None else slope for slope in slopes]
     return torch.stack([values.detach(), *filled], 1).tolist()
 
@@ -147,11 +144,11 @@ def _with_slopes(values: Tensor, own: list[Tensor]) -> list[list[float]]:
 def theirs(python: Path, settings: dict[str, dict[str, Any]], data: Any) -> dict[str, list[list[float]]]:
     """The same from TRL, by case."""
     with tempfile.TemporaryDirectory() as folder:
-        asked, answer = Path(folder) / "asked.json", Path(folder) / "answer.json"
-        asked.write_text(json.dumps({"cases": settings, "data": data}))
-        subprocess.run([python, ROOT / "bench" / "losses_trl.py", asked, answer], check=True)
-        found: dict[str, list[list[float]]] = json.loads(answer.read_text())
-    return found
+        request, answer = Path(folder) / "request.json", Path(folder) / "answer.json"
+        request.write_text(json.dumps({"cases": settings, "data": data}))
+        subprocess.run([python, ROOT / "bench" / "losses_trl.py", request, answer], check=True)
+        results: dict[str, list[list[float]]] = json.loads(answer.read_text())
+    return results
 
 
 def largest(mine: list[list[float]], other: list[list[float]]) -> tuple[float, float]:

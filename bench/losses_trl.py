@@ -1,6 +1,6 @@
-"""TRL's side of `losses.py`: its trainers' loss methods, called on stubs that return the log-probabilities asked for.
+"""TRL's side of `losses.py`: its trainers' loss methods, called on stubs that return given log-probabilities.
 
-`losses_trl.py ASKED ANSWER`, in `.venv-bench`. One call a pair, so that each pair has its own value.
+`losses_trl.py REQUEST ANSWER`, run in `.venv-bench`. One call per pair, so that each pair has its own value.
 """
 
 import json
@@ -89,7 +89,7 @@ def _referenceless(settings: dict[str, Any], chosen: Tensor, rejected: Tensor) -
 def _with_reference(settings: dict[str, Any], taken: Any, own: Tensor, mask: Tensor) -> Tensor:
     trainer = _stub(settings)
     trainer.model = Model(own, taken["policy_kl"][0])
-    trainer.ref_model = Model(taken["reference"][0], taken["anchor_kl"][0])
+    trainer.ref_model = Model(taken["reference"][0], taken["reference_kl"][0])
     ids = torch.zeros_like(mask)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(mask), "completion_mask": mask}
     if settings.get("trainer") != "kto":

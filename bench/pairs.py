@@ -1,4 +1,4 @@
-"""The pairs that both sides train on: HH transcripts split at the last reply, tokenised, short enough.
+"""The pairs that both sides train on: HH transcripts split at the last reply, tokenized, short enough.
 
 Both environments import this; it knows transformers and neither treeward nor TRL. The ids it finds are what each side
 must arrive at by its own way.

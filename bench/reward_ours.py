@@ -7,7 +7,7 @@ import torch
 from child import Answer, Stopwatch, Task, reply
 from dpo_ours import in_file_order, rendered
 from pairs import TOKENIZER, load, read, save
-from treeward.methods.reward import RewardConfig, reward
+from treeward.methods.reward import RewardConfig, reward_steps
 from treeward.models.loading import ModelConfig
 from treeward.models.reward_model import RewardModel
 from treeward.trees.verify import verify_once
@@ -30,7 +30,7 @@ def measure(task: Task) -> Answer:
     trees = in_file_order([rendered(pair, model.tokenizer) for pair in load(work, task.pairs)], config)
     verify_once(model.packed, trees)
     with Stopwatch() as watch:
-        steps = [step.metrics for step in reward(model, trees, config)]
+        steps = [step.numbers() for step in reward_steps(model, trees, config)]
     accuracies = [{"accuracy": step["rewards/accuracies"]} for step in steps]
     return Answer(seconds=watch.seconds, others=watch.others, steps=accuracies)
 

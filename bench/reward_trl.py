@@ -15,7 +15,7 @@ from pairs import MAX_LENGTH, gpt2_tokenizer, load
 
 
 def measure(task: Task) -> Answer:
-    """Train on the task's pairs; the time is that of `trainer.train()`, loading and tokenising left out."""
+    """Train on the task's pairs; the time is that of `trainer.train()`, loading and tokenizing left out."""
     torch.set_num_threads(task.threads)
     work = Path(task.work)
     pairs = load(work, task.pairs)

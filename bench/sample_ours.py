@@ -7,6 +7,7 @@ import torch
 
 from child import Answer, Stopwatch, Task, reply
 from pairs import TOKENIZER, read
+from treeward.models.device import PrecisionOption
 from treeward.models.loading import ModelConfig
 from treeward.models.policy import Policy, branch_logps
 from treeward.models.sampler import DecodeSampler, Noise
@@ -22,7 +23,7 @@ def measure(task: Task) -> Answer:
     if task.mode == "prepare":
         prepare(data, work, task.pairs)
         return Answer(steps=[])
-    precision = "bf16" if task.precision == "bf16" else "fp32"
+    precision: PrecisionOption = "bf16" if task.precision == "bf16" else "fp32"
     policy = Policy.load(str(work / "model"), precision=precision, device="cpu")
     prompts = [
         TokenTree(tuple(ids), (), str(n)) for n, ids in enumerate(json.loads((work / "prompts.json").read_text()))

@@ -6,10 +6,11 @@ import torch
 
 from child import Answer, Stopwatch, Task, reply
 from pairs import TOKENIZER, load, read, save
-from treeward.models.heads import output_layer
+from treeward.models.device import PrecisionOption
 from treeward.models.loading import ModelConfig
-from treeward.models.policy import tokenised
+from treeward.models.policy import tokenized
 from treeward.models.reward_model import RewardModel
+from treeward.models.weights import output_layer
 from treeward.trees.text import Tree
 from treeward.trees.verify import verify_once
 
@@ -18,7 +19,7 @@ def measure(task: Task) -> Answer:
     """Score the task's pairs from text, rendering counted; the layout's verification, once a process, stands apart."""
     torch.set_num_threads(task.threads)
     data, work = Path(task.data), Path(task.work)
-    precision = "bf16" if task.precision == "bf16" else "fp32"
+    precision: PrecisionOption = "bf16" if task.precision == "bf16" else "fp32"
     if task.mode == "prepare":
         save(read(data, task.pairs), work)
         gpt2 = ModelConfig(
@@ -32,7 +33,7 @@ def measure(task: Task) -> Answer:
     model = RewardModel.load(str(work / "model"), precision=precision, device="cpu")
     trees = [Tree(pair.prompt, [pair.chosen, pair.rejected]) for pair in load(work, task.pairs)]
     with Stopwatch() as proof, torch.no_grad():
-        verify_once(model.packed, tokenised(trees, model.tokenizer))
+        verify_once(model.packed, tokenized(trees, model.tokenizer))
     with Stopwatch() as watch:
         scores = model.score(trees).tolist()
     steps = [{"score": score} for score in scores]

@@ -1,6 +1,7 @@
 """Tiny models of each family, token trees drawn from a seed, and the place of the shared data.
 
-`treeward` is imported inside the fixtures: pytest loads this file before jaxtyping's import hook is in place.
+While tests run, each call's arguments are checked against their annotations, shapes included, in the packages that
+compute with arrays.
 """
 
 import os
@@ -11,6 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jaxtyping import install_import_hook
+
+ARRAYS = (
+    "api", "checks", "evaluation", "losses", "merging", "methods", "models", "rewards", "runtime", "stats", "training",
+    "trees",
+)  # fmt: skip
+install_import_hook(
+    [f"treeward.{name}" for name in ARRAYS], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+)
 
 CACHE = tempfile.TemporaryDirectory(prefix="treeward-tests-")
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -22,6 +32,8 @@ import hypothesis  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
+from fixtures import BuildModel, BuildPolicy, Grow, PlainLogps  # noqa: E402
+
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("treeward", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("treeward")
@@ -29,7 +41,7 @@ hypothesis.settings.load_profile("treeward")
 VOCABULARY = 64
 POSITIONS = 256
 SCALE = 0.3
-"""Standard deviation of the random weights: large enough that who sees whom changes the numbers in the first digit."""
+"""Standard deviation of the random weights: large enough that a wrong attention mask changes the first digit."""
 
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "initializer_range": SCALE,
@@ -57,13 +69,13 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """beartype picks the items that it checks at random, also inside strategies: no value depends on that."""
+    """beartype draws which items of a container it checks, also inside strategies; no value depends on that."""
     config.addinivalue_line("filterwarnings", "ignore:Do not use the `random` module inside strategies")
 
 
 @pytest.fixture(scope="session")
-def tiny() -> Callable[..., Any]:
-    """tiny(family, seed=0, attention="sdpa", scorer=False): a fresh random model in eval mode, the same for a seed."""
+def tiny() -> BuildModel:
+    """tiny(family, seed=0, attention="sdpa", scorer=False): a fresh random model in eval mode; the seed decides it."""
 
     def build(family: str, seed: int = 0, attention: str = "sdpa", scorer: bool = False, **changes: Any) -> Any:
         name, fields = CONFIGS[family]
@@ -78,23 +90,23 @@ def tiny() -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
-def plain_logps() -> Callable[..., torch.Tensor]:
-    """plain_logps(module, tree): the log-probability of each response token, one unpadded row a branch, no mask."""
+def plain_logps() -> PlainLogps:
+    """plain_logps(model, tree): the log-probability of each response token, one unpadded row a branch, no mask."""
 
-    def compute(module: Any, tree: Any) -> torch.Tensor:
-        found = []
+    def compute(model: Any, tree: Any) -> torch.Tensor:
+        token_logps = []
         for branch in tree.branches:
             row = torch.tensor([tree.prompt + branch])
-            logps = module(input_ids=row).logits[0].double().log_softmax(-1)
+            logps = model(input_ids=row).logits[0].double().log_softmax(-1)
             start = len(tree.prompt)
-            found += [logps[start + n - 1, token] for n, token in enumerate(branch)]
-        return torch.stack(found)
+            token_logps += [logps[start + n - 1, token] for n, token in enumerate(branch)]
+        return torch.stack(token_logps)
 
     return compute
 
 
 @pytest.fixture(scope="session")
-def grow() -> Callable[..., list[Any]]:
+def grow() -> Grow:
     """grow(count, branches=2, seed=0, longest=12): that many random token trees, without special ids."""
     from treeward.trees.tokens import TokenTree
 
@@ -123,12 +135,14 @@ def tiny_tokenizer() -> Any:
 
 
 @pytest.fixture
-def policy(tiny: Callable[..., Any], tiny_tokenizer: Any) -> Callable[..., Any]:
+def policy(tiny: BuildModel, tiny_tokenizer: Any) -> BuildPolicy:
     """policy(family="llama", **changes): a fresh tiny policy."""
     from treeward.models.policy import Policy
-    from treeward.trees.forward import TreeLM
 
-    return lambda family="llama", **changes: Policy(TreeLM(tiny(family, **changes)), tiny_tokenizer)
+    def build(family: str = "llama", **changes: Any) -> Policy:
+        return Policy(tiny(family, **changes), tiny_tokenizer)
+
+    return build
 
 
 @pytest.fixture(scope="session")

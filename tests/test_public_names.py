@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,36 +14,104 @@ import treeward as tw
 SOURCE = Path(tw.__file__).parent
 
 NAMES = [
+    "BadScore",
+    "Batches",
+    "Check",
     "ChecksFailed",
     "DPOConfig",
+    "Dataset",
+    "EMA",
+    "EMAReference",
     "Ensemble",
+    "Evaluation",
     "Forest",
+    "Frozen",
+    "LabelledObjective",
+    "LoRA",
+    "Loop",
+    "Measurement",
+    "Method",
+    "Objective",
+    "PairObjective",
+    "PairScores",
     "Policy",
+    "RankingObjective",
+    "Receipt",
     "ReferenceModel",
     "Response",
+    "Result",
     "RewardConfig",
     "RewardModel",
+    "RewardObjective",
+    "Rollout",
+    "RunConfig",
+    "Runtime",
     "SFTConfig",
+    "Sample",
+    "Step",
+    "Table",
+    "Terms",
+    "TokenNLL",
     "TokenTree",
     "Tree",
+    "UserError",
+    "best_worst",
     "branch_logps",
     "branch_scores",
+    "check",
     "dpo",
-    "pack_to_budget",
+    "dpo_steps",
+    "evaluate",
+    "load",
+    "pack",
+    "receipt",
+    "render",
     "reward",
+    "reward_steps",
+    "sample",
+    "score",
     "sft",
+    "sft_steps",
     "token_logps",
     "verify",
     "warm",
 ]
 
-MODULES = ("data", "heads", "losses", "reward_losses")
+MODULES = ("data", "divergences", "heads", "losses", "merging", "reward_losses")
 
 
 def test_names_are_sorted_lazy_and_there() -> None:
     assert [name for name in tw.__all__ if name not in MODULES] == NAMES
     for name in tw.__all__:
         assert getattr(tw, name) is not None
+
+
+def test_type_checkers_see_every_name() -> None:
+    """Completion works: the names under TYPE_CHECKING are those that are imported lazily."""
+    tree = ast.parse((SOURCE / "__init__.py").read_text(encoding="utf-8"))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    seen = {alias.asname for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert seen == {*NAMES, *MODULES}
+
+
+def test_public_functions_are_typed_and_take_no_unnamed_options() -> None:
+    functions = [getattr(tw, name) for name in NAMES if inspect.isfunction(getattr(tw, name))]
+    classes = [getattr(tw, name) for name in NAMES if inspect.isclass(getattr(tw, name))]
+    for cls in classes:
+        functions += [
+            value
+            for name, value in vars(cls).items()
+            if inspect.isfunction(value)
+            and value.__module__.startswith("treeward")
+            and name.strip("_") in (name, "init")
+        ]
+    assert len(functions) > 60
+    for function in functions:
+        for parameter in inspect.signature(function).parameters.values():
+            where = f"{function.__qualname__}({parameter.name})"
+            assert parameter.name == "self" or parameter.annotation is not inspect.Parameter.empty, where
+            options = parameter.kind is inspect.Parameter.VAR_KEYWORD and parameter.annotation in (Any, object)
+            assert not options, where
 
 
 def test_verify_is_the_function_and_data_the_package() -> None:
@@ -58,11 +127,11 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 def test_every_config_field_is_read_somewhere() -> None:
     """F56: a field that nobody reads is an option without effect."""
+    from treeward.methods import METHODS, find
     from treeward.runner.evaluate import EvaluateRun
+    from treeward.runner.fields import keys
     from treeward.runner.inspect import InspectRun
-    from treeward.runner.options import RUNS
     from treeward.runner.sample import SampleRun
-    from treeward.runner.settings import describe
 
     read = {
         node.attr
@@ -70,16 +139,17 @@ def test_every_config_field_is_read_somewhere() -> None:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
     }
-    classes = (*RUNS.values(), EvaluateRun, InspectRun, SampleRun)
-    fields = {row[0].rsplit(".", 1)[-1] for cls in classes for row in describe(cls)}
+    classes = (*(find(name).Config for name in METHODS), EvaluateRun, InspectRun, SampleRun)
+    fields = {key.rsplit(".", 1)[-1] for cls in classes for key in keys(cls)}
     assert fields - {"kind"} <= read
 
 
 def test_every_config_field_has_a_help_string() -> None:
-    from treeward.runner.options import RUNS
-    from treeward.runner.settings import describe
+    from treeward.methods import METHODS, find
+    from treeward.runner.fields import options
 
-    assert [row[0] for cls in RUNS.values() for row in describe(cls) if not row[2]] == []
+    rows = [option for name in METHODS for option in options(find(name).Config, every_kind=True)]
+    assert [option.key for option in rows if not option.meaning] == []
 
 
 def test_configs_are_frozen() -> None:

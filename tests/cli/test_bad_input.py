@@ -11,7 +11,7 @@ WORLD = ("--model.path", "world")
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """The complaint of a command line that must exit with 2 and say one line."""
+    """The one line of stderr on a command line that exits with 2."""
     assert run(words) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("treeward:")]
     assert len(lines) == 1, lines
@@ -77,8 +77,8 @@ def test_wrong_columns_are_listed(capsys: pytest.CaptureFixture[str], tmp_path: 
 def test_zero_rows_after_filtering(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     row = {"prompt": "a", "chosen": "b", "rejected": "b"}
     (tmp_path / "same.jsonl").write_text((json.dumps(row) + "\n") * 3)
-    said = refused(capsys, "dpo", *WORLD, "--data.source", str(tmp_path / "same.jsonl"))
-    assert "3 identical pair" in said
+    message = refused(capsys, "dpo", *WORLD, "--data.source", str(tmp_path / "same.jsonl"))
+    assert "3 identical pair" in message
 
 
 def test_foreign_tokenizer(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -87,9 +87,9 @@ def test_foreign_tokenizer(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
 
     core = Tokenizer(models.WordLevel({f"w{n}": n for n in range(500)}, unk_token="w0"))
     PreTrainedTokenizerFast(tokenizer_object=core, eos_token="w1", unk_token="w0").save_pretrained(tmp_path / "other")
-    said = refused(capsys, "sft", "--model.tokenizer", str(tmp_path / "other"))
-    assert "ids up to 499" in said
-    assert "91 embedding rows" in said
+    message = refused(capsys, "sft", "--model.tokenizer", str(tmp_path / "other"))
+    assert "ids up to 499" in message
+    assert "91 embedding rows" in message
 
 
 def test_existing_run_directory_is_left_alone(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_unreachable_hub_names_the_local_way(capsys: pytest.CaptureFixture[str])
 
 def test_failed_check_leaves_no_run_directory(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert run(["sft", "world-sft", "--data.limit", "60", "--out", str(tmp_path / "run")]) == 2
-    assert "F48 FAILED" in capsys.readouterr().err
+    assert "enough-groups (F48) FAILED" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
@@ -118,11 +118,13 @@ def test_resume_of_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert "not a run directory" in refused(capsys, "resume", "nowhere")
 
 
-def test_resume_of_a_run_of_pairs_says_how_it_goes_on(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_resume_of_a_run_of_pairs_names_the_command_that_continues_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "config.yaml").write_text("command: pairs\n")
-    said = refused(capsys, "resume", "made")
-    assert "of `treeward pairs`" in said
-    assert "the same command is given again with --out made" in said
+    message = refused(capsys, "resume", "made")
+    assert "a run of `treeward pairs`" in message
+    assert "the same command is given again with --out made" in message
     (tmp_path / "made" / "report.json").write_text("{}")
     assert "has ended" in refused(capsys, "resume", "made")

@@ -40,10 +40,10 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 def test_a_recipe_does_not_choose_code(verb: str, values: object, capsys: pytest.CaptureFixture[str]) -> None:
     Path("foreign.yaml").write_text(yaml.safe_dump({"command": verb, **dict(values)}))  # type: ignore[call-overload]
     for words in ([], *([["--sweep", "seed=1,2"]] if verb == "dpo" else [])):
-        said = refused(capsys, verb, "foreign.yaml", *words)
-        assert "'foreign.yaml' would run the Python file" in said
-        assert "judge.py:f'" in said
-        assert "name it on this command line, or add --allow-code" in said
+        message = refused(capsys, verb, "foreign.yaml", *words)
+        assert "'foreign.yaml' would run the Python file" in message
+        assert "judge.py:f'" in message
+        assert "name it on this command line, or add --allow-code" in message
     assert not Path("ran").exists()
 
 
@@ -60,8 +60,8 @@ def test_code_runs_where_the_command_line_names_or_allows_it(capsys: pytest.Capt
 def test_resume_of_a_foreign_run_does_not_run_its_code(capsys: pytest.CaptureFixture[str]) -> None:
     Path("run").mkdir()
     Path("run/config.yaml").write_text("command: dpo\nevaluation: {scorer: 'judge.py:f'}\ndata: {limit: 60}\n")
-    said = refused(capsys, "resume", "run")
-    assert "'run' would run the Python file 'judge.py:f'" in said
+    message = refused(capsys, "resume", "run")
+    assert "'run' would run the Python file 'judge.py:f'" in message
     assert not Path("ran").exists()
     assert "change nothing" in refused(capsys, "resume", "run", "--evaluation.scorer", "length")
     run(["resume", "run", "--evaluation.scorer", "judge.py:f"])
@@ -71,14 +71,14 @@ def test_resume_of_a_foreign_run_does_not_run_its_code(capsys: pytest.CaptureFix
 @pytest.mark.parametrize("name", ["../..", "..", "/tmp/x", "a/b", "a\\b", ".", "a\0b", "x" * 300])
 def test_a_name_stays_in_runs(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("r.yaml").write_text(yaml.safe_dump({"name": name}))
-    assert "it names one folder in runs/" in refused(capsys, "sft", "r.yaml")
+    assert "it must be the name of one folder in runs/" in refused(capsys, "sft", "r.yaml")
     assert not Path("runs").exists()
 
 
 def test_a_missing_model_directory_is_never_looked_for_on_the_hub(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("treeward.models.loading.reachable", lambda: pytest.fail("the hub was asked for"))
+    monkeypatch.setattr("treeward.models.loading.hub_reachable", lambda: pytest.fail("the hub was asked for"))
     Path("models").mkdir()
     Path("file").touch()
     for path in ("./models/x", "models/x", "models/x/y", "../x", "~/nowhere"):
@@ -93,7 +93,7 @@ def test_a_recipe_that_multiplies_itself_is_refused(capsys: pytest.CaptureFixtur
     Path("bomb.yaml").write_text(layers)
     assert "more than 10000 values" in refused(capsys, "dpo", "bomb.yaml", "--print-config")
     Path("twice.yaml").write_text("steps: 1\nsteps: 2\n")
-    assert "'steps' stands there twice" in refused(capsys, "dpo", "twice.yaml", "--print-config")
+    assert "'steps' is given twice" in refused(capsys, "dpo", "twice.yaml", "--print-config")
     Path("alias.yaml").write_text("steps: &n 3\nseed: *n\n")
     assert run(["dpo", "alias.yaml", "--print-config"]) == 0
 
@@ -117,17 +117,18 @@ from treeward.models.reward_model import RewardModel
 
 small = dict(num_hidden_layers=1, hidden_size=16, intermediate_size=16, num_attention_heads=2, num_key_value_heads=2)
 judge = RewardModel.from_config(ModelConfig(path="world", config=small))
-torch.nn.init.normal_(judge.tree.module.score.weight)
+torch.nn.init.normal_(judge.packed.model.score.weight)
 judge.save(Path("judge"))
 small = ["--model.config", "{TINY}"]
-skip = ["--skip-check", "[F42, F48]", "--data.limit", "60", "--evaluation.prompts", "2", "--steps", "2"]
+skip = ["--skip-check", "[F42, F48]", "--data.limit", "60", "--steps", "2"]
+few = ["--evaluation.prompts", "2"]
 codes = []
 for words in (
     ["inspect", "rows", "--out", "seen"],
     ["inspect", "rows/rows.jsonl", "--tokenizer", "judge", "--out", "seen-2"],
-    ["sft", *small, *skip, "--require", "any", "--out", "run"],
+    ["sft", *small, *skip, *few, "--require", "any", "--out", "run"],
     ["reward", *small, *skip, "--dry-run"],
-    ["dpo", *small, *skip, "--data.source", "world", "--dry-run"],
+    ["dpo", *small, *skip, *few, "--data.source", "world", "--dry-run"],
     ["sample", "--model.path", "run/model", "--prompt", "the plot is", "--samples", "1", "--max-new-tokens", "2"],
     ["score", "--model.path", "judge", "--data", "rows/rows.jsonl", "--out", "scores.jsonl"],
     ["report", "run"],
@@ -172,4 +173,4 @@ def test_reading_a_file_asks_for_no_socket_in_this_process(tmp_path: Path, monke
         monkeypatch.setattr(socket.socket, name, refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     (tmp_path / "rows.jsonl").write_text('{"prompt": "x"}\n')
-    assert sources.rows("rows.jsonl") == [{"prompt": "x"}]
+    assert sources.read_rows("rows.jsonl") == [{"prompt": "x"}]

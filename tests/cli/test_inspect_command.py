@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 
 from treeward.cli.main import run
+from treeward.data.prepare import DataConfig, prepare
+from treeward.methods import find
 from treeward.report.inspection import write_inspection
+from treeward.runner import settings
 
 PAIRS = [{"prompt": f"w{n} w3", "chosen": f"w{n} w9 w9", "rejected": f"w{n}", "chosen_rating": 3, "rejected_rating": 1}
          for n in range(3, 43)]  # fmt: skip
@@ -41,15 +44,15 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 def test_table_figures_and_page(source: str, tokenizer: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["inspect", source, "--tokenizer", tokenizer, "--tokenizer", "world", "--out", "looked"]) == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for words in ("rows and splits", "lengths in tokens of tiny", "lengths in tokens of world", "word floor"):
-        assert words in said
-    found = json.loads(Path("looked/inspect.json").read_text())
-    assert (found["rows"], found["mean_rating_gap"], found["longer_wins"]) == (40, 2.0, 1.0)
-    assert [tokens["tokenizer"] for tokens in found["tokens"]] == ["tiny", "world"]
-    assert found["chosen_mean"] == found["tokens"][0]["chosen_mean"] == 4.0
-    assert all(not isinstance(value, dict | list) for key, value in found.items() if key != "tokens")
-    assert all(not isinstance(value, dict | list) for tokens in found["tokens"] for value in tokens.values())
+        assert words in printed
+    figures = json.loads(Path("looked/inspect.json").read_text())
+    assert (figures["rows"], figures["mean_rating_gap"], figures["longer_wins"]) == (40, 2.0, 1.0)
+    assert [tokens["tokenizer"] for tokens in figures["tokens"]] == ["tiny", "world"]
+    assert figures["chosen_mean"] == figures["tokens"][0]["chosen_mean"] == 4.0
+    assert all(not isinstance(value, dict | list) for key, value in figures.items() if key != "tokens")
+    assert all(not isinstance(value, dict | list) for tokens in figures["tokens"] for value in tokens.values())
     names = ["histograms.json", "inspect.html", "inspect.json", "length_differences.png", "lengths-2.png",
              "lengths.png", "rating_gaps.png"]  # fmt: skip
     assert sorted(path.name for path in Path("looked").iterdir()) == names
@@ -90,9 +93,9 @@ def test_unknown_figures_are_null(tmp_path: Path) -> None:
     assert run(["inspect", "one.jsonl", "--out", "looked"]) == 0
     text = Path("looked/inspect.json").read_text()
     assert "NaN" not in text
-    found = json.loads(text)
-    assert found["mean_rating_gap"] is None
-    assert found["length_correlation"] is None
+    figures = json.loads(text)
+    assert figures["mean_rating_gap"] is None
+    assert figures["length_correlation"] is None
 
 
 def test_the_models_embedding_rows(source: str, tokenizer: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,3 +160,42 @@ def test_a_recipe_with_stand_ins(source: str, tokenizer: str, capsys: pytest.Cap
     assert run([*words, "--model", "null", "--out", "seen"]) == 0
     assert json.loads(Path("seen/inspect.json").read_text())["rows"] == len(PAIRS)
     assert "recipe 'world-sft' is for `treeward sft`, not inspect" in refused(capsys, "world-sft")
+
+
+@pytest.mark.parametrize(
+    ("rows", "command"),
+    [
+        (PAIRS, "reward"),
+        ([{"instruction": f"w{n} w3", "input": "", "output_1": "w9", "output_2": f"w{n} w4", "preference": 1 + n % 2}
+          for n in range(5, 45)], "reward"),
+        ([{"question": f"w{n} w3", "answer": "w9 w8"} for n in range(3, 43)], "sft"),
+    ],
+)  # fmt: skip
+def test_a_recipe_reads_the_data_as_the_inspection_did(
+    rows: list[dict[str, Any]], command: str, tokenizer: str, tiny_tokenizer: Any
+) -> None:
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run(["inspect", "rows.jsonl", "--tokenizer", tokenizer, "--recipe", "made.yaml", "--data.seed", "3"]) == 0
+    recipe = settings.recipe("made.yaml")
+    assert recipe.pop("command") == command
+    assert "# model: {path:" in Path("made.yaml").read_text()
+    config = settings.build(find(command).Config, recipe | {"model": {"path": "world"}}).data
+    inspected = DataConfig(source="rows.jsonl", seed=3)
+    assert (config.source, config.seed, config.validation, config.test) == ("rows.jsonl", 3, 0.1, 0.1)
+    assert (config.max_prompt, config.max_response) == (8, 8)
+    for read in (config, inspected):
+        prepared = prepare(read, tiny_tokenizer, "pairs" if command == "reward" else "sft")
+        assert sum(map(len, prepared.parts.values())) == 40
+        if read is config:
+            expected = prepared.parts
+    assert prepared.parts == expected
+
+
+def test_a_recipe_that_cannot_be_written_is_refused(source: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("prompts.jsonl").write_text(json.dumps({"prompt": "w3"}))
+    Path("taken.yaml").write_text("mine")
+    assert "--recipe 'taken.yaml' exists" in refused(capsys, source, "--recipe", "taken.yaml")
+    assert "must end in .yaml" in refused(capsys, source, "--recipe", "recipe.txt")
+    assert "the data is prompts alone" in refused(capsys, "prompts.jsonl", "--recipe", "new.yaml")
+    assert not Path("new.yaml").exists()
+    assert not Path("runs").exists()

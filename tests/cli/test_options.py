@@ -6,14 +6,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from treeward.checks.check import Check, ChecksFailed, require
+from treeward.checks.check import require, result
 from treeward.cli.main import run
+from treeward.errors import ChecksFailed
+from treeward.methods import METHODS, find
 from treeward.runner import trl_names
 from treeward.runner.evaluate import EvaluateRun
-from treeward.runner.options import RUNS
+from treeward.runner.fields import keys as keys_of
 from treeward.runner.pairs import PairsRun
 from treeward.runner.sample import SampleRun
-from treeward.runner.settings import describe
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -23,8 +24,8 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """The one line with which a command line is refused."""
+def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The one line of stderr on a command line that exits with 2."""
     assert run(words) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("treeward:")]
     assert len(lines) == 1, lines
@@ -50,14 +51,14 @@ def test_a_bare_id_is_a_list_of_one_also_in_a_recipe(capsys: pytest.CaptureFixtu
 def test_the_hint_of_a_failed_check_works_when_pasted(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["sft", "world-sft", "--data.limit", "60", "--dry-run"]
     assert run(words) == 2
-    hint = next(line for line in capsys.readouterr().err.splitlines() if "to accept the risk, add:" in line)
+    hint = next(line for line in capsys.readouterr().err.splitlines() if "to proceed anyway, add:" in line)
     pasted = hint.partition("add: ")[2].split()
-    assert pasted == ["--skip-check", "F48"]
+    assert pasted == ["--skip-check", "enough-groups"]
     assert run([*words, *pasted]) == 0
 
 
 def test_an_id_that_names_no_check_is_refused_with_the_nearest() -> None:
-    checks = [Check("F48", "groups", False), Check("I05", "layout", True)]
+    checks = [result("enough-groups", passed=False), result("layout-equals-rows", passed=True)]
     with pytest.raises(ValueError, match="skip_check 'f48' names no check of this run, did you mean 'F48'"):
         require(checks, ["f48"])
     assert require(checks, ["F48"])[0].passed is None
@@ -79,24 +80,24 @@ def test_data_alone_is_its_source(capsys: pytest.CaptureFixture[str]) -> None:
     ("--output-dir", "--out"), ("--model_name_or_path", "--model.path"), ("--dataset-name", "--data.source"),
     ("--loss-type", "--loss.kind"), ("--loss.label_smoothing", "--loss.flip"), ("--bf16", "--model.precision bf16"),
 ])  # fmt: skip
-def test_trls_names_are_answered_with_ours(option: str, ours: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert f" is {ours} here" in said(capsys, "dpo", option, "1")
+def test_a_name_of_trl_is_answered_with_ours(option: str, ours: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert f" is {ours} here" in refusal(capsys, "dpo", option, "1")
 
 
 def test_a_flag_of_trl_without_a_value_is_answered_too(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--bf16 needs a value; TRL's bf16 is --model.precision bf16 here" in said(capsys, "dpo", "--bf16")
+    assert "--bf16 needs a value; TRL's bf16 is --model.precision bf16 here" in refusal(capsys, "dpo", "--bf16")
 
 
 def test_an_option_of_another_command_is_not_suggested(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "loss.beta" not in said(capsys, "sft", "--beta", "1")
+    assert "loss.beta" not in refusal(capsys, "sft", "--beta", "1")
 
 
 def test_a_name_of_another_group_is_found(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "did you mean 'data.max_response'" in said(capsys, "dpo", "--max-response", "5")
+    assert "did you mean 'data.max_response'" in refusal(capsys, "dpo", "--max-response", "5")
 
 
 def test_a_field_of_another_kind_is_named_as_such(capsys: pytest.CaptureFixture[str]) -> None:
-    line = said(capsys, "dpo", "--loss.kind", "ipo", "--loss.flip", "0.1")
+    line = refusal(capsys, "dpo", "--loss.kind", "ipo", "--loss.flip", "0.1")
     assert "unknown key 'loss.flip' of this kind (another loss.kind has it); known are beta" in line
 
 
@@ -104,16 +105,17 @@ def test_a_field_of_another_kind_is_named_as_such(capsys: pytest.CaptureFixture[
 def test_a_group_given_as_a_value_names_its_first_field(
     words: list[str], key: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert f"it is a group of fields: set {key} or another" in said(capsys, "dpo", *words)
+    assert f"it is a group of fields: set {key} or another" in refusal(capsys, "dpo", *words)
 
 
 @pytest.mark.parametrize("verb", ["sample", "evaluate", "score"])
 def test_a_word_that_belongs_to_no_option_is_refused(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert f"{verb} does not take 'extra'" in said(capsys, verb, "extra", "--model.path", "world")
+    assert f"{verb} does not take 'extra'" in refusal(capsys, verb, "extra", "--model.path", "world")
 
 
 def test_every_option_that_is_suggested_exists() -> None:
-    keys = {key for cls in (*RUNS.values(), PairsRun, SampleRun, EvaluateRun) for key, _, _ in describe(cls)}
+    configs = [*(find(name).Config for name in METHODS), PairsRun, SampleRun, EvaluateRun]
+    keys = {key for config in configs for key in keys_of(config)}
     keys |= {"resume", "model.lora"}
     assert {option.split()[0] for row in trl_names.NAMES for option in row.ours} <= keys
     theirs = [name for row in trl_names.NAMES for name in row.theirs]
@@ -133,7 +135,7 @@ def test_the_table_of_the_docs_is_the_one_that_suggestions_come_from() -> None:
     ["sft", "--sweep", "data.source=world,x.jsonl"],
 ])  # fmt: skip
 def test_a_command_without_a_model_asks_for_one(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert re.search(r"model\.path is not given: name a model with --model\.path", said(capsys, *words))
+    assert re.search(r"model\.path is not given: name a model with --model\.path", refusal(capsys, *words))
 
 
 def test_training_on_the_world_or_from_random_weights_needs_no_model(

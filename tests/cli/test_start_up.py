@@ -1,10 +1,12 @@
-"""What starts without torch: help, pages from run directories, inspection."""
+"""What starts without torch: help of every command, lists, pages from run directories, inspection."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from treeward.cli.help import PAGES
 
 PAIRS = [{"prompt": f"w{n} w3", "chosen": f"w{n} w9", "rejected": f"w{n}"} for n in range(3, 43)]
 PROGRAM = """
@@ -13,17 +15,22 @@ import treeward, treeward.stats.intervals, treeward.report.frontier, treeward.re
 from treeward.cli.main import run
 for words in json.loads(sys.argv[1]):
     assert run(words) == 0, words
-    assert "torch" not in sys.modules, words
+    heavy = {"torch", "peft", "datasets", *(["transformers"] if "looked" not in words else [])}
+    assert not heavy & sys.modules.keys(), words
 """
 
 
-def test_help_pages_and_inspection_import_no_torch(tmp_path: Path, tiny_tokenizer: Any) -> None:
+def test_help_lists_pages_and_inspection_import_no_torch(tmp_path: Path, tiny_tokenizer: Any) -> None:
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
     tiny_tokenizer.save_pretrained(tmp_path / "tiny")
     lines = [
         ["--help"],
-        ["inspect", "--help"],
-        ["report", "--help"],
+        ["--version"],
+        *([verb, "--help"] for verb in PAGES),
+        ["dpo", "--help", "--loss.kind", "simpo"],
+        ["recipes"],
+        ["recipes", "copy", "world-dpo"],
+        ["runs"],
         ["inspect", "pairs.jsonl", "--tokenizer", "./tiny", "--tokenizer", "world", "--out", "looked"],
         ["report", "looked"],
     ]

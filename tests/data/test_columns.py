@@ -15,13 +15,10 @@ from treeward.cli.inspect import configured
 from treeward.cli.parse import parse
 from treeward.data import sources, world
 from treeward.data.columns import layout
-from treeward.data.files import Piece
-from treeward.data.formats import Row
-from treeward.data.gather import gather
-from treeward.data.inspect import inspect
+from treeward.data.formats import Row, as_messages
+from treeward.data.inspect import inspect, read_contents
 from treeward.data.prepare import DataConfig, prepare
-from treeward.data.values import messages as messages_of
-from treeward.report.inspection_tables import remarks
+from treeward.report.inspection import remarks
 
 WORLD = world.tokenizer()
 GOOD = "superb"
@@ -133,13 +130,13 @@ def test_a_layout_is_read_by_itself_with_the_right_winners(kind: str, tmp_path: 
     ties = {reason: n for reason, n in data.account.dropped.items() if reason in ("tie", "nothing to rank")}
     assert sum(ties.values()) == 60 - data.account.used
     assert ("0" in winners) == bool(ties)
-    gathered = gather(config)
-    assert gathered.layout == data.account.layout
-    assert not [line for line in remarks(inspect(config, gathered, {}).flat()) if "F10" in line]
+    contents = read_contents(config)
+    assert contents.reading.layout.description == data.account.layout
+    assert not [line for line in remarks(inspect(contents, {}).flat()) if "F10" in line]
     assert ("winner" in data.account.layout) == (data.format == "compared")
 
 
-def test_the_line_says_how_the_columns_were_read(tmp_path: Path) -> None:
+def test_the_description_tells_how_the_columns_were_read(tmp_path: Path) -> None:
     make, winners = READ["alpaca 1/2"]
     rows = [row | {"dataset": "films"} for row in rows_of(make, winners)]
     account = prepare(DataConfig(source=written(tmp_path, rows)), WORLD, "pairs").account
@@ -174,7 +171,7 @@ def test_f61_a_winner_that_is_not_read_stops_with_the_line_to_paste(kind: str, t
     with pytest.raises(ValueError, match=r"looks like a winner .*, but it is not read") as stopped:
         prepare(DataConfig(source=source, columns=columns), WORLD, "pairs")
     with pytest.raises(ValueError, match="looks like a winner"):
-        gather(DataConfig(source=source, columns=columns))
+        read_contents(DataConfig(source=source, columns=columns))
     assert accuracy(pasted(str(stopped.value), source)) == 1.0
     ignored = re.findall(r"--data\.ignore '\[([^']+)\]'", str(stopped.value))[0].split(", ")
     assert accuracy(DataConfig(source=source, columns=columns, ignore=tuple(ignored))) < 0.8
@@ -188,16 +185,16 @@ def test_f61_a_winner_that_is_not_read_stops_with_the_line_to_paste(kind: str, t
         (lambda p, o, w: {"prompt": p, "answer_a": o[0], "answer_b": o[1], "winner": w == 1}, "'{false: 2, true: 1}'"),
     ],
 )
-def test_values_that_may_name_either_side_are_asked_for(make: Make, second: str, tmp_path: Path) -> None:
+def test_winner_values_of_unclear_meaning_are_refused_with_both_lines(make: Make, second: str, tmp_path: Path) -> None:
     source = written(tmp_path, rows_of(make))
     with pytest.raises(ValueError, match="do not name an output clearly; if") as stopped:
         prepare(DataConfig(source=source), WORLD, "pairs")
     options = re.findall(r"--data\.winner '[^']+'", str(stopped.value))
     assert len(options) == 2
     assert f"--data.winner {second}" in options
-    found = [accuracy(pasted(option, source)) for option in (f"--data.winner {second}", *options)]
-    assert found[0] == 1.0
-    assert sorted(found[1:]) == [0.0, 1.0]
+    accuracies = [accuracy(pasted(option, source)) for option in (f"--data.winner {second}", *options)]
+    assert accuracies[0] == 1.0
+    assert sorted(accuracies[1:]) == [0.0, 1.0]
 
 
 def test_a_value_of_unknown_meaning_names_file_row_and_the_line(tmp_path: Path) -> None:
@@ -222,7 +219,7 @@ def test_rows_without_a_winner_are_counted(tmp_path: Path) -> None:
     assert data.account.dropped == {"without a winner": 2}
 
 
-def test_two_columns_that_could_be_the_winner_are_asked_for(tmp_path: Path) -> None:
+def test_two_possible_winner_columns_are_refused(tmp_path: Path) -> None:
     rows = [row | {"label": 1} for row in rows_of(READ["alpaca 1/2"][0])]
     with pytest.raises(ValueError, match=r"two outputs: .*where COLUMN is one of preference, label"):
         prepare(DataConfig(source=written(tmp_path, rows)), WORLD, "pairs")
@@ -239,7 +236,7 @@ def test_supervised_fine_tuning_takes_the_winner(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "message"),
     [
         ({"question": "the plot is", "answer": " good ."}, "prompt is question; completion is answer"),
         ({"instruction": "the plot is", "input": "", "output": " good ."},
@@ -252,11 +249,11 @@ def test_supervised_fine_tuning_takes_the_winner(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 @pytest.mark.usefixtures("chatting")
-def test_single_responses_are_read_by_their_names(row: Row, said: str, tmp_path: Path) -> None:
+def test_single_responses_are_read_by_their_names(row: Row, message: str, tmp_path: Path) -> None:
     data = prepare(DataConfig(source=written(tmp_path, [dict(row)])), WORLD, "sft")
     (tree,) = [tree for trees in data.texts.values() for tree in trees]
     assert tree.responses[0].text in (" good .", "the plot is good .")
-    assert data.account.layout.endswith(said)
+    assert data.account.layout.endswith(message)
 
 
 def test_ratings_of_single_responses_are_read_by_their_names(tmp_path: Path) -> None:
@@ -277,9 +274,9 @@ ORDINARY = {
 def test_f61_twin_ordinary_columns_are_listed_and_stop_nothing(tmp_path: Path) -> None:
     rows = [row | {name: of(n) for name, of in ORDINARY.items()} for n, row in enumerate(rows_of(READ["chosen"][0]))]
     for purpose in ("pairs", "sft", "unpaired", "ranked"):
-        found = layout(rows, purpose)
-        assert found.format == "preference"
-        assert set(found.unread) == set(ORDINARY)
+        columns = layout(rows, purpose)
+        assert columns.format == "preference"
+        assert set(columns.unread) == set(ORDINARY)
 
 
 def test_f61_a_split_that_is_not_read_stops_with_the_line_to_paste(tmp_path: Path) -> None:
@@ -296,16 +293,16 @@ def test_f61_a_split_that_is_not_read_stops_with_the_line_to_paste(tmp_path: Pat
 
 def test_what_is_mapped_must_be_there_and_be_read(tmp_path: Path) -> None:
     source = written(tmp_path, rows_of(READ["chosen"][0]))
-    for columns, said in (
+    for columns, message in (
         ({"chosn": "chosen"}, "maps 'chosn', which no format reads, did you mean 'chosen'"),
         ({"label": "id"}, "maps 'label', but format 'preference' does not read it"),
         ({"chosen": ["chosen", "rejected"]}, "maps 'chosen' to several columns"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             prepare(DataConfig(source=source, columns=columns), WORLD, "pairs")
     with pytest.raises(ValueError, match=r"data\.ignore names 'nothing'; the data has chosen, id"):
         prepare(DataConfig(source=source, ignore=("nothing",)), WORLD, "pairs")
-    with pytest.raises(ValueError, match=r"data\.winner says .*, but none is mapped"):
+    with pytest.raises(ValueError, match=r"data\.winner explains .*, but none is mapped"):
         prepare(DataConfig(source=source, winner={"a": 1}), WORLD, "pairs")
     with pytest.raises(ValueError, match=r"data\.winner says 'a' means 'best'; it means 1, 2 or tie"):
         DataConfig(winner={"a": "best"})
@@ -315,51 +312,51 @@ def test_other_columns_of_a_row_stay_with_the_tree(tmp_path: Path) -> None:
     row = {"question": "the plot is", "answer": " good .", "tests": ["a"], "level": 3}
     config = DataConfig(source=written(tmp_path, [row]), validation=0.0, test=0.0)
     assert [tree.row for tree in prepare(config, WORLD, "sft").texts["train"]] == [{"tests": ["a"], "level": 3}]
-    (asked,) = prepare(config, WORLD, "prompts").texts["train"]
-    assert asked.row == {"answer": " good .", "tests": ["a"], "level": 3}
-    assert type(asked).from_json(asked.to_json()) == asked
+    (tree,) = prepare(config, WORLD, "prompts").texts["train"]
+    assert tree.row == {"answer": " good .", "tests": ["a"], "level": 3}
+    assert type(tree).from_json(tree.to_json()) == tree
 
 
 def test_messages_are_read_in_every_form_or_refused() -> None:
     parts = [{"role": "user", "content": [{"type": "text", "text": "the plot"}, {"type": "text", "text": " is"}]}]
-    assert messages_of(parts, "messages") == [{"role": "user", "content": "the plot is"}]
-    assert [turn["role"] for turn in messages_of(shared("a", "b"), "chosen")] == ["user", "assistant"]
-    for value, said in (
+    assert as_messages(parts, "messages") == [{"role": "user", "content": "the plot is"}]
+    assert [turn["role"] for turn in as_messages(shared("a", "b"), "chosen")] == ["user", "assistant"]
+    for value, message in (
         ([{"role": "user", "content": [{"type": "image_url"}]}], "message 1' has a part of type 'image_url'"),
         ([{"role": "user", "content": None}], "message 1' is null"),
         ([{"content": "a"}], "message 1' has no role"),
         ("text", "'messages' is the text 'text', not a list of messages"),
         (["text"], "message 1' is the text 'text', not a message"),
     ):
-        with pytest.raises(ValueError, match=said):
-            messages_of(value, "messages")
+        with pytest.raises(ValueError, match=message):
+            as_messages(value, "messages")
 
 
 @pytest.mark.parametrize(
-    ("column", "value", "said"),
+    ("column", "value", "message"),
     [("chosen", float("nan"), "'chosen' is NaN, a missing value"), ("chosen", 5, "'chosen' is the number 5, not"),
      ("chosen_rating", float("nan"), "'chosen_rating' is NaN"), ("prompt", 5, "'prompt' is the number 5"),
      ("rejected", {"a": 1}, "message 1' has no role")],
 )  # fmt: skip
 def test_a_value_of_another_kind_is_refused_with_file_and_row(
-    column: str, value: object, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    column: str, value: object, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [row | {"chosen_rating": 1.0} for row in rows_of(READ["chosen"][0])]
     rows[2][column] = value
-    flow = sources.Flow("given", {"train": [Piece("", lambda: rows)]})
-    monkeypatch.setattr(sources, "flow", lambda *given: flow)
-    with pytest.raises(ValueError, match=rf"^data\.source 'given', row 3: .*{said}"):
+    source = sources.SourceRows("given", {"train": [sources.Shard("", lambda: rows)]})
+    monkeypatch.setattr(sources, "open_source", lambda *given: source)
+    with pytest.raises(ValueError, match=rf"^data\.source 'given', row 3: .*{message}"):
         prepare(DataConfig(source="given"), WORLD, "pairs")
 
 
 @pytest.mark.data
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [("hh-rlhf/helpful-base/test.jsonl.gz", "format transcripts"), ("graded/sf_binarized.jsonl.gz", "format pr"),
      ("sentiment/rt_polarity.jsonl.gz", "format text"), ("sentiment/movie_reviews.jsonl.gz", "format text"),
      ("text/stories.jsonl.gz", "format text"), ("polite/instruction-data-with-preference.json", "instruction + input")],
 )  # fmt: skip
-def test_f61_twin_real_files_stop_nowhere(name: str, said: str, data_root: Path) -> None:
-    rows = sources.rows(str(data_root / name), None, 3000)
+def test_f61_twin_real_files_stop_nowhere(name: str, message: str, data_root: Path) -> None:
+    rows = sources.read_rows(str(data_root / name), None, 3000)
     for purpose in ("pairs", "sft", "prompts", "unpaired"):
-        assert said in layout(rows, purpose).said
+        assert message in layout(rows, purpose).description

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from treeward.data.gather import gather
-from treeward.data.inspect import Inspection, inspect
+from treeward.data.inspect import Inspection, inspect, read_contents
 from treeward.data.prepare import DataConfig
 
 ROWS: list[dict[str, Any]] = [
@@ -29,11 +28,11 @@ def written(path: Path, rows: list[dict[str, Any]]) -> str:
 
 def inspected(path: Path, rows: list[dict[str, Any]], tokenizer: Any = None, **named: Any) -> Inspection:
     config = DataConfig(**{"source": written(path, rows), "validation": 0.0, "test": 0.2, **named})
-    return inspect(config, gather(config), {} if tokenizer is None else {"tiny": tokenizer})
+    return inspect(read_contents(config), {} if tokenizer is None else {"tiny": tokenizer})
 
 
 def test_eight_rows_by_hand(tmp_path: Path, tiny_tokenizer: Any) -> None:
-    found = inspected(tmp_path, ROWS, tiny_tokenizer).flat()
+    figures = inspected(tmp_path, ROWS, tiny_tokenizer).flat()
     expected = {
         "rows": 8, "used": 5, "pairs": 5, "prompts": 4, "prompts_used": 3, "identical_pairs": 1,
         "differing_prompts": 0, "empty_responses": 1, "other_dropped": 1, "duplicates": 1, "contradictions": 1,
@@ -44,30 +43,30 @@ def test_eight_rows_by_hand(tmp_path: Path, tiny_tokenizer: Any) -> None:
         "longer_wins": 0.5, "longer_wins_n": 3, "longer_wins_characters": 0.5, "longer_wins_unequal_n": 2,
         "cut_responses_64": 0, "identical_at_64": 0,
     }  # fmt: skip
-    assert {key: found[key] for key in expected} == pytest.approx(expected)
-    assert found["longer_wins_unequal"] == 0.5
-    assert found["length_correlation"] == pytest.approx(7.5 / (9 * 9.5) ** 0.5)
+    assert {key: figures[key] for key in expected} == pytest.approx(expected)
+    assert figures["longer_wins_unequal"] == 0.5
+    assert figures["length_correlation"] == pytest.approx(7.5 / (9 * 9.5) ** 0.5)
     place = f"{tmp_path / 'rows.jsonl'}, row 8"
-    assert found["other_reasons"].startswith(f"1 unreadable; {place}: columns 'chosen' and 'rejected' are plain text")
-    assert found["train_rows"] + found["test_rows"] == 5
-    assert found["validation_rows"] == 0
-    assert [tokens["tokenizer"] for tokens in found["tokens"]] == ["tiny"]
+    assert figures["other_reasons"].startswith(f"1 unreadable; {place}: columns 'chosen' and 'rejected' are plain text")
+    assert figures["train_rows"] + figures["test_rows"] == 5
+    assert figures["validation_rows"] == 0
+    assert [tokens["tokenizer"] for tokens in figures["tokens"]] == ["tiny"]
 
 
 def test_wilson_of_one_and_a_half_in_three_prompts(tmp_path: Path, tiny_tokenizer: Any) -> None:
     """Won twice by the same prompt, lost and tied by one each."""
-    found = inspected(tmp_path, ROWS, tiny_tokenizer).flat()
-    assert (found["longer_wins_low"], found["longer_wins_high"]) == pytest.approx((0.1253, 0.8747), abs=1e-4)
+    figures = inspected(tmp_path, ROWS, tiny_tokenizer).flat()
+    assert (figures["longer_wins_low"], figures["longer_wins_high"]) == pytest.approx((0.1253, 0.8747), abs=1e-4)
 
 
 def test_pairs_alike_until_a_limit_become_identical(tmp_path: Path, tiny_tokenizer: Any) -> None:
     same = "w5 w6 w7"
     rows = [{"prompt": f"w{n + 3}", "chosen": f"{same} w8", "rejected": f"{same} w9 w9"} for n in range(5)]
-    found = inspected(tmp_path, rows, tiny_tokenizer, max_response=3).flat()
-    assert found["identical_at_3"] == 5
-    assert found["identical_at_64"] == 0
-    found = inspected(tmp_path, rows, tiny_tokenizer, max_response=4).flat()
-    assert found["identical_at_4"] == 0
+    figures = inspected(tmp_path, rows, tiny_tokenizer, max_response=3).flat()
+    assert figures["identical_at_3"] == 5
+    assert figures["identical_at_64"] == 0
+    figures = inspected(tmp_path, rows, tiny_tokenizer, max_response=4).flat()
+    assert figures["identical_at_4"] == 0
 
 
 def test_a_given_split_is_honoured_and_its_leaks_counted(tmp_path: Path, tiny_tokenizer: Any) -> None:
@@ -77,8 +76,8 @@ def test_a_given_split_is_honoured_and_its_leaks_counted(tmp_path: Path, tiny_to
     assert (clean["train_rows"], clean["test_rows"], clean["own_split"]) == (6, 4, True)
     assert clean["prompts_in_both_splits"] == 0
     leaking = [*rows, {"prompt": "W3 ", **row, "split": "test"}, {"prompt": "w4", **row, "split": "test"}]
-    found = inspected(tmp_path, leaking, tiny_tokenizer).flat()
-    assert (found["prompts_in_both_splits"], found["held_out_leaked"]) == (2, 2)
+    figures = inspected(tmp_path, leaking, tiny_tokenizer).flat()
+    assert (figures["prompts_in_both_splits"], figures["held_out_leaked"]) == (2, 2)
 
 
 def test_the_built_in_split_is_that_of_training(tmp_path: Path, tiny_tokenizer: Any) -> None:
@@ -86,33 +85,33 @@ def test_the_built_in_split_is_that_of_training(tmp_path: Path, tiny_tokenizer: 
 
     rows = [{"prompt": f"w{n % 40} w{n // 40}", "chosen": "w8", "rejected": "w9"} for n in range(200)]
     config = DataConfig(source=written(tmp_path, rows), validation=0.1, test=0.2)
-    found = inspect(config, gather(config), {"tiny": tiny_tokenizer}).flat()
+    figures = inspect(read_contents(config), {"tiny": tiny_tokenizer}).flat()
     trained = prepare(config, tiny_tokenizer, "pairs")
     for part, trees in trained.parts.items():
-        assert found[f"{part}_rows"] == len(trees) > 0
+        assert figures[f"{part}_rows"] == len(trees) > 0
 
 
 def test_exact_shares_are_those_of_training(tmp_path: Path, tiny_tokenizer: Any) -> None:
-    """Rows with a split of their own stay there and do not count; the 201 others are cut at 20 % and 30 %."""
+    """Rows with a split of their with_split stay there and do not count; the 201 others are cut at 20 % and 30 %."""
     from treeward.data.prepare import prepare
 
     rows = [{"prompt": f"w{n % 40} w{n // 40}", "chosen": "w8", "rejected": "w9"} for n in range(201)]
-    own = [{**row, "prompt": f"own {n}", "split": "validation"} for n, row in enumerate(rows[:7])]
-    config = DataConfig(source=written(tmp_path, [*rows, *own]), validation=0.1, test=0.2, shares="exact")
-    found = inspect(config, gather(config), {"tiny": tiny_tokenizer}).flat()
+    with_split = [{**row, "prompt": f"with_split {n}", "split": "validation"} for n, row in enumerate(rows[:7])]
+    config = DataConfig(source=written(tmp_path, [*rows, *with_split]), validation=0.1, test=0.2, shares="exact")
+    figures = inspect(read_contents(config), {"tiny": tiny_tokenizer}).flat()
     trained = prepare(config, tiny_tokenizer, "pairs")
     assert {part: len(trees) for part, trees in trained.parts.items()} == {"train": 141, "validation": 27, "test": 40}
-    assert (found["train_rows"], found["validation_rows"], found["test_rows"]) == (141, 27, 40)
+    assert (figures["train_rows"], figures["validation_rows"], figures["test_rows"]) == (141, 27, 40)
 
 
 def test_labelled_text_is_paired_inside_its_split(tmp_path: Path, tiny_tokenizer: Any) -> None:
     rows = [{"text": f"w{n} w{n + 1}", "label": n % 2} for n in range(3, 53)]
     both = [*rows, {"text": "w3 w4", "label": 0}]
-    found = inspected(tmp_path, both, tiny_tokenizer).flat()
-    assert (found["format"], found["purpose"], found["rows"], found["used"]) == ("text", "pairs", 51, 51)
-    assert found["pairs"] <= 25
-    assert found["contradictions"] == 1
-    assert (found["duplicates"], found["rated_pairs"], found["mean_rating_gap"]) == (1, 0, None)
+    figures = inspected(tmp_path, both, tiny_tokenizer).flat()
+    assert (figures["format"], figures["purpose"], figures["rows"], figures["used"]) == ("text", "pairs", 51, 51)
+    assert figures["pairs"] <= 25
+    assert figures["contradictions"] == 1
+    assert (figures["duplicates"], figures["rated_pairs"], figures["mean_rating_gap"]) == (1, 0, None)
 
 
 @pytest.mark.parametrize(
@@ -126,26 +125,26 @@ def test_labelled_text_is_paired_inside_its_split(tmp_path: Path, tiny_tokenizer
 def test_other_formats_have_fewer_figures(
     row: dict[str, Any], purpose: str, missing: str, tmp_path: Path, tiny_tokenizer: Any
 ) -> None:
-    found = inspected(tmp_path, [row], tiny_tokenizer).flat()
-    assert (found["purpose"], found["pairs"], found["floor"]) == (purpose, None, None)
-    assert found["mean_length"] == 3
-    assert missing not in found
+    figures = inspected(tmp_path, [row], tiny_tokenizer).flat()
+    assert (figures["purpose"], figures["pairs"], figures["floor"]) == (purpose, None, None)
+    assert figures["mean_length"] == 3
+    assert missing not in figures
 
 
 def test_messages_without_a_template_are_counted_as_their_text(tmp_path: Path, tiny_tokenizer: Any) -> None:
     spoken = [{"role": "user", "content": "w3 w4 w5"}]
     rows = [{"chosen": [*spoken, {"role": "assistant", "content": "w6"}],
              "rejected": [*spoken, {"role": "assistant", "content": "w7 w8"}]}]  # fmt: skip
-    found = inspected(tmp_path, rows, tiny_tokenizer).flat()
-    assert found["templated"] is False
-    assert (found["prompt_mean"], found["chosen_mean"], found["rejected_mean"]) == (3, 2, 3)
+    figures = inspected(tmp_path, rows, tiny_tokenizer).flat()
+    assert figures["templated"] is False
+    assert (figures["prompt_mean"], figures["chosen_mean"], figures["rejected_mean"]) == (3, 2, 3)
 
 
 def test_ids_beyond_the_model(tmp_path: Path, tiny_tokenizer: Any) -> None:
     config = DataConfig(source=written(tmp_path, ROWS[:2]), validation=0.0, test=0.2)
-    found = inspect(config, gather(config), {"tiny": tiny_tokenizer}, embedding_rows=10).flat()
-    assert (found["vocabulary"], found["embedding_rows"], found["ids_beyond_model"]) == (64, 10, 54)
-    assert found["tokens_beyond_model"] == 1
+    figures = inspect(read_contents(config), {"tiny": tiny_tokenizer}, embedding_rows=10).flat()
+    assert (figures["vocabulary"], figures["embedding_rows"], figures["ids_beyond_model"]) == (64, 10, 54)
+    assert figures["tokens_beyond_model"] == 1
 
 
 @pytest.mark.parametrize(
@@ -158,4 +157,4 @@ def test_ids_beyond_the_model(tmp_path: Path, tiny_tokenizer: Any) -> None:
 )  # fmt: skip
 def test_wrong_columns_are_refused(rows: list[dict[str, Any]], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
-        gather(DataConfig(source=written(tmp_path, rows)))
+        read_contents(DataConfig(source=written(tmp_path, rows)))

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from treeward.data import store, world
+from treeward.data.formats import Purpose
 from treeward.data.prepare import DataConfig, prepare
 from treeward.data.prompts import drawn, openings
-from treeward.data.shapes import Purpose
 
 TOKENIZER = world.tokenizer()
 
@@ -35,18 +35,18 @@ def test_the_first_tokens_of_a_text(tmp_path: Path) -> None:
 def test_a_range_draws_every_length_by_the_text_alone(tmp_path: Path) -> None:
     texts = [f"the plot is {a} and the {b} is bad ." for a in world.ADJECTIVE for b in world.ASPECT]
     config = source(tmp_path, [{"text": text} for text in texts])
-    found = openings(config, TOKENIZER, (4, 6)).prompts
-    assert {len(prompt.ids) - 1 for prompt in found} == {4, 5, 6}
-    assert openings(config, TOKENIZER, (4, 6)).prompts == found
+    opened = openings(config, TOKENIZER, (4, 6))
+    assert {len(prompt.ids) - 1 for prompt in opened.prompts} == {4, 5, 6}
+    assert openings(config, TOKENIZER, (4, 6)).prompts == opened.prompts
 
 
 def test_lengths_do_not_depend_on_the_part(tmp_path: Path) -> None:
     """312 texts: the mean of 2 to 8 tokens is 5 +- 2/sqrt(n) in each part; the test part had the shortest alone."""
     texts = [f"{a} {b} is bad and long and dull ." for a in world.ADJECTIVE for b in world.ASPECT]
     config = replace(source(tmp_path, [{"text": text} for text in texts]), validation=0.2, test=0.2)
-    found = openings(config, TOKENIZER, (2, 8)).prompts
+    opened = openings(config, TOKENIZER, (2, 8))
     for part in ("train", "validation", "test"):
-        lengths = [len(prompt.ids) - 1 for prompt in found if prompt.split == part]
+        lengths = [len(prompt.ids) - 1 for prompt in opened.prompts if prompt.split == part]
         assert len(lengths) > 30
         assert abs(sum(lengths) / len(lengths) - 5) < 5 * 2 / len(lengths) ** 0.5
         assert {min(lengths), max(lengths)} <= {2, 3, 7, 8}
@@ -97,9 +97,9 @@ def test_prepared_data_gives_the_prompts_of_its_rows(
     config = source(tmp_path, [row])
     raw = openings(config, TOKENIZER, (2, 2))
     store.save(tmp_path / "kept", prepare(config, TOKENIZER, purpose), TOKENIZER, asdict(config), purpose)
-    kept = openings(replace(config, source=str(tmp_path / "kept")), TOKENIZER, (2, 2))
-    assert kept == raw
-    assert [prompt.text for prompt in kept.prompts] == [text]
+    from_saved = openings(replace(config, source=str(tmp_path / "kept")), TOKENIZER, (2, 2))
+    assert from_saved == raw
+    assert [prompt.text for prompt in from_saved.prompts] == [text]
 
 
 def test_nothing_left_is_an_error(tmp_path: Path) -> None:
@@ -109,10 +109,10 @@ def test_nothing_left_is_an_error(tmp_path: Path) -> None:
 
 def test_some_prompts_are_drawn_by_name_and_seed_in_their_order(tmp_path: Path) -> None:
     texts = [{"text": f"the plot is {word} ."} for word in world.ADJECTIVE]
-    found = openings(source(tmp_path, texts), TOKENIZER, (4, 4)).prompts
-    some = drawn(found, 7, 0)
+    prompts = openings(source(tmp_path, texts), TOKENIZER, (4, 4)).prompts
+    some = drawn(prompts, 7, 0)
     assert len(some) == 7
-    assert [prompt for prompt in found if prompt in some] == some
-    assert set(some) < set(drawn(found, 9, 0))
-    assert set(some) != set(drawn(found, 7, 1))
-    assert drawn(found, None, 0) == found
+    assert [prompt for prompt in prompts if prompt in some] == some
+    assert set(some) < set(drawn(prompts, 9, 0))
+    assert set(some) != set(drawn(prompts, 7, 1))
+    assert drawn(prompts, None, 0) == prompts

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.data
 
 
 def hh(root: Path, name: str) -> list[dict[str, Any]]:
-    return sources.rows(str(root / "hh-rlhf" / name / "test.jsonl.gz"))
+    return sources.read_rows(str(root / "hh-rlhf" / name / "test.jsonl.gz"))
 
 
 @pytest.mark.parametrize(
@@ -30,12 +30,12 @@ def hh(root: Path, name: str) -> list[dict[str, Any]]:
 def test_hh_counts(
     name: str, rows: int, *, identical: int, differ: int, empty: int, prompts: int, data_root: Path
 ) -> None:
-    found = hh(data_root, name)
-    assert len(found) == rows
-    assert detect(found[0], found[0], "pairs") == "transcripts"
+    dialogues = hh(data_root, name)
+    assert len(dialogues) == rows
+    assert detect(dialogues[0], dialogues[0], "pairs") == "transcripts"
     dropped: Counter[str] = Counter()
     trees = []
-    for row in found:
+    for row in dialogues:
         try:
             trees += transcripts(row)
         except Dropped as reason:
@@ -43,21 +43,21 @@ def test_hh_counts(
     expected = {"identical pair": identical, "prompts differ": differ, "empty response": empty}
     assert dropped == {reason: n for reason, n in expected.items() if n}
     assert len(trees) == rows - identical - differ - empty
-    assert len({row["chosen"].rpartition("Assistant:")[0] for row in found}) == prompts
+    assert len({row["chosen"].rpartition("Assistant:")[0] for row in dialogues}) == prompts
     assert all(tree.prompt.endswith("\n\nAssistant:") for tree in trees)
-    assert all(row["chosen"].startswith("\n\nHuman:") for row in found)
+    assert all(row["chosen"].startswith("\n\nHuman:") for row in dialogues)
 
 
 def test_hh_prompts_lie_on_one_side_each(data_root: Path) -> None:
     config = DataConfig(source=str(data_root / "hh-rlhf" / "harmless-base" / "test.jsonl.gz"), validation=0.2, test=0.2)
-    found = prepare(config, world_tokenizer(), "prompts")
-    groups = [{tree.group for tree in part} for part in found.parts.values()]
+    data = prepare(config, world_tokenizer(), "prompts")
+    groups = [{tree.group for tree in part} for part in data.parts.values()]
     assert sum(map(len, groups)) == len(groups[0] | groups[1] | groups[2])
     assert all(len(side) > 300 for side in groups)
 
 
 def test_the_helpsteer_like_file_is_read_as_rated_messages(data_root: Path) -> None:
-    rows = sources.rows(str(data_root / "graded" / "sf_binarized.jsonl.gz"))
+    rows = sources.read_rows(str(data_root / "graded" / "sf_binarized.jsonl.gz"))
     assert len(rows) == 835
     assert detect(rows[0], rows[0], "pairs") == "preference"
     trees = [tree for row in rows for tree in preference(row)]
@@ -71,28 +71,28 @@ def test_the_helpsteer_like_file_is_read_as_rated_messages(data_root: Path) -> N
 def test_the_polite_file_is_read_after_renaming(data_root: Path) -> None:
     source = str(data_root / "polite" / "instruction-data-with-preference.json")
     config = DataConfig(source=source, columns={"prompt": "instruction"})
-    found = prepare(config, world_tokenizer(), "pairs")
-    assert found.account.rows == 1100
-    assert found.account.dropped["identical pair"] == 6
+    data = prepare(config, world_tokenizer(), "pairs")
+    assert data.account.rows == 1100
+    assert data.account.dropped["identical pair"] == 6
 
 
 def test_labelled_reviews_keep_their_own_split_and_are_paired_once(
     data_root: Path, real_tokenizer: Callable[[str], Any]
 ) -> None:
     source = str(data_root / "sentiment" / "rt_polarity.jsonl.gz")
-    found = prepare(DataConfig(source=source), real_tokenizer("gpt2"), "pairs")
+    data = prepare(DataConfig(source=source), real_tokenizer("gpt2"), "pairs")
     positive = {"train": 4188, "validation": 586, "test": 557}
     negative = {"train": 4252, "validation": 564, "test": 515}
-    label = {row["text"]: row["label"] for row in sources.rows(source)}
-    for part, trees in found.texts.items():
+    label = {row["text"]: row["label"] for row in sources.read_rows(source)}
+    for part, trees in data.texts.items():
         assert len(trees) == min(positive[part], negative[part])
         chosen, rejected = ([tree.responses[side].text for tree in trees] for side in (0, 1))
         assert len({*chosen, *rejected}) == 2 * len(trees)
         assert {label[text] for text in chosen} == {1}
         assert {label[text] for text in rejected} == {0}
-    assert found.account.dropped == {"text without a partner of the other label": 64 + 22 + 42}
+    assert data.account.dropped == {"text without a partner of the other label": 64 + 22 + 42}
 
 
 def test_stories_keep_their_books_together_by_their_split_column(data_root: Path) -> None:
-    found = prepare(DataConfig(source=str(data_root / "text" / "stories.jsonl.gz")), world_tokenizer(), "sft")
-    assert {part: len(trees) for part, trees in found.parts.items()} == {"train": 658, "validation": 130, "test": 87}
+    data = prepare(DataConfig(source=str(data_root / "text" / "stories.jsonl.gz")), world_tokenizer(), "sft")
+    assert {part: len(trees) for part, trees in data.parts.items()} == {"train": 658, "validation": 130, "test": 87}

@@ -1,13 +1,16 @@
-"""Text to ids with the embedded world's tokenizer and with small ones made here."""
+"""Text to ids: with the embedded world's tokenizer and small ones made here, in batches, and from sampled ids."""
 
+from collections import Counter
 from typing import Any
 
 import pytest
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
-from treeward.data import world
-from treeward.data.render import Account, adds_bos, end_id, prompt_ids, template_faults, token_tree
+from treeward.data import formats, render, world
+from treeward.data.account import Account
+from treeward.data.render import adds_bos, end_id, prompt_ids, template_faults, token_tree, token_trees, vocabulary_hash
 from treeward.trees.text import Response, Tree
 from treeward.trees.tokens import decode
 
@@ -168,3 +171,125 @@ def test_a_template_that_rewrites_the_answer_is_a_remark() -> None:
 
 def test_decoding_leaves_special_tokens_out() -> None:
     assert decode([BOS, *words("very good ."), EOS], WORLD) == "very good ."
+
+
+TEMPLATE = (
+    "{% for m in messages %}{{ 'w3 ' + m['content'] + ' <eos> ' }}{% endfor %}"
+    "{% if add_generation_prompt %}w4{% endif %}"
+)
+
+
+@pytest.fixture
+def chatting(tiny_tokenizer: Any) -> Any:
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tiny_tokenizer.backend_tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>",
+        chat_template=TEMPLATE,
+    )  # fmt: skip
+
+
+def forest(count: int) -> list[Tree]:
+    spoken = [{"role": "user", "content": "w5 w6"}]
+    every = [
+        [Tree(f"w{3 + n % 50} w7", [f"w8 w{3 + n % 60}", Response("w9 w10", finished=False)]),
+         Tree([*spoken, {"role": "user", "content": f"w{3 + n % 40}"}], ["w11 w12", ""]),
+         Tree("", ["w13"], group=str(n))]
+        for n in range(count)
+    ]  # fmt: skip
+    return [tree for trees in every for tree in trees]
+
+
+def test_batched_equals_one_at_a_time(chatting: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(render, "CHUNK", 7)
+    trees = forest(20)
+    one, many = Account(), Account()
+    assert list(token_trees(trees, chatting, 3, 2, many)) == [token_tree(t, chatting, 3, 2, one) for t in trees]
+    assert one == many
+
+
+def test_a_tokenizer_that_opens_with_bos() -> None:
+    trees = [Tree(row["prompt"], [row["chosen"], row["rejected"]]) for row in world.pairs(0, 30)]
+    tokenizer = world.tokenizer()
+    assert list(token_trees(trees, tokenizer)) == [token_tree(tree, tokenizer) for tree in trees]
+
+
+def test_a_chunk_costs_a_few_calls(chatting: Any) -> None:
+    calls = []
+
+    class Counting:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(chatting, name)
+
+        def __call__(self, *texts: Any, **named: Any) -> Any:
+            calls.append(texts)
+            return chatting(*texts, **named)
+
+    assert len(list(token_trees(forest(150), Counting()))) == 450
+    assert len(calls) <= 5
+
+
+def test_messages_without_a_template_are_refused(tiny_tokenizer: Any) -> None:
+    with pytest.raises(ValueError, match="no chat template"):
+        list(token_trees(forest(1), tiny_tokenizer))
+
+
+TOKENIZER = world.tokenizer()
+OWN = vocabulary_hash(TOKENIZER)
+ODD = [5, 0, 6, 7]
+"""Ids that no tokenizer call gives for their text, `. : a`."""
+
+
+def pair(**changes: Any) -> dict[str, Any]:
+    return {
+        "prompt": "the plot is", "chosen": ". : a", "rejected": "acting", "prompt_ids": [1, 9, 9],
+        "chosen_ids": [*ODD, 2], "rejected_ids": [8], "chosen_finished": True, "rejected_finished": False,
+        "vocabulary": OWN,
+    } | changes  # fmt: skip
+
+
+def test_sampled_ids_are_used_as_they_are() -> None:
+    (tree,) = formats.preference(pair())
+    tokens = token_tree(tree, TOKENIZER)
+    assert tokens.prompt == (1, 9, 9)
+    assert tokens.branches == ((5, 0, 6, 7, 2), (8,))
+
+
+@pytest.mark.parametrize("changes", [{"vocabulary": "another"}, {"vocabulary": None}])
+def test_another_vocabulary_reads_the_text(changes: dict[str, Any]) -> None:
+    (tree,) = formats.preference(pair(**changes))
+    tokens = token_tree(tree, TOKENIZER)
+    assert tokens == token_tree(
+        formats.preference(pair(chosen_ids=None, rejected_ids=None, prompt_ids=None))[0], TOKENIZER
+    )
+    assert tokens.branches[0][-1] == 2
+    assert tokens.branches[1][-1] != 2, "an unfinished sample gets no end token"
+
+
+def test_a_ranking_keeps_its_ids_when_it_is_put_in_order() -> None:
+    row = {"prompt": "the plot is", "responses": ["acting", "."], "scores": [0.0, 1.0], "vocabulary": OWN,
+           "prompt_ids": [1, 9], "responses_ids": [[8, 2], [5]], "responses_finished": [True, False]}  # fmt: skip
+    (tree,) = formats.for_purpose(formats.graded(row), "ranked", Counter())
+    tokens = token_tree(tree, TOKENIZER)
+    assert tokens.branches == ((5,), (8, 2))
+    assert tokens.prompt == (1, 9)
+
+
+def test_the_prompt_alone_keeps_its_ids() -> None:
+    (tree,) = formats.reader("preference", "prompts", "last")(pair())
+    assert token_tree(tree, TOKENIZER).prompt == (1, 9, 9)
+    assert tree.responses == ()
+
+
+def test_text_that_was_edited_under_its_ids_is_refused() -> None:
+    (tree,) = formats.preference(pair(chosen=". : an"))
+    with pytest.raises(ValueError, match=r"reads '\. : an', but its sampled ids '\. : a': .*remove its ids"):
+        token_tree(tree, TOKENIZER)
+
+
+def test_a_long_sample_is_cut() -> None:
+    (tree,) = formats.preference(pair())
+    assert token_tree(tree, TOKENIZER, max_response=2).branches == ((5, 0), (8,))
+
+
+def test_json_gives_an_equal_tree_back() -> None:
+    (tree,) = formats.preference(pair())
+    assert Tree.from_json(tree.to_json()) == tree

@@ -19,18 +19,18 @@ Load = Callable[[str], Any]
 
 def spoken(transcript: str) -> list[dict[str, str]]:
     """An HH transcript as messages."""
-    found = []
+    messages = []
     for human in transcript.split("\n\nHuman: ")[1:]:
         question, *answers = human.split(TURN + " ")
-        found.append({"role": "user", "content": question})
-        found += [{"role": "assistant", "content": answer} for answer in answers]
-    return found
+        messages.append({"role": "user", "content": question})
+        messages += [{"role": "assistant", "content": answer} for answer in answers]
+    return messages
 
 
 @pytest.fixture(scope="module")
 def dialogues(data_root: Any) -> list[list[dict[str, str]]]:
-    rows = sources.rows(str(data_root / "hh-rlhf" / "helpful-base" / "test.jsonl.gz"), limit=150)
-    return [found for row in rows if (found := spoken(row["chosen"])) and found[-1]["role"] == "assistant"]
+    rows = sources.read_rows(str(data_root / "hh-rlhf" / "helpful-base" / "test.jsonl.gz"), limit=150)
+    return [turns for row in rows if (turns := spoken(row["chosen"])) and turns[-1]["role"] == "assistant"]
 
 
 @pytest.mark.parametrize("name", [SMOL, TINY])

@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from treeward.data.splits import NAMES, PARTS, Part, Use, edges, named, part_at, part_of, shuffled, unit
+from treeward.data.splits import NAMES, PARTS, Part, Use, edges, named, part_at, shuffled, unit
+
+
+def part_of(group: str, seed: int, validation: float, test: float) -> Part:
+    """The part of a group with expected shares, as `prepare` puts it there."""
+    return part_at(unit(group, seed), edges((), validation, test))
+
 
 GROUPS = st.lists(st.text(max_size=12), min_size=1, max_size=30)
 

@@ -9,40 +9,41 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from treeward.data import store, world
-from treeward.data.prepare import DataConfig, Prepared, prepare
+from treeward.data.formats import Purpose
+from treeward.data.prepare import DataConfig, prepare
 from treeward.data.render import vocabulary_hash
-from treeward.data.shapes import Purpose
+from treeward.data.store import Prepared
 
 CONFIG = DataConfig(limit=60, validation=0.1, test=0.2, max_response=12)
 
 
 def saved(path: Path, purpose: Purpose = "pairs") -> tuple[str, Prepared]:
-    found = prepare(CONFIG, world.tokenizer(), purpose)
-    store.save(path / "kept", found, world.tokenizer(), asdict(CONFIG), purpose)
-    return str(path / "kept"), found
+    prepared = prepare(CONFIG, world.tokenizer(), purpose)
+    store.save(path / "kept", prepared, world.tokenizer(), asdict(CONFIG), purpose)
+    return str(path / "kept"), prepared
 
 
 def test_what_was_saved_is_read_back(tmp_path: Path) -> None:
-    place, found = saved(tmp_path)
-    assert found.account.cut
+    place, prepared = saved(tmp_path)
+    assert prepared.account.cut
     again = prepare(DataConfig(source=place), world.tokenizer(), "pairs")
-    assert again == found
+    assert again == prepared
     assert all(again.parts[part] for part in again.parts)
 
 
 def test_every_field_of_a_token_tree_survives(tmp_path: Path) -> None:
     """The round trip goes by the fields there are, whatever they are."""
-    place, found = saved(tmp_path)
+    place, prepared = saved(tmp_path)
     again = prepare(DataConfig(source=place), world.tokenizer(), "pairs")
-    assert [vars(tree) for tree in again.train] == [vars(tree) for tree in found.train]
+    assert [vars(tree) for tree in again.train] == [vars(tree) for tree in prepared.train]
 
 
 @pytest.mark.parametrize(("purpose", "branches"), [("sft", 1), ("prompts", 0)])
 def test_pairs_serve_for_less(purpose: Purpose, branches: int, tmp_path: Path) -> None:
-    place, found = saved(tmp_path)
+    place, prepared = saved(tmp_path)
     again = prepare(DataConfig(source=place), world.tokenizer(), purpose)
-    assert [tree.branches for tree in again.train] == [tree.branches[:branches] for tree in found.train]
-    assert [text.responses for text in again.texts["test"]] == [t.responses[:branches] for t in found.texts["test"]]
+    assert [tree.branches for tree in again.train] == [tree.branches[:branches] for tree in prepared.train]
+    assert [text.responses for text in again.texts["test"]] == [t.responses[:branches] for t in prepared.texts["test"]]
     assert again.best_accuracy is None
 
 
@@ -77,9 +78,9 @@ def test_an_option_that_differs_is_refused(change: dict[str, Any], tmp_path: Pat
 
 
 def test_an_option_that_repeats_what_was_saved_is_accepted(tmp_path: Path) -> None:
-    place, found = saved(tmp_path)
+    place, prepared = saved(tmp_path)
     config = DataConfig(source=place, limit=60, test=0.2, max_response=12)
-    assert prepare(config, world.tokenizer(), "pairs") == found
+    assert prepare(config, world.tokenizer(), "pairs") == prepared
 
 
 def test_damage_is_refused(tmp_path: Path) -> None:
@@ -95,19 +96,19 @@ def test_damage_is_refused(tmp_path: Path) -> None:
 
 
 def test_nothing_is_overwritten_or_left_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place, found = saved(tmp_path)
+    place, prepared = saved(tmp_path)
     with pytest.raises(ValueError, match="exists"):
-        store.save(Path(place), found, world.tokenizer(), asdict(CONFIG), "pairs")
+        store.save(Path(place), prepared, world.tokenizer(), asdict(CONFIG), "pairs")
     monkeypatch.setattr(store, "vocabulary_hash", lambda tokenizer: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        store.save(tmp_path / "other", found, world.tokenizer(), asdict(CONFIG), "pairs")
+        store.save(tmp_path / "other", prepared, world.tokenizer(), asdict(CONFIG), "pairs")
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
 
 def test_pairs_serve_single_responses_but_single_responses_no_pairs(tmp_path: Path) -> None:
-    place, found = saved(tmp_path)
+    place, prepared = saved(tmp_path)
     again = prepare(DataConfig(source=place), world.tokenizer(), "unpaired")
-    assert again.train == found.train
+    assert again.train == prepared.train
     (tmp_path / "other").mkdir()
     place, _ = saved(tmp_path / "other", "unpaired")
     with pytest.raises(ValueError, match="was prepared for unpaired, not pairs"):
@@ -119,7 +120,7 @@ def test_weights_of_rows_survive(tmp_path: Path) -> None:
     rows = [{"prompt": f"p {n}", "chosen": " good .", "rejected": " bad .", "weight": 0.5 + n % 2} for n in range(40)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = DataConfig(source=str(file), test=0.2)
-    found = prepare(config, world.tokenizer(), "pairs")
-    assert {tree.weight for tree in found.train} == {0.5, 1.5}
-    store.save(tmp_path / "kept", found, world.tokenizer(), asdict(config), "pairs")
-    assert prepare(DataConfig(source=str(tmp_path / "kept")), world.tokenizer(), "pairs") == found
+    prepared = prepare(config, world.tokenizer(), "pairs")
+    assert {tree.weight for tree in prepared.train} == {0.5, 1.5}
+    store.save(tmp_path / "kept", prepared, world.tokenizer(), asdict(config), "pairs")
+    assert prepare(DataConfig(source=str(tmp_path / "kept")), world.tokenizer(), "pairs") == prepared

@@ -77,7 +77,7 @@ def test_saying_a_clause_again_never_raises_gold_beyond_its_own_worth(clauses: l
     """Within three clauses a repeat pays its sentiment, less the penalty for repeating; after that it can only lose."""
     prompt = "this film :"
     again = clauses[place % len(clauses)]
-    before, after = (gold(prompt, " ".join(said) + f" {END}") for said in (clauses, [*clauses, again]))
+    before, after = (gold(prompt, " ".join(parts) + f" {END}") for parts in (clauses, [*clauses, again]))
     if len(clauses) >= 3:
         repeats = round(2 * (sum(3 * gold(prompt, f"{c} {END}") for c in clauses[:3]) / 3 - before) * len(clauses))
         assert after == pytest.approx(before + repeats / 2 / len(clauses) - (repeats + 1) / 2 / (len(clauses) + 1))
@@ -123,10 +123,10 @@ def test_pairs_differ_and_share_a_prompt_that_opens_a_clause(drawn: list[dict[st
 
 
 def test_no_text_holds_a_word_outside_the_vocabulary(drawn: list[dict[str, object]]) -> None:
-    known = set(world.vocabulary()[len(world.SPECIAL) :])
-    said = {word for row in drawn for side in ("prompt", "chosen", "rejected") for word in str(row[side]).split()}
-    said |= {word for row in texts(2) for word in (row["prompt"] + row["completion"]).split()}
-    assert said <= known
+    vocabulary = set(world.vocabulary()[len(world.SPECIAL) :])
+    words = {word for row in drawn for side in ("prompt", "chosen", "rejected") for word in str(row[side]).split()}
+    words |= {word for row in texts(2) for word in (row["prompt"] + row["completion"]).split()}
+    assert words <= vocabulary
     tokenizer = world.tokenizer()
     unknown = tokenizer.unk_token_id
     assert all(unknown not in tokenizer(str(row["prompt"]) + str(row["chosen"])).input_ids for row in drawn[:500])

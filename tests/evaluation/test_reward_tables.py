@@ -9,7 +9,7 @@ import torch
 
 from treeward.data.splits import unit
 from treeward.evaluation import rewards
-from treeward.evaluation.rewards import Judged
+from treeward.evaluation.rewards import ScoredTrees
 from treeward.losses.heads import AnyHead, Categorical, Scalar
 from treeward.stats import calibration
 from treeward.stats.tables import Table
@@ -23,12 +23,12 @@ class Named:
         self.head = head
 
 
-def judged(head: AnyHead, trees: list[TokenTree], outputs: list[list[float]]) -> Judged:
+def scored(head: AnyHead, trees: list[TokenTree], outputs: list[list[float]]) -> ScoredTrees:
     """Tables of these outputs; the class is filled by hand, for its type asks for a whole model."""
-    found = object.__new__(Judged)
+    tables = object.__new__(ScoredTrees)
     for name, value in (("model", Named(head)), ("trees", trees), ("outputs", torch.tensor(outputs))):
-        object.__setattr__(found, name, value)
-    return found
+        object.__setattr__(tables, name, value)
+    return tables
 
 
 def tree(*lengths: int, group: str = "g", ratings: tuple[tuple[float, ...], ...] = ()) -> TokenTree:
@@ -37,7 +37,7 @@ def tree(*lengths: int, group: str = "g", ratings: tuple[tuple[float, ...], ...]
 
 def test_pairs_of_a_scalar_head() -> None:
     trees = [tree(3, 1, group="a"), tree(1, 2, group="b"), tree(2, 2, group="c")]
-    table = judged(Scalar(), trees, [[1.0], [0.0], [0.0], [2.0], [0.5], [0.5]]).pairs()
+    table = scored(Scalar(), trees, [[1.0], [0.0], [0.0], [2.0], [0.5], [0.5]]).pairs()
     assert table is not None
     c = table.columns
     assert c["accuracy"].tolist() == [1.0, 0.0, 0.5]
@@ -50,7 +50,7 @@ def test_pairs_of_a_scalar_head() -> None:
 
 def test_lists_give_every_pair_that_the_ratings_tell_apart() -> None:
     trees = [tree(1, 1, 1, ratings=((2.0,), (5.0,), (2.0,)))]
-    table = judged(Scalar(), trees, [[3.0], [1.0], [0.0]]).pairs()
+    table = scored(Scalar(), trees, [[3.0], [1.0], [0.0]]).pairs()
     assert table is not None
     assert table.columns["chosen"].tolist() == [1.0, 1.0]
     assert table.columns["rejected"].tolist() == [3.0, 0.0]
@@ -58,12 +58,12 @@ def test_lists_give_every_pair_that_the_ratings_tell_apart() -> None:
 
 
 def test_equal_ratings_leave_no_pair() -> None:
-    assert judged(Scalar(), [tree(1, 1, ratings=((2.0,), (2.0,)))], [[3.0], [1.0]]).pairs() is None
-    assert judged(Scalar(), [tree(1, 1, 1, ratings=((2.0,),) * 3)], [[3.0], [1.0], [0.0]]).pairs() is None
+    assert scored(Scalar(), [tree(1, 1, ratings=((2.0,), (2.0,)))], [[3.0], [1.0]]).pairs() is None
+    assert scored(Scalar(), [tree(1, 1, 1, ratings=((2.0,),) * 3)], [[3.0], [1.0], [0.0]]).pairs() is None
 
 
 def test_a_pairs_own_order_stands_against_its_ratings() -> None:
-    table = judged(Scalar(), [tree(1, 1, ratings=((1.0,), (2.0,)))], [[1.0], [0.0]]).pairs()
+    table = scored(Scalar(), [tree(1, 1, ratings=((1.0,), (2.0,)))], [[1.0], [0.0]]).pairs()
     assert table is not None
     assert table.columns["accuracy"].tolist() == [1.0]
 
@@ -71,7 +71,7 @@ def test_a_pairs_own_order_stands_against_its_ratings() -> None:
 def test_ratings_against_a_distribution() -> None:
     ratings = ((4.0,), (1.0,))
     outputs = torch.log(torch.tensor([[0.2, 0.3, 0.5], [1 / 3, 1 / 3, 1 / 3]])).tolist()
-    table = judged(Categorical(3), [tree(1, 2, ratings=ratings)], outputs).graded((0.0, 4.0))
+    table = scored(Categorical(3), [tree(1, 2, ratings=ratings)], outputs).graded((0.0, 4.0))
     assert table is not None
     c = table.columns
     assert c["rating"].tolist() == [3.0, 1.5]
@@ -79,12 +79,12 @@ def test_ratings_against_a_distribution() -> None:
     assert c["cross_entropy"].tolist() == pytest.approx([-math.log(0.5), math.log(3)], abs=1e-6)
     assert c["sd"].tolist() == pytest.approx([math.sqrt(0.61), math.sqrt(2 / 3)], abs=1e-6)
     assert c["crps"][0] == pytest.approx(0.2**2 + 0.5**2, abs=1e-6)
-    assert judged(Scalar(), [tree(1, 2, ratings=ratings)], [[0.0], [0.0]]).graded((0.0, 4.0)) is None
+    assert scored(Scalar(), [tree(1, 2, ratings=ratings)], [[0.0], [0.0]]).graded((0.0, 4.0)) is None
 
 
 def test_what_ignores_its_input_is_said() -> None:
     trees = [tree(1, group=str(n), ratings=((g,),)) for n, g in enumerate((0.0, 0.0, 2.0, 4.0))]
-    table = judged(Categorical(3), trees, [[0.0] * 3] * 4).graded((0.0, 4.0))
+    table = scored(Categorical(3), trees, [[0.0] * 3] * 4).graded((0.0, 4.0))
     assert table is not None
     facts = rewards.graded_facts(table, 3)
     assert facts["marginal_entropy"] == pytest.approx(1.5 * math.log(2), abs=1e-9)
@@ -110,7 +110,7 @@ def test_levels_of_the_spread_hold_the_mean_error() -> None:
 
 def test_length_bias_and_like_lengths() -> None:
     trees = [tree(20, 10, group="a"), tree(10, 20, group="b"), tree(20, 19, group="c"), tree(19, 20, group="d")]
-    table = judged(Scalar(), trees, [[2.0], [1.0], [1.0], [2.0], [2.0], [1.9], [1.9], [2.0]]).pairs()
+    table = scored(Scalar(), trees, [[2.0], [1.0], [1.0], [2.0], [2.0], [1.9], [1.9], [2.0]]).pairs()
     assert table is not None
     facts = rewards.length_facts(table)
     assert facts["margin_against_length_difference"]["value"] == pytest.approx(1.0)
@@ -125,14 +125,14 @@ def test_calibration_facts_split_their_halves_by_group() -> None:
     margins = draw.normal(0, 6, 400)
     flips = draw.uniform(size=400) > 1 / (1 + np.exp(-np.abs(margins) / 3))
     margins = np.where(flips, -np.abs(margins), np.abs(margins))
-    table = judged(Scalar(), trees, [[x] for m in margins for x in (m, 0.0)]).pairs()
+    table = scored(Scalar(), trees, [[x] for m in margins for x in (m, 0.0)]).pairs()
     assert table is not None
     facts = rewards.calibration_facts(table)
     assert facts["temperature"] == pytest.approx(3.0, abs=0.8)
     assert facts["nll_with_temperature"] < facts["nll_without_temperature"]
     assert 120 < facts["n_temperature"] < 280
     asked = table.columns["p"][[unit(group, 1, "temperature") < 0.5 for group in table.groups]]
-    assert facts["temperature"] == pytest.approx(calibration.temperature(asked))
+    assert facts["temperature"] == pytest.approx(calibration.fit_temperature(asked))
     assert facts["n_temperature"] == 400 - len(asked)
     assert set(facts["ece"]) == {"value", "plug_in", "expected_if_exact", "p", "n"}
     assert 0 < facts["ece"]["expected_if_exact"] < facts["ece"]["value"] < facts["ece"]["plug_in"] < 0.3
@@ -145,7 +145,7 @@ def test_the_temperatures_halves_do_not_depend_on_the_datas_split() -> None:
     groups = [name for name in map(str, range(2000)) if unit(name, 1) < 0.1]
     draw = np.random.default_rng(0)
     outputs = [[x] for m in draw.normal(1, 3, len(groups)) for x in (m, 0.0)]
-    table = judged(Scalar(), [tree(1, 1, group=name) for name in groups], outputs).pairs()
+    table = scored(Scalar(), [tree(1, 1, group=name) for name in groups], outputs).pairs()
     assert table is not None
     assert 0.3 * len(groups) < rewards.calibration_facts(table)["n_temperature"] < 0.7 * len(groups)
 
@@ -155,7 +155,7 @@ def test_pairs_of_one_prompt_count_as_one() -> None:
     ranked = ((3.0,), (2.0,), (1.0,))
     trees = [replace(tree(9, 9, 9, group=str(n), ratings=ranked), subset="all") for n in range(10)]
     outputs = [[x] for n in range(10) for x in ((3.0, 2.0, 1.0) if n < 7 else (1.0, 2.0, 3.0))]
-    table = judged(Scalar(), trees, outputs).pairs()
+    table = scored(Scalar(), trees, outputs).pairs()
     assert table is not None
     assert len(table.groups) == 30
     lengths, rule = rewards.length_facts(table), rewards.against_longer_wins(table)
@@ -167,7 +167,8 @@ def test_pairs_of_one_prompt_count_as_one() -> None:
 
 def test_subsets_are_reported_apart() -> None:
     trees = [replace(tree(1, 2, group=str(n)), subset=("easy", "hard", "")[n % 3]) for n in range(9)]
-    table = judged(Scalar(), trees, [[x] for n in range(9) for x in ((1.0, 0.0) if n % 3 == 0 else (0.0, 1.0))]).pairs()
+    table = scored(Scalar(), trees, [[x] for n in range(9) for x in ((1.0, 0.0) if n % 3 == 0 else (0.0, 1.0))]).pairs()
     assert table is not None
-    found = rewards.subset_facts(table, trees)
-    assert {name: (facts["value"], facts["n"]) for name, facts in found.items()} == {"easy": (1.0, 3), "hard": (0.0, 3)}
+    result = rewards.subset_facts(table, trees)
+    values = {name: (facts["value"], facts["n"]) for name, facts in result.items()}
+    assert values == {"easy": (1.0, 3), "hard": (0.0, 3)}

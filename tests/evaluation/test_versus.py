@@ -9,7 +9,7 @@ import pytest
 
 from treeward.evaluation.versus import AGAIN, by_prompt, facts, win_rate
 from treeward.runs.directory import finite
-from treeward.stats.best_of_n import kl_bound
+from treeward.stats.frontier import kl_bound
 from treeward.stats.tables import Measurement, Table
 
 K = 4
@@ -24,7 +24,7 @@ def measurement(scores: Any, kl: float = 0.0, seed: int = 0, words: int = 50) ->
         "kl": np.full(len(GROUPS), kl), "length": np.full(len(GROUPS), 12.0), "entropy": np.ones(len(GROUPS)),
         "start_nll": draw.normal(3, 0.1, len(GROUPS)), "ended": np.ones(len(GROUPS)),
     }  # fmt: skip
-    rows = [{"group": group, "ids": own} for group, own in zip(GROUPS, ids, strict=True)]
+    rows = [{"group": group, "ids": sample} for group, sample in zip(GROUPS, ids, strict=True)]
     return Measurement({"samples": Table(GROUPS, columns)}, rows)
 
 
@@ -33,30 +33,31 @@ def scores(seed: int, gain: float = 0.0) -> Any:
 
 
 def test_a_win_rate_counts_prompts_and_halves_ties() -> None:
-    found = win_rate(np.array([0.0, 0, 1, 1, 5, 5]), np.array([1.0, 1, 1, 1, 4, 4]), ["a", "a", "b", "b", "c", "c"])
-    assert (found["value"], found["n"], found["ties"]) == (0.5, 3, 1)
-    assert (found["low"], found["high"]) == pytest.approx((0.12533, 0.87467), abs=1e-4)
+    rate = win_rate(np.array([0.0, 0, 1, 1, 5, 5]), np.array([1.0, 1, 1, 1, 4, 4]), ["a", "a", "b", "b", "c", "c"])
+    assert (rate["value"], rate["n"], rate["ties"]) == (0.5, 3, 1)
+    assert (rate["low"], rate["high"]) == pytest.approx((0.12533, 0.87467), abs=1e-4)
 
 
 def test_e1_a_model_against_itself() -> None:
     same = measurement(scores(0))
-    found = facts(same, same)
-    won = found["win_rate"]["score"]
+    result = facts(same, same)
+    won = result["win_rate"]["score"]
     assert (won["value"], won["n"], won["ties"]) == (0.5, 40, 40)
     for name in ("token_entropy", "distinct_1", "distinct_2", "distinct_3", "perplexity"):
-        gap = found["diversity"][name]["difference"]
+        gap = result["diversity"][name]["difference"]
         assert (gap["value"], gap["reliable"], math.isnan(gap["low"])) == (0, False, True)
-    at = found["best_of_n"]["at_equal_kl"]
+    at = result["best_of_n"]["at_equal_kl"]
     assert (at["kl"], at["above"]["value"], at["above"]["low"], at["above"]["high"]) == pytest.approx((0, 0, 0, 0))
 
 
 def test_a_better_policy_wins_and_lies_above_best_of_n() -> None:
-    found = facts(measurement(scores(0)), measurement(scores(1, gain=3), kl=0.4))
-    assert found["win_rate"]["score"]["low"] > 0.9
-    assert found["win_rate"]["judge:other"]["high"] < 0.1
-    assert found["best_of_n"]["at_equal_kl"]["above"]["low"] > 0
-    assert [p["kl_bound"] for p in found["best_of_n"]["curve"]] == pytest.approx([kl_bound(n) for n in range(1, K + 1)])
-    assert found["best_of_n"]["curve"][0]["score"]["value"] == pytest.approx(scores(0).mean())
+    result = facts(measurement(scores(0)), measurement(scores(1, gain=3), kl=0.4))
+    assert result["win_rate"]["score"]["low"] > 0.9
+    assert result["win_rate"]["judge:other"]["high"] < 0.1
+    assert result["best_of_n"]["at_equal_kl"]["above"]["low"] > 0
+    bounds = [point["kl_bound"] for point in result["best_of_n"]["curve"]]
+    assert bounds == pytest.approx([kl_bound(n) for n in range(1, K + 1)])
+    assert result["best_of_n"]["curve"][0]["score"]["value"] == pytest.approx(scores(0).mean())
 
 
 def test_past_the_curve_the_receipt_says_none() -> None:
@@ -81,5 +82,5 @@ def test_scores_by_prompt_keep_their_prompt() -> None:
 
 def test_without_samples_nothing_is_said_and_all_is_json() -> None:
     assert facts(Measurement({}), Measurement({})) == {}
-    found = facts(measurement(scores(0)), measurement(scores(1)))
-    assert json.loads(json.dumps(finite(found)))["diversity"]["budget"] == 12 * len(GROUPS)
+    result = facts(measurement(scores(0)), measurement(scores(1)))
+    assert json.loads(json.dumps(finite(result)))["diversity"]["budget"] == 12 * len(GROUPS)

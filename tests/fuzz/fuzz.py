@@ -38,10 +38,10 @@ PATIENCE = 60
 
 @dataclass
 class Case:
-    """A command (words, or a function) on malformed files, and what must come of it.
+    """A command (words, or a function) on malformed files, and the expected result.
 
-    `expected` is "read", "refused" or "any". Of a refused case `shown` must stand in its line, such as the file's name;
-    of one that is read `rows` are the texts that must come out, a prefix of them if `cut`.
+    `expected` is "read", "refused" or "any". The message of a refused case must contain each of `shown`, such as the
+    file's name. A case that is read must give `rows`, or a prefix of them if `cut`.
     """
 
     label: str
@@ -54,7 +54,7 @@ class Case:
 
 @dataclass
 class Outcome:
-    """What came of a case: "ok", or how it was wrong, and the words that say so."""
+    """The result of a case: "ok", or what was wrong, with details."""
 
     verdict: str
     detail: str = ""
@@ -70,8 +70,8 @@ def pairs(draw: random.Random, count: int = 12) -> Rows:
 
 
 def spoken_pairs(draw: random.Random, count: int = 12) -> Rows:
-    said = [{"role": "user", "content": text_of(draw)}]
-    return [{side: [*said, {"role": "assistant", "content": f"{side} {n} {text_of(draw)}"}]
+    prompt = [{"role": "user", "content": text_of(draw)}]
+    return [{side: [*prompt, {"role": "assistant", "content": f"{side} {n} {text_of(draw)}"}]
              for side in ("chosen", "rejected")} for n in range(count)]  # fmt: skip
 
 
@@ -498,9 +498,11 @@ def scorer(draw: random.Random, folder: Path) -> Case:
     def call() -> None:
         from treeward.data import world
         from treeward.rewards import scorers
+        from treeward.trees.rollout import Rollout
         from treeward.trees.tokens import TokenTree
 
-        scorers.find(f"{folder / 'sc.py'}:f")([TokenTree((5, 6), ((7, 8), (9, 2)))], world.tokenizer())
+        trees = [TokenTree((5, 6), ((7, 8), (9, 2)))]
+        scorers.find(f"{folder / 'sc.py'}:f")(Rollout(trees, world.tokenizer()))
 
     return Case(f"scorer {body!r}", call, "refused", ("sc.py",))
 
@@ -520,10 +522,10 @@ def read(
         from treeward.data import sources, world
         from treeward.data.prepare import DataConfig, prepare
 
-        found = sources.rows(str(file))
+        rows = sources.read_rows(str(file))
         for purpose in purposes:
             prepare(DataConfig(source=str(file)), chat_tokenizer(world.tokenizer()), purpose)
-        return found
+        return rows
 
     return Case(label, call, expected, shown, rows, cut)
 
@@ -549,7 +551,7 @@ def fixtures() -> Path:
     place = Path(tempfile.mkdtemp(prefix="treeward-fuzz-"))
     small = {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2,
              "num_key_value_heads": 2}  # fmt: skip
-    Policy.load("world", config=small).save(place / "policy" / "model")
+    Policy.from_config(ModelConfig(config=small)).save(place / "policy" / "model")
     judge = RewardModel.from_config(ModelConfig(path="world", config=small))
     torch.nn.init.normal_(judge.packed.model.score.weight, generator=torch.Generator().manual_seed(0))
     judge.save(place / "reward" / "model")
@@ -573,16 +575,16 @@ def make(number: int, seed: int, folder: Path) -> tuple[Case, bool]:
     return draw.choice(kinds)(draw, folder), kinds is not FAST
 
 
-def judged(case: Case, folder: Path) -> Outcome:
-    """Run a case in this process and judge what came of it."""
+def run_case(case: Case, folder: Path) -> Outcome:
+    """Run a case in this process and compare the result with what is expected."""
     errors, output = io.StringIO(), io.StringIO()
-    found: Any = None
+    result: Any = None
     code = 0
     try:
         with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(output):
             if callable(case.words):
                 try:
-                    found = case.words()
+                    result = case.words()
                 except (ValueError, FloatingPointError) as problem:
                     code = 2
                     print("treeward:", problem, file=errors)
@@ -600,21 +602,21 @@ def judged(case: Case, folder: Path) -> Outcome:
         return Outcome(f"exit code {code}", errors.getvalue()[-200:])
     if case.expected == "refused":
         return Outcome("accepted", output.getvalue()[-100:])
-    if case.rows is not None and found != (case.rows[: len(found)] if case.cut else case.rows):
-        return Outcome("other rows", f"{len(found)} rows of {len(case.rows)}")
+    if case.rows is not None and result != (case.rows[: len(result)] if case.cut else case.rows):
+        return Outcome("other rows", f"{len(result)} rows of {len(case.rows)}")
     return Outcome("ok")
 
 
-def _refusal(case: Case, said: str) -> Outcome:
+def _refusal(case: Case, message: str) -> Outcome:
     """Whether a refusal is one line, right, and says where."""
-    lines = [line for line in said.splitlines() if line.startswith("treeward:")]
-    alone = "\n" not in said.strip() if callable(case.words) else len(lines) == 1 or "FAILED" in said
+    lines = [line for line in message.splitlines() if line.startswith("treeward:")]
+    alone = "\n" not in message.strip() if callable(case.words) else len(lines) == 1 or "FAILED" in message
     if not alone:
-        return Outcome("not one line", said[-200:])
+        return Outcome("not one line", message[-200:])
     if case.expected == "read":
-        return Outcome("valid data refused", said[-200:])
-    missing = [each for each in case.shown if not re.search(rf"{re.escape(each)}\b", said)]
-    return Outcome("does not say where", f"{missing} not in {said[-250:]}") if missing else Outcome("ok")
+        return Outcome("valid data refused", message[-200:])
+    missing = [words for words in case.shown if not re.search(rf"{re.escape(words)}\b", message)]
+    return Outcome("does not say where", f"{missing} not in {message[-250:]}") if missing else Outcome("ok")
 
 
 def apart(case: Case, folder: Path) -> Outcome:
@@ -623,8 +625,8 @@ def apart(case: Case, folder: Path) -> Outcome:
     child = os.fork()
     if child == 0:
         os.close(ends[0])
-        found = judged(case, folder)
-        os.write(ends[1], json.dumps([found.verdict, found.detail]).encode()[:60_000])
+        result = run_case(case, folder)
+        os.write(ends[1], json.dumps([result.verdict, result.detail]).encode()[:60_000])
         os._exit(0)
     os.close(ends[1])
     data = b""
@@ -650,7 +652,7 @@ def trial(number: int, seed: int, always_apart: bool = False) -> tuple[Case, Out
     try:
         case, risky = make(number, seed, folder)
         os.chdir(folder)
-        return case, (apart if risky or always_apart else judged)(case, folder)
+        return case, (apart if risky or always_apart else run_case)(case, folder)
     finally:
         os.chdir(before)
         shutil.rmtree(folder, ignore_errors=True)
@@ -664,20 +666,20 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--case", type=int, default=None, help="run this one alone")
     parser.add_argument("--apart", action="store_true", help="every case in a process of its own")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     fixtures()
     counts: Counter[str] = Counter()
-    end = time.monotonic() + 60 * asked.minutes
-    number = 0 if asked.case is None else asked.case
-    while time.monotonic() < end and (asked.cases is None or sum(counts.values()) < asked.cases):
-        case, outcome = trial(number, asked.seed, asked.apart)
+    end = time.monotonic() + 60 * options.minutes
+    number = 0 if options.case is None else options.case
+    while time.monotonic() < end and (options.cases is None or sum(counts.values()) < options.cases):
+        case, outcome = trial(number, options.seed, options.apart)
         counts[outcome.verdict] += 1
-        if outcome.verdict != "ok" or asked.case is not None:
+        if outcome.verdict != "ok" or options.case is not None:
             print(f"case {number}: {outcome.verdict}: {case.label}: {outcome.detail}", flush=True)
-        if asked.case is not None:
+        if options.case is not None:
             break
         number += 1
-    print(f"seed {asked.seed}, {sum(counts.values())} cases: {dict(counts)}")
+    print(f"seed {options.seed}, {sum(counts.values())} cases: {dict(counts)}")
     shutil.rmtree(fixtures(), ignore_errors=True)
     return 0 if set(counts) <= {"ok"} else 1
 

@@ -21,8 +21,8 @@ LN2 = math.log(2)
 
 
 def value(divergence: Any, x: float) -> float:
-    found: torch.Tensor = divergence.score(torch.tensor(x))
-    return found.item()
+    score: torch.Tensor = divergence.score(torch.tensor(x))
+    return score.item()
 
 
 def slope(divergence: Any, x: float) -> float:
@@ -112,8 +112,8 @@ def test_d10_finite_far_out_in_float32(divergence: Any, loss: Any) -> None:
     y = torch.tensor([-1e4, 1e4, 1e4, -1e4, -100.0, -89.0], requires_grad=True)
     values = loss(pairs(divergence.score(x), divergence.score(y)))
     values.sum().backward()
-    for found in (values, x.grad, y.grad):
-        assert torch.isfinite(found).all()
+    for tensor in (values, x.grad, y.grad):
+        assert torch.isfinite(tensor).all()
     assert values[4].item() == pytest.approx(loss.at_start(PairScores.zeros(1)), rel=1e-5)
 
 

@@ -113,9 +113,9 @@ def kl_in_float64(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
 def test_kl_and_entropy_of_bf16_logits_are_computed_in_float32() -> None:
     (p, _), (other, _) = sample(80, 200, torch.bfloat16), sample(81, 200, torch.bfloat16)
     q = other[:80]
-    found, spread = exact_kl(p, q), entropies(p)
-    assert found.dtype == spread.dtype == torch.float32
-    torch.testing.assert_close(found.double(), kl_in_float64(p, q), rtol=1e-5, atol=1e-6)
+    kl, spread = exact_kl(p, q), entropies(p)
+    assert kl.dtype == spread.dtype == torch.float32
+    torch.testing.assert_close(kl.double(), kl_in_float64(p, q), rtol=1e-5, atol=1e-6)
     logps = p.detach().double().log_softmax(1)
     torch.testing.assert_close(spread.double(), -(logps.exp() * logps).sum(1), rtol=1e-5, atol=1e-6)
 
@@ -126,9 +126,9 @@ def test_kl_is_never_negative_and_nearly_that_of_float64(size: float, close: flo
     draw = torch.Generator().manual_seed(0)
     p = torch.randn(40, 5000, generator=draw) * 3
     q = p + size * torch.randn(40, 5000, generator=draw)
-    found = exact_kl(p, q)
-    assert (found >= 0).all()
-    torch.testing.assert_close(found.double(), kl_in_float64(p, q), rtol=close, atol=0)
+    kl = exact_kl(p, q)
+    assert (kl >= 0).all()
+    torch.testing.assert_close(kl.double(), kl_in_float64(p, q), rtol=close, atol=0)
 
 
 def test_kl_where_probabilities_are_zero() -> None:

@@ -1,4 +1,4 @@
-"""The invariants of ALGORITHMS.md 3.2, for every loss of the union, on drawn pairs."""
+"""Invariants of every preference loss, on random pairs."""
 
 from typing import Any
 
@@ -40,14 +40,14 @@ def shifted(scores: PairScores, by: float) -> PairScores:
 @pytest.mark.parametrize("loss", DIFFERENCE, ids=repr)
 @given(rows=PAIRS, shift=st.floats(-50, 50))
 @settings(max_examples=20)
-def test_i_a_common_shift_changes_nothing(loss: Any, rows: list[Any], shift: float) -> None:
+def test_i_adding_a_constant_to_both_log_ratios_changes_nothing(loss: Any, rows: list[Any], shift: float) -> None:
     scores = drawn(rows)
     torch.testing.assert_close(loss(shifted(scores, shift)), loss(scores), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("loss", [loss for loss in WITH_REFERENCE if loss.no_divergence], ids=repr)
-def test_i_a_common_shift_changes_the_others(loss: Any) -> None:
-    """The other half: what refuses a divergence does depend on more than the difference."""
+@pytest.mark.parametrize("loss", [loss for loss in WITH_REFERENCE if not loss.admits_divergence], ids=repr)
+def test_i_adding_a_constant_changes_the_losses_that_refuse_divergences(loss: Any) -> None:
+    """They depend on more than the difference."""
     scores = pairs([1.0, -2.0, 0.5], [0.3, 1.5, -4.0], ([3, 5, 2], [8, 2, 7]))
     assert (loss(shifted(scores, -1.7)) - loss(scores)).abs().max() > 1e-4
 
@@ -55,7 +55,7 @@ def test_i_a_common_shift_changes_the_others(loss: Any) -> None:
 @pytest.mark.parametrize("loss", DIFFERENCE, ids=repr)
 @given(rows=PAIRS)
 @settings(max_examples=20)
-def test_ii_the_two_slopes_are_opposite(loss: Any, rows: list[Any]) -> None:
+def test_ii_the_two_gradients_are_opposite(loss: Any, rows: list[Any]) -> None:
     scores = drawn(rows)
     for side in (scores.chosen_logratios, scores.rejected_logratios):
         side.requires_grad_(True)
@@ -63,15 +63,18 @@ def test_ii_the_two_slopes_are_opposite(loss: Any, rows: list[Any]) -> None:
     torch.testing.assert_close(scores.chosen_logratios.grad, -scores.rejected_logratios.grad, rtol=1e-12, atol=0)
 
 
-def test_ii_the_sided_ones_are_the_others_without_lengths() -> None:
-    """Every loss of the union is of one kind, so that no loss escapes the tests of its kind."""
+def test_every_loss_is_of_exactly_one_kind() -> None:
+    """So no loss escapes the tests of its kind."""
     for loss in LOSSES:
-        kinds = [not loss.no_divergence, isinstance(loss, SIDED), isinstance(loss, BY_LENGTH), not loss.needs_reference]
+        kinds = [loss.admits_divergence, isinstance(loss, SIDED), isinstance(loss, BY_LENGTH), not loss.needs_reference]
         assert sum(kinds) == 1 or isinstance(loss, p.Sum), loss
 
 
-@pytest.mark.parametrize(("loss", "finite"), [(Sigmoid(flip=0.2), True), (IPO(), True), (p.EXO(), True),
-                                              (Sigmoid(), False), (Robust(), False)], ids=repr)  # fmt: skip
+@pytest.mark.parametrize(
+    ("loss", "finite"),
+    [(Sigmoid(flip=0.2), True), (IPO(), True), (p.EXO(), True), (Sigmoid(), False), (Robust(), False)],
+    ids=repr,
+)
 def test_iii_which_have_a_finite_optimum(loss: Any, finite: bool) -> None:
     grid = torch.linspace(-400, 400, 80_001, dtype=torch.float64)
     best = loss(pairs(grid, torch.zeros_like(grid))).argmin().item()
@@ -125,7 +128,7 @@ def test_iv_by_how_much_the_swapped_loss_differs(loss: Any, rows: list[Any]) -> 
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)
 @given(rows=PAIRS, data=st.data())
 @settings(max_examples=15)
-def test_v_the_order_and_the_company_of_a_pair_are_without_effect(loss: Any, rows: list[Any], data: Any) -> None:
+def test_v_a_pair_s_loss_does_not_depend_on_the_other_pairs(loss: Any, rows: list[Any], data: Any) -> None:
     scores = drawn(rows, torch.float32)
     order = torch.tensor(data.draw(st.permutations(range(len(rows)))))
     whole = loss(scores)
@@ -136,8 +139,8 @@ def test_v_the_order_and_the_company_of_a_pair_are_without_effect(loss: Any, row
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)
 @given(rows=PAIRS)
 @settings(max_examples=15)
-def test_a_loss_reads_what_it_says(loss: Any, rows: list[Any]) -> None:
-    """Without a reference the log-ratios may be NaN; with one the policy's own sums may be missing, but in sums."""
+def test_a_loss_reads_only_what_it_declares(loss: Any, rows: list[Any]) -> None:
+    """Without a reference, log-ratios may be NaN. With one, log-probabilities may be missing, except in sums."""
     scores = drawn(rows)
     nothing = torch.full_like(scores.chosen_logratios, torch.nan)
     if not loss.needs_reference:
@@ -155,6 +158,6 @@ def test_a_loss_reads_what_it_says(loss: Any, rows: list[Any]) -> None:
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)
 def test_margins_are_honoured_where_they_are_taken(loss: Any) -> None:
     scores = pairs([1.0, -2.0], [0.3, 1.5], ([3, 5], [8, 2]))
-    asked = PairScores(**{**vars(scores), "margins": torch.tensor([0.4, 0.4])})
-    changed = (loss(asked) - loss(scores)).abs().max() > 1e-3
+    with_margins = PairScores(**{**vars(scores), "margins": torch.tensor([0.4, 0.4])})
+    changed = (loss(with_margins) - loss(scores)).abs().max() > 1e-3
     assert bool(changed) == loss.takes_margin

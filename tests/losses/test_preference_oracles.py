@@ -1,4 +1,4 @@
-"""Numbers of ALGORITHMS.md, section 6, that were computed independently: L1, L4, D1 to D5."""
+"""Preference losses against numbers that were computed independently: L1, L4, D1 to D5."""
 
 import math
 import typing
@@ -93,7 +93,7 @@ def test_l4_kto_begins_at_one_half_and_a_ranking_at_ln_n_factorial() -> None:
 @pytest.mark.parametrize("loss", WITH_REFERENCE, ids=repr)
 @pytest.mark.parametrize("margin", [None, 0.6])
 def test_at_start_is_the_value_on_zero_ratios(loss: Any, margin: float | None) -> None:
-    """Also with margins and log-probabilities of every length: the closed forms know what they depend on."""
+    """Also with margins, and with responses of several lengths."""
     lengths, logps = ([3, 1, 9], [2, 5, 4]), ([-4.0, -0.3, -30.0], [-7.0, -11.0, -2.5])
     zeros = pairs([0.0] * 3, [0.0] * 3, lengths, logps)
     margins = None if margin is None else torch.tensor([margin, 0.0, -0.2])
@@ -127,7 +127,7 @@ def test_d1_values_at_a_difference_of_ten(loss: Any, at_ten: float, at_minus_ten
 @pytest.mark.parametrize("margin", [None, 0.3, 1.0])
 @pytest.mark.parametrize("flip", [0.1, 0.3, 0.45])
 def test_d2_robust_is_the_sigmoid_loss_in_expectation_over_flips(flip: float, margin: float | None) -> None:
-    """Also under a margin, which both orders of a pair are asked for."""
+    """Also with a margin, which applies to both orders of a pair."""
     robust, plain = Robust(beta=0.1, flip=flip), Sigmoid(beta=0.1)
     for difference in (-70.0, -10.0, 0.0, 3.0, 10.0, 55.0):
         mean = (1 - flip) * one(robust, difference, margin) + flip * one(robust, -difference, margin)
@@ -138,8 +138,8 @@ def test_d2_robust_is_the_sigmoid_loss_in_expectation_over_flips(flip: float, ma
 def test_conservative_dpo_is_the_mean_of_the_sigmoid_loss_over_both_orders(flip: float) -> None:
     for difference, margin in ((-12.0, 0.3), (0.0, 1.0), (25.0, None)):
         plain = [one(Sigmoid(beta=0.1, clip=2.0), d, margin) for d in (difference, -difference)]
-        found = one(Sigmoid(beta=0.1, clip=2.0, flip=flip), difference, margin)
-        assert found == pytest.approx((1 - flip) * plain[0] + flip * plain[1], abs=1e-6)
+        value = one(Sigmoid(beta=0.1, clip=2.0, flip=flip), difference, margin)
+        assert value == pytest.approx((1 - flip) * plain[0] + flip * plain[1], abs=1e-6)
 
 
 def test_d3_conservative_dpo_has_its_minimum_at_the_log_odds_of_the_flip() -> None:
@@ -185,7 +185,7 @@ def test_ipo_divides_each_side_by_its_own_length() -> None:
     assert value == pytest.approx((3.0 - 0.5 - 2.0) ** 2, abs=1e-6)
 
 
-def test_hinge_asks_for_a_margin_of_one_over_beta() -> None:
+def test_hinge_is_zero_from_a_difference_of_one_over_beta() -> None:
     loss = Hinge(beta=0.05)
     assert one(loss, 19.0) == pytest.approx(0.05, abs=1e-6)
     assert one(loss, 20.0) == pytest.approx(0.0, abs=1e-6)
@@ -199,17 +199,18 @@ def test_orpo_by_its_odds() -> None:
     assert ORPO(weight=0.1)(scores).item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_dpop_guards_the_chosen_likelihood() -> None:
+def test_dpop_penalises_a_negative_chosen_log_ratio() -> None:
     """x_w = -2, x_l = -5, omega 3, beta 0.5: the difference of 3 is less than the penalty of 6."""
     assert DPOP(beta=0.5, penalty=3.0)(pairs([-2.0], [-5.0])).item() == pytest.approx(math.log1p(math.exp(1.5)))
     assert DPOP(beta=0.5, penalty=3.0)(pairs([2.0], [-1.0])).item() == pytest.approx(math.log1p(math.exp(-1.5)))
 
 
 def test_orpo_of_a_nearly_certain_response() -> None:
-    """a = -1e-4 against -2: still told apart from certainty, and at 0 itself value and start are finite and equal."""
+    """a = -1e-4 against -2 differs from certainty. At a = 0 the value and `at_start` are finite and equal."""
     scores = pairs([math.nan], [math.nan], logps=([-1e-4], [-2.0]))
-    odds, other = (math.exp(a) / -math.expm1(a) for a in (-1e-4, -2.0))
-    assert ORPO(weight=10.0)(scores).item() == pytest.approx(1e-4 + 10 * math.log1p(other / odds), rel=1e-5)
+    chosen_odds, rejected_odds = (math.exp(a) / -math.expm1(a) for a in (-1e-4, -2.0))
+    expected = 1e-4 + 10 * math.log1p(rejected_odds / chosen_odds)
+    assert ORPO(weight=10.0)(scores).item() == pytest.approx(expected, rel=1e-5)
     for logps in ([0.0], [-2.0]), ([-2.0], [0.0]), ([-900.0], [-2.0]):
         edge = pairs([math.nan], [math.nan], logps=logps)
         assert ORPO()(edge).item() == pytest.approx(ORPO().at_start(edge), rel=1e-5)
@@ -224,7 +225,7 @@ def test_a_sum_shows_the_rewards_of_its_first_term_on_log_ratios() -> None:
     assert chosen.item() == -8.0
 
 
-def test_the_clip_of_chi_po_holds_the_scaled_difference() -> None:
+def test_the_clip_of_chi_po_limits_the_scaled_difference() -> None:
     loss = Sigmoid(beta=0.1, clip=2.0)
     assert one(loss, 19.9) == pytest.approx(one(Sigmoid(beta=0.1), 19.9))
     assert one(loss, 500.0) == pytest.approx(math.log1p(math.exp(-2.0)), rel=1e-6)
@@ -289,7 +290,7 @@ def test_bad_hyper_parameters_are_refused_by_name(kind: Any, fields: dict[str, f
 def test_the_registry_holds_every_loss_of_the_module() -> None:
     written = {v for v in vars(preference).values() if isinstance(v, type) and hasattr(v, "at_start")}
     registered = set(typing.get_args(preference.AnyPreferenceLoss))
-    assert written - {preference.PairLoss} == registered
+    assert written == registered
     assert {kind.__name__ for kind in registered} | {"AnyPreferenceLoss", "PairScores"} <= set(preference.__all__)
 
 

@@ -1,4 +1,4 @@
-"""Values and gradients of the preference losses against formulas written out in float64."""
+"""Values and gradients of the preference losses against formulas written out in numpy, in float64."""
 
 import math
 from typing import Any
@@ -53,9 +53,9 @@ def _with_reference(loss: Any, x: Any, y: Any, m: Any, n: Any) -> Slopes:
     d = b * (x - y)
     match loss:
         case p.Sigmoid():
-            held = d if loss.clip is None else np.clip(d, -loss.clip, loss.clip)
-            value = (1 - loss.flip) * np.logaddexp(0, -held) + loss.flip * np.logaddexp(0, held)
-            slope = -b * (1 - loss.flip - sigmoid(held)) * (held == d)
+            clipped = d if loss.clip is None else np.clip(d, -loss.clip, loss.clip)
+            value = (1 - loss.flip) * np.logaddexp(0, -clipped) + loss.flip * np.logaddexp(0, clipped)
+            slope = -b * (1 - loss.flip - sigmoid(clipped)) * (clipped == d)
             return value, slope, -slope
         case p.Robust():
             e = loss.flip
@@ -108,8 +108,8 @@ def test_values_and_gradients_are_those_of_the_formula(loss: Any, dtype: torch.d
     close = {"rtol": 2e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 1e-10, "atol": 1e-12}
     np.testing.assert_allclose(values.detach().numpy(), expected, **close)
     for leaf, slope in zip(leaves, slopes, strict=True):
-        found = np.zeros_like(CHOSEN) if leaf.grad is None else leaf.grad.numpy()
-        np.testing.assert_allclose(found, slope, **close)
+        gradient = np.zeros_like(CHOSEN) if leaf.grad is None else leaf.grad.numpy()
+        np.testing.assert_allclose(gradient, slope, **close)
 
 
 @pytest.mark.parametrize(("loss", "slope"), [(p.Sigmoid(), -0.05), (p.Sigmoid(beta=2.0), -1.0), (p.Hinge(), -0.1)])
@@ -142,10 +142,10 @@ def test_the_slopes_of_kto_vanish_at_both_ends(desirable: bool) -> None:
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)
-def test_d10_loss_and_gradient_stay_finite_at_absurd_values(loss: Any) -> None:
+def test_d10_loss_and_gradient_stay_finite_at_extreme_values(loss: Any) -> None:
     sides = [1e4, -1e4, -100.0, -1e-9], [-1e4, 1e4, -100.0, -1e-9]
-    own = [-1e4, -1e-9, 0.0, -100.0], [-1e-9, -1e4, 0.0, -100.0]
-    leaves = [torch.tensor(side, requires_grad=True) for side in (*sides, *own)]
+    logps = [-1e4, -1e-9, 0.0, -100.0], [-1e-9, -1e4, 0.0, -100.0]
+    leaves = [torch.tensor(side, requires_grad=True) for side in (*sides, *logps)]
     values = loss(pairs(*leaves[:2], logps=tuple(leaves[2:])))
     values.sum().backward()
     assert torch.isfinite(values).all()

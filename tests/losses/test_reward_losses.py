@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from treeward.losses.heads import AnyHead, Attributes, Categorical, Logistic, Ordinal, Scalar
-from treeward.losses.reward import AllPairs, BradleyTerry, Branches, PlackettLuce, asked_margins, preferred
+from treeward.losses.reward import AllPairs, BradleyTerry, Branches, PlackettLuce, log_preference, pair_margins
 
 
 def pairs(chosen: torch.Tensor, rejected: torch.Tensor, gaps: list[float] | None = None) -> Branches:
@@ -51,9 +51,9 @@ def test_a_rating_gap_above_one_asks_for_no_more_margin() -> None:
 def test_ratings_that_contradict_the_order_ask_for_no_margin() -> None:
     """Down to a gap of -4, where the margin would be -1.6: such a pair would be taught to be wrong."""
     assert [at(BradleyTerry(margin=0.4), 0.0, 0.0, gap=g) for g in (-0.1, -4.0)] == [pytest.approx(math.log(2))] * 2
-    gaps, own = torch.tensor([-4.0, 0.5, 3.0, math.nan, 0.5]), torch.tensor([math.nan] * 4 + [0.9])
-    assert asked_margins(0.4, gaps, own).tolist() == pytest.approx([0.0, 0.2, 0.4, 0.4, 0.9])
-    assert asked_margins(0.4, gaps).tolist() == pytest.approx([0.0, 0.2, 0.4, 0.4, 0.2])
+    gaps, margins = torch.tensor([-4.0, 0.5, 3.0, math.nan, 0.5]), torch.tensor([math.nan] * 4 + [0.9])
+    assert pair_margins(0.4, gaps, margins).tolist() == pytest.approx([0.0, 0.2, 0.4, 0.4, 0.9])
+    assert pair_margins(0.4, gaps).tolist() == pytest.approx([0.0, 0.2, 0.4, 0.4, 0.2])
 
 
 def test_a_tree_without_ratings_changes_nothing_for_its_neighbours() -> None:
@@ -92,16 +92,16 @@ def test_centring_leaves_the_preference_probability_of_a_pair(head: AnyHead) -> 
     """Where 70 % prefer one response, the best fit under strong centring says 70 %, with scores around the middle."""
     outputs = torch.zeros(2, head.width, dtype=torch.float64, requires_grad=True)
     loss, tree = BradleyTerry(centre=0.1), torch.tensor([0, 0])
-    optimiser = torch.optim.LBFGS([outputs], max_iter=200, line_search_fn="strong_wolfe", tolerance_change=1e-14)
+    optimizer = torch.optim.LBFGS([outputs], max_iter=200, line_search_fn="strong_wolfe", tolerance_change=1e-14)
 
     def closure() -> torch.Tensor:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         both_orders = loss(Branches(outputs, head, tree)), loss(Branches(outputs.flip(0), head, tree))
         value = 0.7 * both_orders[0].sum() + 0.3 * both_orders[1].sum()
         value.backward()
         return value
 
-    optimiser.step(closure)
+    optimizer.step(closure)
     chosen, rejected = head.scores(outputs.detach()).tolist()
     assert 1 / (1 + math.exp(rejected - chosen)) == pytest.approx(0.7, abs=1e-4)
     assert (chosen + rejected) / 2 == pytest.approx(head.middle, abs=1e-3)
@@ -116,8 +116,8 @@ def test_the_middle_of_a_head_is_the_score_of_outputs_of_zero(head: AnyHead) -> 
 
 
 def test_the_stated_preference_leaves_margin_and_centring_out() -> None:
-    found = -preferred(pairs(torch.tensor([0.0, 3.0, -3.0]), torch.tensor([0.0, 2.0, -2.0]), [3.0, 3.0, 3.0]))
-    assert found.tolist() == pytest.approx([math.log(2), 0.313262, 1.313262], abs=1e-6)
+    losses = -log_preference(pairs(torch.tensor([0.0, 3.0, -3.0]), torch.tensor([0.0, 2.0, -2.0]), [3.0, 3.0, 3.0]))
+    assert losses.tolist() == pytest.approx([math.log(2), 0.313262, 1.313262], abs=1e-6)
 
 
 def test_gradients_are_opposite_and_those_of_the_logistic() -> None:
@@ -161,13 +161,13 @@ def test_bad_hyper_parameters_are_refused_by_name(fields: dict[str, float], name
 
 def test_plackett_luce_is_the_probability_of_the_ranking() -> None:
     scores = [0.3, -1.2, 2.0]
-    found = {
+    result = {
         order: math.exp(-PlackettLuce()(listed([scores[i] for i in order])).item())
         for order in itertools.permutations(range(3))
     }
-    assert sum(found.values()) == pytest.approx(1.0, abs=1e-6)
+    assert sum(result.values()) == pytest.approx(1.0, abs=1e-6)
     w = [math.exp(s) for s in scores]
-    assert found[(2, 0, 1)] == pytest.approx(w[2] / sum(w) * w[0] / (w[0] + w[1]), abs=1e-6)
+    assert result[(2, 0, 1)] == pytest.approx(w[2] / sum(w) * w[0] / (w[0] + w[1]), abs=1e-6)
 
 
 def test_plackett_luce_of_two_is_bradley_terry_and_starts_at_ln_n_factorial() -> None:
@@ -185,8 +185,8 @@ def test_rankings_follow_the_ratings_not_the_order() -> None:
 
 
 def test_all_pairs_is_the_mean_over_pairs_that_differ() -> None:
-    found = AllPairs()(listed([1.0, 0.5, -2.0], [3.0, 3.0, 1.0])).item()
-    assert found == pytest.approx((math.log1p(math.exp(-3.0)) + math.log1p(math.exp(-2.5))) / 2, abs=1e-6)
+    loss = AllPairs()(listed([1.0, 0.5, -2.0], [3.0, 3.0, 1.0])).item()
+    assert loss == pytest.approx((math.log1p(math.exp(-3.0)) + math.log1p(math.exp(-2.5))) / 2, abs=1e-6)
     assert AllPairs()(listed([1.0, 0.5])).item() == pytest.approx(math.log1p(math.exp(-0.5)), abs=1e-6)
     assert AllPairs()(listed([0.0] * 5)).item() == pytest.approx(math.log(2), abs=1e-6)
 
@@ -209,6 +209,6 @@ def test_trees_do_not_see_each_other() -> None:
 def test_bradley_terry_teaches_a_distribution_through_its_mean() -> None:
     outputs = torch.zeros(2, 3)
     outputs[0, 2], outputs[1, 0] = 1.0, 1.0
-    found = BradleyTerry()(Branches(outputs, Categorical(3), torch.tensor([0, 0]))).item()
+    loss = BradleyTerry()(Branches(outputs, Categorical(3), torch.tensor([0, 0]))).item()
     gap = 2 * (math.e - 1) / (math.e + 2)
-    assert found == pytest.approx(math.log1p(math.exp(-gap)), abs=1e-6)
+    assert loss == pytest.approx(math.log1p(math.exp(-gap)), abs=1e-6)

@@ -17,9 +17,9 @@ from treeward.losses.heads import (
     Ordinal,
     cumulative_logits,
     expectation,
-    freed,
+    free_parameters,
     log_intervals,
-    rising,
+    rising_thresholds,
 )
 from treeward.losses.reward import HLGauss, OneHot, TwoHot, crps, marginal_entropy, pit, to_score
 
@@ -49,9 +49,9 @@ def test_risk_measures_refuse_levels_without_a_meaning() -> None:
 
 
 def test_r5_hl_gauss() -> None:
-    found = HLGauss()(torch.tensor([5.0], dtype=torch.float64), 10)[0]
-    assert found[2:7].tolist() == pytest.approx([0.0223, 0.2297, 0.4950, 0.2297, 0.0223], abs=1e-4)
-    assert risk.variance(found.log()).sqrt().item() == pytest.approx(0.804, abs=1e-3)
+    result = HLGauss()(torch.tensor([5.0], dtype=torch.float64), 10)[0]
+    assert result[2:7].tolist() == pytest.approx([0.0223, 0.2297, 0.4950, 0.2297, 0.0223], abs=1e-4)
+    assert risk.variance(result.log()).sqrt().item() == pytest.approx(0.804, abs=1e-3)
     for s, mean in ((1.0, 1.369), (2.0, 2.047), (10.0, 9.631)):
         target = HLGauss()(torch.tensor([s], dtype=torch.float64), 10)[0]
         assert (target @ torch.arange(1.0, 11, dtype=torch.float64)).item() == pytest.approx(mean, abs=1e-3)
@@ -68,16 +68,16 @@ def test_r6_two_hot_keeps_the_mean(s: float) -> None:
 
 def test_r6_an_ordinal_head_starts_uniform() -> None:
     head = Ordinal(10)
-    outputs = cumulative_logits(torch.zeros(3, 1), freed(head.thresholds()))
+    outputs = cumulative_logits(torch.zeros(3, 1), free_parameters(head.thresholds()))
     torch.testing.assert_close(head.log_probs(outputs).exp(), torch.full((3, 1, 10), 0.1), atol=1e-6, rtol=1e-5)
     assert head.scores(outputs).tolist() == pytest.approx([5.5] * 3, abs=1e-5)
 
 
 @given(st.lists(st.floats(-30, 30), min_size=9, max_size=9))
 def test_thresholds_cannot_cross_and_come_back_from_their_free_parameters(free: list[float]) -> None:
-    tau = rising(torch.tensor(free, dtype=torch.float64))
+    tau = rising_thresholds(torch.tensor(free, dtype=torch.float64))
     assert (tau.diff() > 0).all()
-    torch.testing.assert_close(rising(freed(tau)), tau, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(rising_thresholds(free_parameters(tau)), tau, atol=1e-6, rtol=1e-6)
 
 
 def test_r7_crps_by_written_out_numbers() -> None:
@@ -101,9 +101,9 @@ def test_pit_of_draws_from_the_stated_distribution_is_uniform() -> None:
     draws = torch.Generator().manual_seed(0)
     logp = torch.tensor([0.1, 0.2, 0.4, 0.3]).double().log().expand(20_000, 4)
     s = torch.multinomial(logp[0].exp(), 20_000, replacement=True, generator=draws).double() + 1
-    found = pit(logp, s, torch.rand(20_000, generator=draws, dtype=torch.float64))
-    assert found.mean().item() == pytest.approx(0.5, abs=0.01)
-    assert found.var().item() == pytest.approx(1 / 12, abs=0.003)
+    values = pit(logp, s, torch.rand(20_000, generator=draws, dtype=torch.float64))
+    assert values.mean().item() == pytest.approx(0.5, abs=0.01)
+    assert values.var().item() == pytest.approx(1 / 12, abs=0.003)
 
 
 def test_f73_pit_of_ratings_between_two_bins_is_uniform_for_a_calibrated_model() -> None:
@@ -114,8 +114,8 @@ def test_f73_pit_of_ratings_between_two_bins_is_uniform_for_a_calibrated_model()
     logp = TwoHot()(s, 10).clamp(min=1e-30).log()
     uniform = torch.rand(6_000, generator=draws, dtype=torch.float64)
     for stated in (logp, TwoHot()(s, 10).mean(0).clamp(min=1e-30).log().expand(6_000, -1)):
-        found = pit(stated, s, uniform)
-        assert stats.kstest(found.numpy(), "uniform").pvalue > 0.01
+        values = pit(stated, s, uniform)
+        assert stats.kstest(values.numpy(), "uniform").pvalue > 0.01
     for end in (1.0, 10.0):
         at_end = pit(torch.full((4, 10), 0.1).double().log(), torch.full((4,), end).double(), uniform[:4])
         assert at_end.tolist() == pytest.approx([(end - 1 + u) / 10 for u in uniform[:4].tolist()])
@@ -123,9 +123,9 @@ def test_f73_pit_of_ratings_between_two_bins_is_uniform_for_a_calibrated_model()
 
 def test_log_intervals_hold_where_the_plain_difference_is_zero() -> None:
     far = torch.tensor([[40.0, 41.0, 42.0]])
-    found = log_intervals(far)[0]
-    assert torch.isfinite(found).all()
-    assert found[1].item() == pytest.approx(-40.0 + math.log1p(-math.exp(-1.0)), abs=1e-4)
+    result = log_intervals(far)[0]
+    assert torch.isfinite(result).all()
+    assert result[1].item() == pytest.approx(-40.0 + math.log1p(-math.exp(-1.0)), abs=1e-4)
     assert torch.isfinite(log_intervals(torch.tensor([[-1000.0, -999.0, 1000.0]]))).all()
     near = torch.tensor([[-1.0, 0.5, 2.0]], dtype=torch.float64)
     plain = torch.sigmoid(near)[0]
@@ -169,9 +169,12 @@ def test_a_constant_guess_costs_the_entropy_of_the_marginal() -> None:
 
 
 SENSELESS = [
-    lambda: Categorical(1), lambda: Ordinal(0), lambda: Attributes((), 5), lambda: Attributes(("a",), 5, (1.0, 2.0)),
+    lambda: Categorical(1),
+    lambda: Ordinal(0),
+    lambda: Attributes((), 5),
+    lambda: Attributes(("a",), 5, (1.0, 2.0)),
     lambda: Logistic(10, floor=3.0),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("make", SENSELESS)

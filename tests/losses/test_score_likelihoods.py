@@ -18,8 +18,8 @@ from treeward.losses.reward import (
     OneHot,
     Strict,
     TwoHot,
+    log_preference,
     outcomes,
-    preferred,
 )
 
 CHOSEN, REJECTED = (0.2, 0.3, 0.5), (0.5, 0.3, 0.2)
@@ -33,8 +33,8 @@ def pair(chosen: torch.Tensor, rejected: torch.Tensor, ratings: torch.Tensor | N
 
 def test_r1_win_tie_lose_and_the_three_losses() -> None:
     chosen, rejected = torch.tensor(CHOSEN).log(), torch.tensor(REJECTED).log()
-    found = [value.exp().item() for value in outcomes(chosen[None], rejected[None])]
-    assert found == pytest.approx([0.55, 0.29, 0.16], abs=1e-6)
+    probabilities = [value.exp().item() for value in outcomes(chosen[None], rejected[None])]
+    assert probabilities == pytest.approx([0.55, 0.29, 0.16], abs=1e-6)
     values = [loss(pair(chosen, rejected)).item() for loss in (Strict(), HalfTies(), Conditional())]
     assert values == pytest.approx([0.597837, 0.363843, 0.255347], abs=1e-6)
 
@@ -65,14 +65,15 @@ def test_gradients_are_those_of_the_closed_form(a: list[float], b: list[float]) 
         HalfTies: (-c * (half @ r / (c @ half @ r) - 1), -r * (half.T @ c / (c @ half @ r) - 1)),
         Strict: (-c * (above @ r / win - 1), -r * (above.T @ c / win - 1)),
         Conditional: (
-            -c * (above @ r / win - other @ r / differ), -r * (above.T @ c / win - other @ c / differ),
+            -c * (above @ r / win - other @ r / differ),
+            -r * (above.T @ c / win - other @ c / differ),
         ),
-    }  # fmt: skip
+    }
     for loss in LOSSES:
-        found = torch.autograd.grad(loss(pair(z[0], z[1])).sum(), z)
-        for own, wanted in zip(found, expected[type(loss)], strict=True):
-            torch.testing.assert_close(own, wanted, atol=1e-9, rtol=1e-7)
-            assert own.sum().item() == pytest.approx(0.0, abs=1e-9)
+        gradient = torch.autograd.grad(loss(pair(z[0], z[1])).sum(), z)
+        for computed, wanted in zip(gradient, expected[type(loss)], strict=True):
+            torch.testing.assert_close(computed, wanted, atol=1e-9, rtol=1e-7)
+            assert computed.sum().item() == pytest.approx(0.0, abs=1e-9)
 
 
 @given(logits, logits)
@@ -80,8 +81,8 @@ def test_r3_both_orders_share_the_probability(a: list[float], b: list[float]) ->
     one, two = (torch.tensor(x, dtype=torch.float64) for x in (a, b))
     tie = (one.softmax(0) * two.softmax(0)).sum().item()
     for loss, total in ((HalfTies(), 1.0), (Conditional(), 1.0), (Strict(), 1 - tie)):
-        found = [math.exp(-loss(pair(*sides)).item()) for sides in ((one, two), (two, one))]
-        assert sum(found) == pytest.approx(total, abs=1e-9)
+        values = [math.exp(-loss(pair(*sides)).item()) for sides in ((one, two), (two, one))]
+        assert sum(values) == pytest.approx(total, abs=1e-9)
     win, _, lose = outcomes(one[None], two[None])
     swapped = outcomes(two[None], one[None])
     assert (win.item(), lose.item()) == pytest.approx((swapped[2].item(), swapped[0].item()), abs=1e-12)
@@ -173,21 +174,21 @@ def test_attributes_are_taught_by_their_own_grades() -> None:
     head = Attributes(("a", "b"), bins=3)
     outputs = torch.log(torch.tensor([[0.2, 0.3, 0.5, 0.7, 0.2, 0.1]]))
     loss = Graded(OneHot(), scale=(0.0, 2.0))
-    found = loss(Branches(outputs, head, torch.tensor([0]), torch.tensor([[2.0, 0.0]]))).item()
-    assert found == pytest.approx((-math.log(0.5) - math.log(0.7)) / 2, abs=1e-6)
+    value = loss(Branches(outputs, head, torch.tensor([0]), torch.tensor([[2.0, 0.0]]))).item()
+    assert value == pytest.approx((-math.log(0.5) - math.log(0.7)) / 2, abs=1e-6)
 
 
 def test_one_distribution_is_taught_the_mean_of_several_grades() -> None:
     outputs = torch.log(torch.tensor([[0.2, 0.3, 0.5]]))
-    found = Graded(OneHot(), scale=(0.0, 2.0))(
+    value = Graded(OneHot(), scale=(0.0, 2.0))(
         Branches(outputs, Categorical(3), torch.tensor([0]), torch.tensor([[2.0, 0.0]]))
     )
-    assert found.item() == pytest.approx(-math.log(0.3), abs=1e-6)
+    assert value.item() == pytest.approx(-math.log(0.3), abs=1e-6)
 
 
 def test_preferred_is_half_ties_without_regularisers() -> None:
     chosen, rejected = torch.tensor(CHOSEN).log(), torch.tensor(REJECTED).log()
-    assert -preferred(pair(chosen, rejected)).item() == pytest.approx(0.363843, abs=1e-6)
+    assert -log_preference(pair(chosen, rejected)).item() == pytest.approx(0.363843, abs=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -8,16 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fixed_reference import FixedReference
 
+from fixtures import BuildPolicy, Grow
 from treeward.losses import preference as p
 from treeward.losses.divergences import Alpha, AnyDivergence, ChiSquaredMixed, ForwardKL, JensenShannon, ReverseKL
-from treeward.methods.dpo import DPOConfig, objective
-from treeward.models.policy import branch_sums
-from treeward.models.reference import ReferenceModel
+from treeward.losses.preference import divergence_refusal
+from treeward.methods.dpo import DPOConfig, preference_objective
+from treeward.models.policy import summed_logps
+from treeward.training.objectives import prepare
 from treeward.trees.forest import pack
 from treeward.trees.verify import verify
 
-Build = Callable[..., Any]
 Formula = Callable[[Any], tuple[Any, Any]]
 RATIOS = np.array([[1.0, -0.5], [-0.7, 0.9], [1.6, 1.5], [0.2, -2.0]])
 """x_w and x_l of four pairs, in nats."""
@@ -73,30 +75,33 @@ LOSSES: dict[Any, Formula] = {
 
 
 def test_the_table_holds_every_loss_that_takes_a_divergence_and_every_divergence() -> None:
-    takes = {kind for kind in typing.get_args(p.AnyPreferenceLoss) if not kind().no_divergence}
+    kinds = set(typing.get_args(p.AnyPreferenceLoss)) - {p.FromFile}
+    takes = {kind for kind in kinds if not divergence_refusal(kind())}
     assert {type(loss) for loss in LOSSES} == takes
     assert {type(divergence) for divergence in SCORES} == set(typing.get_args(AnyDivergence))
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)
 @pytest.mark.parametrize("divergence", SCORES, ids=repr)
-def test_f25_value_and_slopes(
-    divergence: Any, loss: Any, policy: Build, grow: Build, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_f25_value_and_slopes(divergence: Any, loss: Any, policy: BuildPolicy, grow: Grow) -> None:
     """The reference's log-probabilities are leaves here: the slope in them is minus that in x."""
     trees, ours = grow(len(RATIOS)), policy()
     verify(ours.packed, trees)
-    own = [branch_sums(ours.packed, [tree], 1000) for tree in trees]
-    known = {t: (a - torch.tensor(x).float()).requires_grad_() for t, a, x in zip(trees, own, RATIOS, strict=True)}
-    monkeypatch.setattr(ReferenceModel, "branch_logps", lambda *_: known)
-    found = objective(ours, ReferenceModel.of(ours), trees, DPOConfig(loss=loss, divergence=divergence))(
-        pack(trees)
-    ).values
-    found.sum().backward()
+    policy_logps = [summed_logps(ours.packed, [tree], 1000) for tree in trees]
+    reference_logps = {
+        t: (a - torch.tensor(x).float()).requires_grad_() for t, a, x in zip(trees, policy_logps, RATIOS, strict=True)
+    }
+    config = DPOConfig(loss=loss, divergence=divergence)
+    objective = preference_objective(config, FixedReference(ours, reference_logps))
+    prepare(objective, ours.packed, trees, 1000)
+    values = objective(ours.packed, pack(trees)).values
+    values.sum().backward()
     s, slope_of_s = SCORES[divergence](RATIOS)
     value, slope = LOSSES[loss](0.3 * (s[:, 0] - s[:, 1]))
     if isinstance(loss, p.Sum):
-        value = value - 0.5 * np.array([a[0].item() / len(t.branches[0]) for t, a in zip(trees, own, strict=True)])
-    np.testing.assert_allclose(found.detach().numpy(), value, rtol=1e-4, atol=1e-5)
-    slopes = torch.stack([-known[tree].grad for tree in trees]).numpy()
+        value = value - 0.5 * np.array(
+            [a[0].item() / len(t.branches[0]) for t, a in zip(trees, policy_logps, strict=True)]
+        )
+    np.testing.assert_allclose(values.detach().numpy(), value, rtol=1e-4, atol=1e-5)
+    slopes = torch.stack([-reference_logps[tree].grad for tree in trees]).numpy()
     np.testing.assert_allclose(slopes, (0.3 * slope)[:, None] * slope_of_s * [1, -1], rtol=1e-4, atol=1e-5)

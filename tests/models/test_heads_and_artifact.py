@@ -1,4 +1,4 @@
-"""Every head: trained, saved, loaded; its card's lines run; encoders pool as their class does."""
+"""Every head is trained, saved and loaded; the code of its card runs; encoders pool as their class does."""
 
 import json
 from collections.abc import Callable
@@ -10,13 +10,14 @@ import torch
 import transformers
 from transformers import AutoModelForSequenceClassification
 
+from treeward.errors import UserError
 from treeward.losses.heads import AnyHead, Attributes, Categorical, Logistic, Ordinal, Scalar
-from treeward.methods.reward import RewardConfig, reward
+from treeward.methods.reward import RewardConfig, reward_steps
 from treeward.models import artifact
 from treeward.models.ensemble import Ensemble, mean, spread, uncertainty_weighted, warm, worst
-from treeward.models.heads import output_layer
 from treeward.models.loading import LoRA, ModelConfig
 from treeward.models.reward_model import RewardModel
+from treeward.models.weights import output_layer
 from treeward.trees.text import Tree
 from treeward.trees.tokens import TokenTree
 
@@ -35,7 +36,7 @@ def rated(trees: list[TokenTree]) -> list[TokenTree]:
 
 def trained(head: AnyHead, trees: list[TokenTree], **fields: Any) -> RewardModel:
     model = made(head, **fields)
-    for _ in reward(model, rated(trees), RewardConfig(steps=4, batch_size=4, lr=1e-2)):
+    for _ in reward_steps(model, rated(trees), RewardConfig(steps=4, batch_size=4, lr=1e-2)):
         pass
     return model
 
@@ -72,12 +73,12 @@ def test_a_trained_head_is_saved_and_its_card_gives_its_scores(head: AnyHead, gr
 def test_distributions_sum_to_one_and_their_mean_is_the_score(head: AnyHead, grow: Build) -> None:
     trees = grow(4)
     model = trained(head, trees)
-    found = model.distribution(trees)
-    torch.testing.assert_close(found.sum(-1), torch.ones(found.shape[:-1]))
+    probabilities = model.distribution(trees)
+    torch.testing.assert_close(probabilities.sum(-1), torch.ones(probabilities.shape[:-1]))
     if not isinstance(head, Attributes):
-        assert (found @ torch.arange(1.0, 7)).tolist() == pytest.approx(model.score(trees).tolist(), abs=1e-4)
+        assert (probabilities @ torch.arange(1.0, 7)).tolist() == pytest.approx(model.score(trees).tolist(), abs=1e-4)
     else:
-        assert found.shape == (8, 2, 3)
+        assert probabilities.shape == (8, 2, 3)
 
 
 def test_ordinal_thresholds_train(grow: Build) -> None:
@@ -89,23 +90,23 @@ def test_ordinal_thresholds_train(grow: Build) -> None:
 
 
 def test_a_scalar_has_no_distribution(grow: Build) -> None:
-    with pytest.raises(ValueError, match="scalar head and no distribution"):
+    with pytest.raises(UserError, match="scalar head and no distribution"):
         made().distribution(grow(1))
 
 
 def test_a_frozen_backbone_stays_and_the_head_moves(grow: Build) -> None:
     model = trained(Categorical(4), grow(6), train="head")
     start = made(Categorical(4))
-    for (name, own), (_, other) in zip(model.packed.named_parameters(), start.packed.named_parameters(), strict=True):
-        assert torch.equal(own, other) != (name == "module.score.weight"), name
+    for (name, now), (_, before) in zip(model.packed.named_parameters(), start.packed.named_parameters(), strict=True):
+        assert torch.equal(now, before) != (name == "model.score.weight"), name
 
 
 def test_a_frozen_backbone_with_adapters_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"model\.train is 'head', but model\.lora"):
+    with pytest.raises(UserError, match=r"model\.train is 'head', but model\.lora"):
         ModelConfig(train="head", lora=LoRA())
 
 
-def test_the_artifact_says_what_it_was_trained_with(grow: Build, tmp_path: Path) -> None:
+def test_the_saved_facts_have_the_head_and_what_is_added_later(grow: Build, tmp_path: Path) -> None:
     model = trained(Ordinal(6), grow(4))
     model.save(tmp_path / "model")
     facts = json.loads((tmp_path / "model" / "treeward.json").read_text())
@@ -113,24 +114,24 @@ def test_the_artifact_says_what_it_was_trained_with(grow: Build, tmp_path: Path)
     assert facts["head"]["thresholds"] == sorted(facts["head"]["thresholds"])
     artifact.annotate(tmp_path / "model", {"accuracy": {"value": 0.7}})
     assert artifact.read(str(tmp_path / "model"))["accuracy"] == {"value": 0.7}  # type: ignore[index]
-    with pytest.raises(ValueError, match="cannot be trained as"):
+    with pytest.raises(UserError, match="cannot be trained as"):
         RewardModel.from_config(ModelConfig(path=str(tmp_path / "model"), device="cpu"), 0, Categorical(6))
 
 
-def test_another_template_or_head_is_refused_unless_told(grow: Build, tmp_path: Path) -> None:
+def test_another_template_or_head_is_refused_unless_accepted(grow: Build, tmp_path: Path) -> None:
     trained(Scalar(), grow(4)).save(tmp_path / "model")
     path = str(tmp_path / "model")
     template = tmp_path / "model" / "chat_template.jinja"
     template.write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
-    with pytest.raises(ValueError, match="another template"):
+    with pytest.raises(UserError, match="another template"):
         RewardModel.load(path, device="cpu")
-    RewardModel.load(path, device="cpu", any_tokenizer=True)
+    RewardModel.trained(ModelConfig(path=path, device="cpu", any_tokenizer=True))
     template.unlink()
     module = AutoModelForSequenceClassification.from_pretrained(path)
     with torch.no_grad():
         module.score.weight.mul_(2)
     module.save_pretrained(path)
-    with pytest.raises(ValueError, match="head's weights are not those"):
+    with pytest.raises(UserError, match="head's weights are not those"):
         RewardModel.load(path, device="cpu")
 
 
@@ -171,7 +172,7 @@ def test_an_encoder_is_scored_as_rows_by_its_own_class(family: str, tmp_path: Pa
     texts = [Tree("w4 w5", [" w6 w7 w8", " w9"]), Tree("", [" w10", " w11 w12 w13"], group="none")]
     assert model.score(texts).tolist() == [2.5] * 4
     assert model.packed.backend == "rows"
-    for _ in reward(model, texts, RewardConfig(steps=6, batch_size=2, lr=3e-2)):
+    for _ in reward_steps(model, texts, RewardConfig(steps=6, batch_size=2, lr=3e-2)):
         pass
     ours = model.score(texts)
     assert ours[0] > ours[1]
@@ -222,11 +223,11 @@ def test_ensembles_by_written_out_numbers() -> None:
 
 
 def test_members_that_differ_are_refused(grow: Build) -> None:
-    with pytest.raises(ValueError, match="member 1 has the head"):
+    with pytest.raises(UserError, match="member 1 has the head"):
         Ensemble([made(), made(Categorical(4))])
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(UserError, match="at least one"):
         Ensemble([])
-    with pytest.raises(ValueError, match="gives every text the same score"):
+    with pytest.raises(UserError, match="gives every text the same score"):
         Ensemble.standardised([made()], grow(3))
-    with pytest.raises(ValueError, match="has an adapter"):
+    with pytest.raises(UserError, match="has an adapter"):
         warm([made(lora=LoRA(r=2))])

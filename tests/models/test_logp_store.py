@@ -1,4 +1,4 @@
-"""Stored log-probabilities: found again by content, sound, bounded, shared by processes, and never another model's."""
+"""The store of log-probabilities: keyed by content, checksummed, bounded, shared by processes, one set a model."""
 
 import sqlite3
 import subprocess
@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from treeward.models import adapters
+from treeward.errors import UserError
+from treeward.models import loading
 from treeward.models.loading import LoRA
 from treeward.models.logp_store import LogpStore, default_path, key
 from treeward.models.policy import Policy
@@ -22,11 +23,11 @@ Build = Callable[..., Any]
 
 @pytest.fixture
 def store(tmp_path: Path) -> LogpStore:
-    return LogpStore(tmp_path / "reference.sqlite")
+    return LogpStore(tmp_path / "a.sqlite")
 
 
 def counted(reference: ReferenceModel) -> list[int]:
-    """The number of branches of each forward pass from now on."""
+    """A list that grows by the number of branches of each later forward pass."""
     calls: list[int] = []
     reference.packed.register_forward_hook(lambda module, given, out: calls.append(given[0].branches))
     return calls
@@ -35,13 +36,13 @@ def counted(reference: ReferenceModel) -> list[int]:
 def test_what_was_written_is_read_bit_for_bit(store: LogpStore) -> None:
     values = {key("m", (1, 2), (n,)): torch.randn(n + 1) for n in range(1200)}
     store.write(values)
-    found = LogpStore(store.path).read([*values, key("m", (1, 2), (5000,))])
-    assert found.keys() == values.keys()
-    assert all(torch.equal(found[name], values[name]) for name in values)
+    logps = LogpStore(store.path).read([*values, key("m", (1, 2), (5000,))])
+    assert logps.keys() == values.keys()
+    assert all(torch.equal(logps[name], values[name]) for name in values)
     assert store.size == sum(4 * len(v) for v in values.values())
 
 
-def test_a_key_tells_prompt_from_branch_and_model_from_model() -> None:
+def test_keys_differ_by_prompt_branch_and_model() -> None:
     keys = [key("m", (1,), (2, 3)), key("m", (1, 2), (3,)), key("n", (1,), (2, 3)), key("m", (12,), (3,))]
     assert len(set(keys)) == 4
 
@@ -65,7 +66,7 @@ def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
     assert store.size == 12
 
 
-def test_a_store_within_its_limit_reads_no_keys_and_one_over_it_keeps_the_newest(tmp_path: Path) -> None:
+def test_a_store_over_its_limit_keeps_the_newest_entries(tmp_path: Path) -> None:
     store = LogpStore(tmp_path / "a.sqlite", limit=40)
     names = [key("m", (1,), (n,)) for n in range(8)]
     store.write({name: torch.ones(1) for name in names[:4]})
@@ -83,20 +84,20 @@ def test_two_processes_write_at_once(store: LogpStore) -> None:
     )
     started = [subprocess.Popen([sys.executable, "-c", script, str(store.path), name]) for name in "ab"]
     assert [process.wait(120) for process in started] == [0, 0]
-    found = store.read([key(name, (n,), (1,)) for name in "ab" for n in range(40)])
-    assert len(found) == 80
-    assert found[key("b", (7,), (1,))].tolist() == [7.0] * 3
+    logps = store.read([key(name, (n,), (1,)) for name in "ab" for n in range(40)])
+    assert len(logps) == 80
+    assert logps[key("b", (7,), (1,))].tolist() == [7.0] * 3
 
 
-def test_a_file_that_is_no_store_is_refused_with_the_mend(tmp_path: Path) -> None:
+def test_a_file_that_is_no_store_is_refused_with_the_fix(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("not a database, " * 100)
-    with pytest.raises(ValueError, match=r"cannot be used .*reference.store to off"):
+    with pytest.raises(UserError, match=r"cannot be used .*reference.store to off"):
         LogpStore(tmp_path / "x")
 
 
 def test_the_default_place_can_be_moved(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TREEWARD_CACHE", "/somewhere")
-    assert default_path() == Path("/somewhere/reference.sqlite")
+    assert default_path() == Path("/somewhere/reference-logps.sqlite")
 
 
 def test_a_reference_computes_each_branch_once(store: LogpStore, policy: Build, grow: Build) -> None:
@@ -104,14 +105,14 @@ def test_a_reference_computes_each_branch_once(store: LogpStore, policy: Build, 
     plain = ReferenceModel.of(policy()).branch_logps(trees, 1024)
     first = ReferenceModel.of(policy(), store)
     calls = counted(first)
-    found = first.branch_logps(trees, 1024)
-    assert all(torch.equal(found[tree], plain[tree]) for tree in trees)
+    logps = first.branch_logps(trees, 1024)
+    assert all(torch.equal(logps[tree], plain[tree]) for tree in trees)
     assert sum(calls) == 12
     again = ReferenceModel.of(policy(), store)
     calls = counted(again)
-    found = again.branch_logps([*trees, TokenTree(trees[0].prompt, (trees[0].branches[0], (9, 2)))], 1024)
+    logps = again.branch_logps([*trees, TokenTree(trees[0].prompt, (trees[0].branches[0], (9, 2)))], 1024)
     assert sum(calls) == 8 + 1, "eight audited, and the one branch that is new"
-    assert all(torch.equal(found[tree], plain[tree]) for tree in trees)
+    assert all(torch.equal(logps[tree], plain[tree]) for tree in trees)
 
 
 def test_other_weights_precision_or_configuration_have_other_entries(policy: Build) -> None:
@@ -120,30 +121,28 @@ def test_other_weights_precision_or_configuration_have_other_entries(policy: Bui
         next(moved.packed.parameters())[0, 0] += 1e-3
     cast.packed.precision = "bf16"
     shaped.packed.model.config.rms_norm_eps = 1e-3
-    identities = [ReferenceModel.of(each).identity for each in (same, moved, cast, shaped)]
+    identities = [ReferenceModel.of(changed).identity for changed in (same, moved, cast, shaped)]
     assert len(set(identities)) == 4
     assert ReferenceModel.of(policy()).identity == identities[0]
 
 
 def test_another_layout_or_attention_has_other_entries(policy: Build) -> None:
-    tree, rows, eager = policy(), policy(), policy()
-    tree.packed.backend, rows.tree.backend, eager.packed.backend = "tree", "rows", "tree"
+    as_tree, as_rows, eager = policy(), policy(), policy()
+    as_tree.packed.backend, as_rows.packed.backend, eager.packed.backend = "tree", "rows", "tree"
     eager.packed.model.set_attn_implementation("eager")
-    assert len({ReferenceModel.of(each).identity for each in (tree, rows, eager)}) == 3
+    assert len({ReferenceModel.of(changed).identity for changed in (as_tree, as_rows, eager)}) == 3
 
 
 def test_adapters_on_two_bases_have_two_references(policy: Build) -> None:
-    """And two adapters on one base share theirs, whatever was drawn for them."""
-    found = []
+    """Two adapters on one base share their reference, whatever their random weights are."""
+    references = []
     for seed in (0, 0, 1):
         ours = policy(seed=seed)
-        found.append(
-            ReferenceModel.of(
-                Policy(ours.packed, ours.tokenizer, adapters.put_on(ours.packed.model, LoRA(), "CAUSAL_LM"))
-            )
+        references.append(
+            ReferenceModel.of(Policy(loading.add_lora(ours.packed.model, LoRA(), "CAUSAL_LM"), ours.tokenizer))
         )
-    assert [reference.hash for reference in found] == [None] * 3
-    assert found[0].identity == found[1].identity != found[2].identity
+    assert [reference.hash for reference in references] == [None] * 3
+    assert references[0].identity == references[1].identity != references[2].identity
 
 
 def test_a_value_of_other_weights_is_refused_by_name(store: LogpStore, policy: Build, grow: Build) -> None:
@@ -153,7 +152,7 @@ def test_a_value_of_other_weights_is_refused_by_name(store: LogpStore, policy: B
     reference.branch_logps(trees, 1024)
     name = key(reference.identity, trees[1].prompt, trees[1].branches[0])
     store.write({name: store.read([name])[name] + 0.01})
-    with pytest.raises(ValueError, match=r"F22: the store .* for branch 0 of .* the reference gives"):
+    with pytest.raises(UserError, match=r"the store .* for branch 0 of .* the reference model gives .* name another"):
         reference.branch_logps(trees, 1024)
 
 
@@ -172,23 +171,23 @@ def test_an_audit_allows_for_rounding_alone(
     moved = store.read([name])[name]
     moved[0] += off
     store.write({name: moved})
-    found = reference.audit(trees, 1024)
-    assert found is not None
-    assert (found.entries, found.passed) == (6, passed)
+    audit = reference.audit(trees, 1024)
+    assert audit is not None
+    assert (audit.entries, audit.passed) == (6, passed)
 
 
 def test_every_entry_is_audited_sooner_or_later(store: LogpStore, policy: Build, grow: Build) -> None:
-    """Of 24 entries a third is looked at: 60 readings miss one entry once in 10^10."""
+    """A third of 24 entries is drawn each time, so 60 times miss one entry with probability 1e-10."""
     trees = grow(12, branches=2)
     reference = ReferenceModel.of(policy(), store)
     reference.branch_logps(trees, 1024)
     name = key(reference.identity, trees[7].prompt, trees[7].branches[1])
     store.write({name: store.read([name])[name] + 0.01})
-    found = [reference.audit(trees, 1024) for _ in range(60)]
-    assert not all(each is not None and each.passed for each in found)
+    audits = [reference.audit(trees, 1024) for _ in range(60)]
+    assert not all(audit is not None and audit.passed for audit in audits)
 
 
-def test_a_value_of_another_length_is_computed_anew(store: LogpStore, policy: Build, grow: Build) -> None:
+def test_a_value_of_another_length_is_token_logps_anew(store: LogpStore, policy: Build, grow: Build) -> None:
     trees = grow(20, branches=1)
     reference = ReferenceModel.of(policy(), store)
     before = reference.branch_logps(trees, 1024)
@@ -208,7 +207,7 @@ def test_a_moving_reference_is_the_closed_form_of_its_policy(policy: Build) -> N
         for parameter in model.packed.parameters():
             parameter.add_(1.0)
     for _ in range(5):
-        reference.follow()
+        reference.update()
     moved = 1 - 0.9**5
     for before, now in zip(start, reference.packed.parameters(), strict=True):
         torch.testing.assert_close(now, before + moved, rtol=0, atol=1e-6)

@@ -1,7 +1,7 @@
-"""Public model classes as they are: sampled and teacher-forced log-probabilities agree, or one line says why not.
+"""Public model classes: sampled and teacher-forced log-probabilities agree, or the class is refused in one line.
 
-Each has a tiny configuration of its own; what differs between classes is how they count positions, what they call their
-cache, whether it is right, and which layout they take.
+Every class has a tiny configuration. Classes differ in how they count positions, in the name of their cache, in whether
+that cache is right, and in the layout that they support.
 """
 
 from collections.abc import Callable
@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 
+from treeward.errors import UserError
 from treeward.models.sampler import DecodeSampler, Noise
 from treeward.trees.forward import TreeLM, TreeScorer
 from treeward.trees.tokens import TokenTree
@@ -105,7 +106,7 @@ ENCODERS: dict[str, tuple[str, Fields]] = {
     "xlm": ("XLMConfig", {"vocab_size": 64, "emb_dim": 32, "n_layers": 2, "n_heads": 4}),
     "ctrl": ("CTRLConfig", {**GPT, "dff": 64}),
 }
-"""Classes that pool by themselves: all but the first stood on no list of encoders."""
+"""Classes that pool by themselves."""
 
 
 def build(auto: Any, name: str, fields: Fields) -> Any:
@@ -125,12 +126,12 @@ def test_sampled_log_probabilities_are_the_teacher_forced_ones(name: str) -> Non
     model = policy_of(name)
     prompts = [TokenTree((5, 9, 30, 17), (), "a"), TokenTree((40, 41, 42, 43), (), "b"), TokenTree((7, 8), (), "c")]
     rollout = DecodeSampler(model, (2,), 14)(prompts, 2, Noise(0))
-    assert (model.backend, bool(model.cache)) == CLASSES[name][2:]
+    assert (model.backend, bool(model.cache_name)) == CLASSES[name][2:]
     assert rollout.logps is not None
     with torch.no_grad():
         for tree, logps in zip(rollout.trees, rollout.logps, strict=True):
             for number, recorded in enumerate(logps):
-                torch.testing.assert_close(recorded, model.plain(tree, number), rtol=0, atol=1e-4)
+                torch.testing.assert_close(recorded, model.unpacked(tree, number), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "bamba", "mixtral", "mistral"])
@@ -146,7 +147,7 @@ def test_in_bf16_they_agree_within_its_limits(name: str) -> None:
     assert rollout.logps is not None
     with torch.no_grad():
         off = torch.cat([
-            (recorded - model.plain(tree, number)).abs()
+            (recorded - model.unpacked(tree, number)).abs()
             for tree, logps in zip(rollout.trees, rollout.logps, strict=True) for number, recorded in enumerate(logps)
         ])  # fmt: skip
     assert 0 < off.mean() < 1e-2
@@ -157,13 +158,13 @@ def test_in_bf16_they_agree_within_its_limits(name: str) -> None:
 def test_classifiers_that_pool_by_themselves_are_reward_models(name: str, grow: Build) -> None:
     config, fields = ENCODERS[name]
     model = TreeScorer(build(transformers.AutoModelForSequenceClassification, config, {**fields, "num_labels": 1}))
-    found = verify(model, grow(3, longest=8))
-    assert model.encodes
-    assert (found.backend, found.fallback) == ("rows", "the model is not a decoder")
+    result = verify(model, grow(3, longest=8))
+    assert model.is_encoder
+    assert (result.backend, result.fallback) == ("rows", "the model is not a decoder")
 
 
 @pytest.mark.parametrize(
-    ("auto", "config", "fields", "said"),
+    ("auto", "config", "fields", "message"),
     [
         ("AutoModelForCausalLM", "BertConfig", {**HEADS, "is_decoder": False}, "looks at later tokens .* no policy"),
         ("AutoModelForCausalLM", "XLNetConfig", {"vocab_size": 64, "d_model": 32, "n_layer": 2, "n_head": 4,
@@ -177,11 +178,11 @@ def test_classifiers_that_pool_by_themselves_are_reward_models(name: str, grow: 
     ],
 )  # fmt: skip
 def test_what_cannot_work_is_refused_in_one_line(
-    auto: str, config: str, fields: Fields, said: str, grow: Build
+    auto: str, config: str, fields: Fields, message: str, grow: Build
 ) -> None:
     kind = TreeLM if auto == "AutoModelForCausalLM" else TreeScorer
     model = kind(build(getattr(transformers, auto), config, fields))
-    with pytest.raises(ValueError, match=said) as refused:
+    with pytest.raises(UserError, match=message) as refused:
         verify(model, grow(3, longest=8))
     assert "\n" not in str(refused.value)
     assert type(model.model).__name__ in str(refused.value)

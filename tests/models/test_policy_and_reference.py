@@ -1,4 +1,4 @@
-"""A policy's log-probabilities, what its reference is, and what it is after the policy has moved."""
+"""A policy's log-probabilities, and its reference model before and after the policy changes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from treeward.models import adapters
+from treeward.errors import UserError
+from treeward.models import loading
 from treeward.models.loading import LoRA
 from treeward.models.policy import Policy, branch_logps, token_logps
 from treeward.models.reference import ReferenceModel
@@ -35,11 +36,11 @@ def by_hand(tiny: Build, plain_logps: Build) -> Callable[..., list[float]]:
 
 
 def adapted(policy: Policy, trained: bool = True) -> Policy:
-    """The policy with low-rank adapters: new ones, which do nothing, or some that were trained before."""
-    adapter = adapters.put_on(policy.packed.model, LoRA(r=4), "CAUSAL_LM")
+    """The policy with low-rank adapters: new ones, which change nothing, or trained ones."""
+    adapter = loading.add_lora(policy.packed.model, LoRA(r=4), "CAUSAL_LM")
     if trained:
         train(policy)
-    return Policy(policy.packed, policy.tokenizer, adapter)
+    return Policy(adapter, policy.tokenizer)
 
 
 def train(policy: Policy) -> None:
@@ -73,10 +74,10 @@ def test_text_is_rendered_and_its_end_token_scored(policy: Build, by_hand: Build
 def test_token_logps_come_by_tree_and_branch(policy: Build, tiny: Build, grow: Build, plain_logps: Build) -> None:
     trees = [*grow(30, branches=3, longest=30), *grow(2, branches=1, seed=1)]
     trees.append(trees[0])
-    found, plain = token_logps(policy(), trees), tiny("llama", attention="eager")
-    assert [[len(branch) for branch in tree] for tree in found] == [[len(b) for b in tree.branches] for tree in trees]
+    logps, plain = token_logps(policy(), trees), tiny("llama", attention="eager")
+    assert [[len(branch) for branch in tree] for tree in logps] == [[len(b) for b in tree.branches] for tree in trees]
     with torch.no_grad():
-        for tree, branches in zip(trees, found, strict=True):
+        for tree, branches in zip(trees, logps, strict=True):
             torch.testing.assert_close(torch.cat(branches), plain_logps(plain, tree).float(), rtol=0, atol=1e-5)
 
 
@@ -86,7 +87,7 @@ def test_branch_logps_of_no_trees(policy: Build) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_path_beyond_the_positions_is_refused(family: str, policy: Build) -> None:
-    with pytest.raises(ValueError, match=r"tree 1 .* longer than the model's 256 positions"):
+    with pytest.raises(UserError, match=r"tree 1 .* longer than the model's 256 positions"):
         branch_logps(policy(family), [TokenTree((3,), ((4,),)), TokenTree((3,) * 250, ((4,) * 7,))])
 
 
@@ -132,18 +133,18 @@ def test_a_reference_is_a_frozen_copy_that_shares_no_storage(policy: Build, grow
         for parameter in ours.packed.parameters():
             parameter.add_(0.1)
     assert fingerprint(reference.packed) == hashed != fingerprint(ours.packed)
-    known = reference.branch_logps(trees, 64)
-    assert torch.cat([known[tree] for tree in trees]).tolist() == pytest.approx(before.tolist(), abs=1e-4)
+    reference_logps = reference.branch_logps(trees, 64)
+    assert torch.cat([reference_logps[tree] for tree in trees]).tolist() == pytest.approx(before.tolist(), abs=1e-4)
     assert not torch.allclose(branch_logps(ours, trees), before, atol=1e-2)
 
 
 def test_reference_log_probs_come_by_tree_and_without_gradient(policy: Build, grow: Build, by_hand: Build) -> None:
     ours, trees = policy(), grow(9, branches=3)
     branch_logps(ours, trees)
-    known = ReferenceModel.of(ours).branch_logps([*trees, trees[0]], 40)
-    assert set(known) == set(trees)
-    assert not any(values.requires_grad for values in known.values())
-    assert torch.cat([known[tree] for tree in trees]).tolist() == pytest.approx(by_hand(trees), abs=1e-4)
+    reference_logps = ReferenceModel.of(ours).branch_logps([*trees, trees[0]], 40)
+    assert set(reference_logps) == set(trees)
+    assert not any(values.requires_grad for values in reference_logps.values())
+    assert torch.cat([reference_logps[tree] for tree in trees]).tolist() == pytest.approx(by_hand(trees), abs=1e-4)
 
 
 def test_with_new_adapters_the_reference_is_the_base_model(policy: Build, grow: Build, by_hand: Build) -> None:
@@ -153,8 +154,8 @@ def test_with_new_adapters_the_reference_is_the_base_model(policy: Build, grow: 
     assert reference.packed is ours.packed
     train(ours)
     moved = branch_logps(ours, trees)
-    known = reference.branch_logps(trees, 64)
-    assert torch.cat([known[tree] for tree in trees]).tolist() == pytest.approx(by_hand(trees), abs=1e-4)
+    reference_logps = reference.branch_logps(trees, 64)
+    assert torch.cat([reference_logps[tree] for tree in trees]).tolist() == pytest.approx(by_hand(trees), abs=1e-4)
     assert (moved - torch.tensor(by_hand(trees))).abs().max() > 0.1
     assert torch.equal(branch_logps(ours, trees), moved)
     assert reference.hash is None
@@ -169,8 +170,8 @@ def test_with_trained_adapters_the_reference_is_a_copy_of_the_whole(policy: Buil
         for name, parameter in ours.packed.named_parameters():
             if "lora_" in name:
                 parameter.add_(0.2)
-    known = reference.branch_logps(trees, 64)
-    assert torch.cat([known[tree] for tree in trees]).tolist() == pytest.approx(before.tolist(), abs=1e-4)
+    reference_logps = reference.branch_logps(trees, 64)
+    assert torch.cat([reference_logps[tree] for tree in trees]).tolist() == pytest.approx(before.tolist(), abs=1e-4)
     assert reference.hash is not None
     assert not {p.data_ptr() for p in ours.packed.parameters()} & {p.data_ptr() for p in reference.packed.parameters()}
     assert (branch_logps(ours, trees) - before).abs().max() > 0.1
@@ -182,7 +183,7 @@ def test_only_adapters_train_and_a_base_weight_that_trains_is_refused(policy: Bu
     assert names
     assert all("lora_" in name for name in names)
     ours.packed.model.get_input_embeddings().weight.requires_grad_(True)
-    with pytest.raises(ValueError, match=r"adapter off, but .*embed_tokens.* trains as well"):
+    with pytest.raises(UserError, match=r"adapter off, but .*embed_tokens.* trains as well"):
         ReferenceModel.of(ours)
 
 
@@ -205,5 +206,5 @@ def test_a_policy_with_adapters_is_saved_merged(policy: Build, grow: Build, tmp_
 
 
 def test_adapter_targets_that_do_not_exist_are_refused(policy: Build) -> None:
-    with pytest.raises(ValueError, match=r"model\.lora\.targets \('nothing',\)"):
-        adapters.put_on(policy().packed.model, LoRA(targets=("nothing",)), "CAUSAL_LM")
+    with pytest.raises(UserError, match=r"model\.lora\.targets \('nothing',\)"):
+        loading.add_lora(policy().packed.model, LoRA(targets=("nothing",)), "CAUSAL_LM")

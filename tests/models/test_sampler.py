@@ -1,4 +1,4 @@
-"""Sampling: the distribution, the cache, the ends, the order; against plain calls without a cache."""
+"""Sampling, against plain calls without a cache: distribution, cache, ends and order."""
 
 import math
 from collections.abc import Callable
@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
+from treeward.errors import UserError
 from treeward.models.sampler import DecodeSampler, Noise, ScriptedSampler, draw, row_ids
 from treeward.trees import verify
 from treeward.trees.forward import TreeLM
@@ -65,7 +66,7 @@ def test_draw_takes_each_row_from_its_own_distribution_and_never_an_impossible_t
 
 @pytest.mark.parametrize(("number", "token"), [(0.0, 2), (0.5, 3), (1 - 2**-53, 3), (1.0, 3)])
 def test_no_uniform_number_picks_an_impossible_token(number: float, token: int) -> None:
-    """Not the least one and not 1, which no generator gives: tokens of probability 0 stand on both sides."""
+    """Neither 0 nor 1 (which no generator gives) picks one of the tokens of probability 0 on both sides."""
     logits = torch.tensor([[-math.inf, -math.inf, 0.0, 1.0, -math.inf, -math.inf]])
     assert draw(logits, 1.0, torch.tensor([number], dtype=torch.float64)).tolist() == [token]
 
@@ -88,8 +89,8 @@ def test_the_tail_of_a_wide_vocabulary_is_drawn() -> None:
     share = 49_999e-9 / (1 + 49_999e-9)
     for wanted in (1, 20_000, 49_999):
         number = 1 - share + share * (wanted - 0.5) / 49_999
-        found = int(draw(logits, 1.0, torch.tensor([number], dtype=torch.float64)))
-        assert abs(found - wanted) <= 2
+        token = int(draw(logits, 1.0, torch.tensor([number], dtype=torch.float64)))
+        assert abs(token - wanted) <= 2
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -141,24 +142,26 @@ def test_noise_is_uniform_and_independent_over_rows_samples_and_positions() -> N
 
 
 def test_the_first_numbers_are_known() -> None:
-    """Written down once: samples of one seed must not change with a version of numpy."""
+    """Fixed values, because the samples of a seed must not change with the version of numpy."""
     assert Noise(0).uniforms("row", 0, 3).tolist() == FIRST
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3"])
 def test_first_and_second_tokens_follow_the_enumerated_distribution(family: str, tiny: Build) -> None:
     module, prompt = tiny(family), (5, 9, 30, 17)
-    found = DecodeSampler(TreeLM(module), (END,), max_new_tokens=2)(prompts(prompt), 20_000, Noise(2)).trees[0].branches
+    branches = (
+        DecodeSampler(TreeLM(module), (END,), max_new_tokens=2)(prompts(prompt), 20_000, Noise(2)).trees[0].branches
+    )
     with torch.no_grad():
         first = module(input_ids=torch.tensor([prompt])).logits[0, -1].double().softmax(0)
         second = module(input_ids=torch.tensor([[*prompt, t] for t in range(64)])).logits[:, -1].double().softmax(1)
-    assert agree(torch.bincount(torch.tensor([branch[0] for branch in found]), minlength=64), first) > 0.01
+    assert agree(torch.bincount(torch.tensor([branch[0] for branch in branches]), minlength=64), first) > 0.01
     going = torch.tensor([n for n in range(64) if n != END])
     marginal = (first[going, None] * second[going]).sum(0)
-    after = torch.tensor([branch[1] for branch in found if branch[0] != END])
+    after = torch.tensor([branch[1] for branch in branches if branch[0] != END])
     assert agree(torch.bincount(after, minlength=64), marginal) > 0.01
     joint = first[going, None] * second[going] / first[going].sum()
-    logps = [(first[b[0]] * second[b[0], b[1]] / first[going].sum()).log().item() for b in found if b[0] != END]
+    logps = [(first[b[0]] * second[b[0], b[1]] / first[going].sum()).log().item() for b in branches if b[0] != END]
     mean = (joint * joint.log()).sum().item()
     spread = ((joint * joint.log().square()).sum().item() - mean**2) ** 0.5
     assert abs(sum(logps) / len(logps) - mean) < 4 * spread / len(logps) ** 0.5
@@ -166,12 +169,12 @@ def test_first_and_second_tokens_follow_the_enumerated_distribution(family: str,
 
 @pytest.mark.parametrize("samples", [1, 3])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_decoding_with_a_cache_is_decoding_without_one(family: str, samples: int, tiny: Build) -> None:
+def test_decoding_with_a_cache_equals_decoding_without_one(family: str, samples: int, tiny: Build) -> None:
     """At a temperature near 0 each step is the argmax, so a wrong cache, position or window shows."""
     module, rows = tiny(family), [(5, 9, 30, 17), (7, 8, 9, 10, 11, 12, 13, 14, 15, 16), (40, 41, 42, 43)]
     sampler = DecodeSampler(TreeLM(module), (END,), max_new_tokens=20, temperature=1e-5)
-    found = sampler(prompts(*rows), samples, Noise(0)).trees
-    for row, tree in zip(rows, found, strict=True):
+    trees = sampler(prompts(*rows), samples, Noise(0)).trees
+    for row, tree in zip(rows, trees, strict=True):
         ids = list(row)
         with torch.no_grad():
             while len(ids) < len(row) + 20 and ids[-1] != END:
@@ -181,26 +184,26 @@ def test_decoding_with_a_cache_is_decoding_without_one(family: str, samples: int
 
 @pytest.mark.parametrize("samples", [1, 3])
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3", "phi3", "neox"])
-def test_prompts_of_mixed_lengths_are_decoded_together_as_they_are_alone(
+def test_prompts_of_mixed_lengths_give_the_same_samples_together_and_alone(
     family: str, samples: int, tiny: Build
 ) -> None:
     rows = [(5, 9, 30, 17), (7,), (7, 8, 9, 10, 11, 12, 13, 14, 15, 16), (40, 41, 42, 43), (3, 60)]
     alone, together = TreeLM(tiny(family), backend="rows"), TreeLM(tiny(family))
-    found = [
+    trees = [
         DecodeSampler(m, (END,), 15, temperature=1e-5)(prompts(*rows), samples, Noise(0)).trees
         for m in (alone, together)
     ]
     assert (alone.backend, together.backend) == ("rows", "tree")
-    assert found[0] == found[1]
-    assert [tree.prompt for tree in found[1]] == rows
+    assert trees[0] == trees[1]
+    assert [tree.prompt for tree in trees[1]] == rows
 
 
 @pytest.mark.parametrize("family", ["gpt2", "mistral"])
 def test_samples_do_not_depend_on_what_was_verified_before(family: str, tiny: Build, grow: Build) -> None:
     rows = prompts((5, 9, 30, 17), (7,), (40, 41, 42), (3, 60))
-    fresh, known = TreeLM(tiny(family)), TreeLM(tiny(family))
-    verify_once(known, grow(3))
-    first, second = (DecodeSampler(m, (END,), 12)(rows, 3, Noise(0)).trees for m in (fresh, known))
+    fresh, verified = TreeLM(tiny(family)), TreeLM(tiny(family))
+    verify_once(verified, grow(3))
+    first, second = (DecodeSampler(m, (END,), 12)(rows, 3, Noise(0)).trees for m in (fresh, verified))
     assert first == second
 
 
@@ -219,7 +222,7 @@ def test_prompts_are_prefilled_once_for_their_samples_and_verified_once(
         sampler(prompts((5, 9, 30, 17), (7,), (40, 41)), 4, Noise(0))
     assert widths[-6:] == [(3, 4), (12, 1), (12, 1)] * 2
     assert all(rows == 1 for rows, _ in widths[:-6]), "the class's cache is looked at once, on one row"
-    assert model.cache == "past_key_values"
+    assert model.cache_name == "past_key_values"
     assert calls == [1]
     sampler(prompts((5,) * 9), 4, Noise(0))
     assert calls == [1, 1]
@@ -233,12 +236,12 @@ def test_sampling_within_training_keeps_the_gradients_verified(tiny: Build, grow
     assert model.verified_path >= 32
 
 
-def test_samples_keep_the_order_the_group_and_the_number_asked_for(tiny: Build) -> None:
+def test_samples_keep_order_group_and_number(tiny: Build) -> None:
     rows = prompts((3,), (4, 5, 6), (7,), (8, 9), (10, 11, 12), (13,), (14, 15))
-    found = DecodeSampler(TreeLM(tiny("llama")), (END,), max_new_tokens=3, batch=4)(rows, 3, Noise(0)).trees
-    assert [tree.prompt for tree in found] == [tree.prompt for tree in rows]
-    assert [tree.group for tree in found] == [tree.group for tree in rows]
-    assert {len(tree.branches) for tree in found} == {3}
+    trees = DecodeSampler(TreeLM(tiny("llama")), (END,), max_new_tokens=3, batch=4)(rows, 3, Noise(0)).trees
+    assert [tree.prompt for tree in trees] == [tree.prompt for tree in rows]
+    assert [tree.group for tree in trees] == [tree.group for tree in rows]
+    assert {len(tree.branches) for tree in trees} == {3}
 
 
 def test_every_response_stops_at_its_first_end_or_at_the_limit(tiny: Build) -> None:
@@ -262,14 +265,14 @@ def test_the_samples_of_a_prompt_differ_and_depend_on_the_seed(tiny: Build) -> N
 @pytest.mark.parametrize("groups", [("a", "b"), ("a", "a")])
 def test_equal_prompts_get_samples_of_their_own(groups: tuple[str, str], tiny: Build) -> None:
     rows = [TokenTree((3, 4), (), group) for group in groups]
-    found = DecodeSampler(TreeLM(tiny("llama")), (END,), max_new_tokens=8)(rows, 1, Noise(0)).trees
-    assert found[0].branches != found[1].branches
+    trees = DecodeSampler(TreeLM(tiny("llama")), (END,), max_new_tokens=8)(rows, 1, Noise(0)).trees
+    assert trees[0].branches != trees[1].branches
     assert len(set(row_ids(rows))) == 2
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral"])
 def test_samples_do_not_depend_on_the_batch_the_order_or_the_layout(family: str, tiny: Build) -> None:
-    """In float64, so that no rounding turns a draw."""
+    """In float64, so that rounding changes no draw."""
     rows = prompts((5, 9, 30, 17), (7,), (40, 41, 42), (3, 60), (8, 8), (5, 9, 30, 17))
     module = tiny(family).double()
     first = DecodeSampler(TreeLM(module), (END,), 12)(rows, 3, Noise(7)).trees
@@ -289,26 +292,26 @@ def test_samples_do_not_depend_on_the_batch_the_order_or_the_layout(family: str,
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_every_tokens_log_probability_is_recorded(temperature: float, tiny: Build) -> None:
     module = tiny("llama")
-    found = DecodeSampler(TreeLM(module), (END,), 12, temperature)(prompts((5, 9, 30), (7,)), 4, Noise(0))
-    assert found.logps is not None
-    assert found.drawn_logps is not None
-    for tree, logps, drawn in zip(found.trees, found.logps, found.drawn_logps, strict=True):
-        for branch, own, warped in zip(tree.branches, logps, drawn, strict=True):
+    rollout = DecodeSampler(TreeLM(module), (END,), 12, temperature)(prompts((5, 9, 30), (7,)), 4, Noise(0))
+    assert rollout.logps is not None
+    assert rollout.drawn_logps is not None
+    for tree, logps, drawn in zip(rollout.trees, rollout.logps, rollout.drawn_logps, strict=True):
+        for branch, of_policy, of_drawn in zip(tree.branches, logps, drawn, strict=True):
             with torch.no_grad():
                 logits = module(input_ids=torch.tensor([tree.prompt + branch])).logits[0, len(tree.prompt) - 1 : -1]
             at = torch.arange(len(branch)), torch.tensor(branch)
-            torch.testing.assert_close(own, logits.log_softmax(1)[at], rtol=0, atol=2e-5)
-            torch.testing.assert_close(warped, (logits / temperature).log_softmax(1)[at], rtol=0, atol=2e-5)
+            torch.testing.assert_close(of_policy, logits.log_softmax(1)[at], rtol=0, atol=2e-5)
+            torch.testing.assert_close(of_drawn, (logits / temperature).log_softmax(1)[at], rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
 def test_a_temperature_that_is_not_above_zero_is_refused(temperature: float, tiny: Build) -> None:
-    with pytest.raises(ValueError, match=f"temperature is {temperature}"):
+    with pytest.raises(UserError, match=f"temperature is {temperature}"):
         DecodeSampler(TreeLM(tiny("llama")), (END,), temperature=temperature)
 
 
 def test_samples_of_no_token_are_refused(tiny: Build) -> None:
-    with pytest.raises(ValueError, match="max_new_tokens is 0; it must be at least 1"):
+    with pytest.raises(UserError, match="max_new_tokens is 0; it must be at least 1"):
         DecodeSampler(TreeLM(tiny("llama")), (END,), max_new_tokens=0)
 
 
@@ -316,7 +319,7 @@ def test_samples_of_no_token_are_refused(tiny: Build) -> None:
 def test_sampling_beyond_the_models_positions_is_refused(family: str, tiny: Build) -> None:
     long = tuple(range(3, 63)) * 4
     sampler = DecodeSampler(TreeLM(tiny(family)), (), max_new_tokens=30)
-    with pytest.raises(ValueError, match="positions"):
+    with pytest.raises(UserError, match="positions"):
         sampler(prompts(long), 1, Noise(0))
 
 
@@ -340,26 +343,57 @@ def test_the_sampler_of_a_policy_follows_its_weights(policy: Build) -> None:
 
 def test_the_scripted_sampler_answers_in_turn() -> None:
     script = {(1,): [(5,), (6, 7)], (2, 3): [(8,)]}
-    found = ScriptedSampler(script)(prompts((2, 3), (1,)), 3, Noise(0)).trees
-    assert [tree.branches for tree in found] == [((8,), (8,), (8,)), ((5,), (6, 7), (5,))]
-    assert [tree.group for tree in found] == ["prompt 0", "prompt 1"]
+    trees = ScriptedSampler(script)(prompts((2, 3), (1,)), 3, Noise(0)).trees
+    assert [tree.branches for tree in trees] == [((8,), (8,), (8,)), ((5,), (6, 7), (5,))]
+    assert [tree.group for tree in trees] == ["prompt 0", "prompt 1"]
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_left_padding_hides_nothing_and_shifts_nothing(family: str, tiny: Any) -> None:
-    """The logits that each padded prompt is continued with are those of the prompt alone, also a step later."""
-    from treeward.models.sampler import _left_padded, _next_places
+    """The next logits of each padded prompt are those of the prompt alone, and so are those one step later."""
+    from treeward.models.sampler import _left_padded, _next_mask_and_positions
 
     module = tiny(family)
     prompts = [(5, 6, 7, 8, 9), (11, 12), (13, 14, 15)]
-    rows, places = _left_padded(prompts, torch.device("cpu"))
+    rows, mask_and_positions = _left_padded(prompts, torch.device("cpu"))
     with torch.no_grad():
-        out = module(input_ids=rows, use_cache=True, **places)
+        out = module(input_ids=rows, use_cache=True, **mask_and_positions)
         later = module(
-            input_ids=torch.tensor([[3], [3], [3]]), past_key_values=out.past_key_values, **_next_places(places)
+            input_ids=torch.tensor([[3], [3], [3]]),
+            past_key_values=out.past_key_values,
+            **_next_mask_and_positions(mask_and_positions),
         )
         for number, prompt in enumerate(prompts):
             alone = module(input_ids=torch.tensor([prompt])).logits[0, -1]
             assert torch.allclose(out.logits[number, -1], alone, atol=1e-5)
             alone = module(input_ids=torch.tensor([(*prompt, 3)])).logits[0, -1]
             assert torch.allclose(later.logits[number, -1], alone, atol=1e-5)
+
+
+def raise_in_steps(model: TreeLM, error: BaseException) -> None:
+    """Let the public model raise `error` when it continues from a cache."""
+
+    def hook(module: Any, arguments: Any, named: dict[str, Any]) -> None:
+        if named.get("past_key_values") is not None:
+            raise error
+
+    model.model.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def test_a_cache_that_fails_is_logged_and_not_used(tiny: Build, caplog: pytest.LogCaptureFixture) -> None:
+    model = TreeLM(tiny("llama"))
+    expected = DecodeSampler(TreeLM(tiny("llama")), (END,), 5, temperature=1e-5)(prompts((5, 9)), 2, Noise(0))
+    raise_in_steps(model, RuntimeError("this cache is read-only\nsecond line"))
+    with caplog.at_level("INFO", logger="treeward"):
+        rollout = DecodeSampler(model, (END,), 5, temperature=1e-5)(prompts((5, 9)), 2, Noise(0))
+    assert rollout.trees == expected.trees
+    assert model.cache_name == ""
+    assert "LlamaForCausalLM is decoded without its cache, which is slower: this cache is read-only" in caplog.messages
+
+
+def test_out_of_memory_never_means_that_a_cache_fails(tiny: Build) -> None:
+    model = TreeLM(tiny("llama"))
+    raise_in_steps(model, torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(torch.OutOfMemoryError):
+        DecodeSampler(model, (END,), 5)(prompts((5, 9)), 2, Noise(0))
+    assert model.cache_name is None

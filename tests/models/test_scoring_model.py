@@ -1,4 +1,4 @@
-"""The reward model: a zero start, the pooled place, and an artifact that gives the same numbers elsewhere."""
+"""The reward model: scores of zero at the start, the pooled token, and equal scores from the saved files."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +9,10 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig
 
 from treeward.data.render import end_id
-from treeward.models.heads import output_layer
+from treeward.errors import UserError
 from treeward.models.loading import LoRA, ModelConfig
 from treeward.models.reward_model import RewardModel, padding_id
+from treeward.models.weights import output_layer
 from treeward.trees.forest import pack
 from treeward.trees.text import Tree
 from treeward.trees.tokens import TokenTree
@@ -26,7 +27,7 @@ def world(**fields: Any) -> RewardModel:
 
 
 def with_head(model: RewardModel) -> RewardModel:
-    """The model with a head that has been trained, so to speak."""
+    """The model with a random head in place of a trained one."""
     with torch.no_grad():
         head = output_layer(model.packed.model)
         head.weight.copy_(torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(5)))
@@ -138,7 +139,7 @@ def test_a_model_with_adapters_is_saved_merged_with_its_head(grow: Build, tmp_pa
 def test_the_saved_tokenizer_pads_as_the_saved_model_pools(
     name: str, vocabulary: int, data_root: Path, tmp_path: Path
 ) -> None:
-    """Whoever loads the two with plain transformers and pads a batch must get the scores of the run."""
+    """Model and tokenizer loaded with plain transformers give the scores of the run, also in a padded batch."""
     model = small(data_root / "tokenizers" / name, vocabulary, tmp_path / "start")
     ours = model.score(TEXTS).tolist()
     model.save(tmp_path / "model")
@@ -153,7 +154,7 @@ def test_the_saved_tokenizer_pads_as_the_saved_model_pools(
 
 def test_an_untrained_head_is_not_loaded_as_a_reward_model(tmp_path: Path) -> None:
     world().save(tmp_path / "model")
-    with pytest.raises(ValueError, match="has no trained head"):
+    with pytest.raises(UserError, match="has no trained head"):
         RewardModel.load(str(tmp_path / "model"), device="cpu")
 
 
@@ -167,5 +168,5 @@ def test_a_policys_weights_start_a_reward_model_with_a_zero_head(policy: Build, 
 
 def test_the_wrong_tokenizer_is_refused(policy: Build, tmp_path: Path) -> None:
     policy().save(tmp_path / "model")
-    with pytest.raises(ValueError, match=r"has ids up to .* has 64 embedding rows; give the model's own tokenizer"):
+    with pytest.raises(UserError, match=r"has ids up to .* has 64 embedding rows; give the model's own tokenizer"):
         world(path=str(tmp_path / "model"), tokenizer="world")

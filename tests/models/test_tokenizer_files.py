@@ -1,4 +1,4 @@
-"""A tokenizer read from files alone is the one that training loads: the same class and the same ids."""
+"""A tokenizer read without torch is the one that training loads: the same class and the same ids."""
 
 import json
 import shutil
@@ -16,20 +16,20 @@ NAMES = ("gpt2", "smollm2-135m-instruct-rebuilt", "torchtune-tiny-2000")
 
 
 def same(path: Path) -> bool:
-    """Whether the light tokenizer is there; if so it must agree with AutoTokenizer's."""
-    light, real = files.tokenizer_of(str(path)), AutoTokenizer.from_pretrained(path)
-    if light is None:
+    """Whether the tokenizer could be read without torch; if so it must equal AutoTokenizer's."""
+    fast, real = files.tokenizer_of(str(path)), AutoTokenizer.from_pretrained(path)
+    if fast is None:
         return False
-    assert type(light) is type(real)
-    assert light.get_vocab() == real.get_vocab()
-    assert light.special_tokens_map == real.special_tokens_map
-    assert light.chat_template == real.chat_template
+    assert type(fast) is type(real)
+    assert fast.get_vocab() == real.get_vocab()
+    assert fast.special_tokens_map == real.special_tokens_map
+    assert fast.chat_template == real.chat_template
     for text in TEXTS:
-        assert light(text).input_ids == real(text).input_ids
-        assert light(text, add_special_tokens=False).input_ids == real(text, add_special_tokens=False).input_ids
+        assert fast(text).input_ids == real(text).input_ids
+        assert fast(text, add_special_tokens=False).input_ids == real(text, add_special_tokens=False).input_ids
     if real.chat_template:
         chat = [{"role": "user", "content": text} for text in TEXTS]
-        assert light.apply_chat_template(chat, tokenize=False) == real.apply_chat_template(chat, tokenize=False)
+        assert fast.apply_chat_template(chat, tokenize=False) == real.apply_chat_template(chat, tokenize=False)
     return True
 
 
@@ -42,32 +42,32 @@ def test_real_tokenizers_give_the_ids_of_training(name: str, data_root: Path) ->
 @pytest.mark.data
 @pytest.mark.parametrize("model", ["gpt2", "smollm2-135m-instruct", "distilbert-base-cased"])
 @pytest.mark.parametrize("name", NAMES)
-def test_beside_a_models_configuration_too(name: str, model: str, data_root: Path, tmp_path: Path) -> None:
+def test_real_tokenizers_next_to_a_model_configuration(name: str, model: str, data_root: Path, tmp_path: Path) -> None:
     shutil.copytree(data_root / "tokenizers" / name, tmp_path / "model")
     shutil.copy(data_root / "model_configs" / model / "config.json", tmp_path / "model")
     assert same(tmp_path / "model") == (model != "distilbert-base-cased")
 
 
-def test_what_we_save_is_read_too(tiny_tokenizer: Any, tmp_path: Path) -> None:
+def test_saved_tokenizers_are_read(tiny_tokenizer: Any, tmp_path: Path) -> None:
     tiny_tokenizer.save_pretrained(tmp_path / "saved")
     assert same(tmp_path / "saved")
-    light = files.tokenizer_of("world")
-    assert light is not None
-    assert light.get_vocab() == world.tokenizer().get_vocab()
+    fast = files.tokenizer_of("world")
+    assert fast is not None
+    assert fast.get_vocab() == world.tokenizer().get_vocab()
 
 
 @pytest.mark.parametrize(
     "over",
     [{"tokenizer_class": "LlamaTokenizer"}, {"auto_map": {"AutoTokenizer": ["a.B", None]}}, {"tokenizer_class": None}],
 )
-def test_what_only_the_library_can_tell_is_left_to_it(over: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
+def test_tokenizers_that_need_autotokenizer_are_left_to_it(over: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
     tiny_tokenizer.save_pretrained(tmp_path)
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | over))
     assert files.tokenizer_of(str(tmp_path)) is None
 
 
-def test_a_spoiled_or_missing_tokenizer_is_left_to_the_one_that_names_it(tiny_tokenizer: Any, tmp_path: Path) -> None:
+def test_damaged_or_missing_tokenizers_are_left_to_loading(tiny_tokenizer: Any, tmp_path: Path) -> None:
     tiny_tokenizer.save_pretrained(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
     assert files.tokenizer_of(str(tmp_path)) is None

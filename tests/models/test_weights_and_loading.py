@@ -1,4 +1,4 @@
-"""Weights as facts, dropout, and what is refused when a model is loaded."""
+"""Hashes and movement of weights, dropout, faster kernels, and what is refused when a model is loaded."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,11 +8,15 @@ import peft
 import pytest
 import torch
 import transformers
+from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.activations import NewGELUActivation
 
+from treeward.errors import UserError
 from treeward.models.device import choose_device, choose_precision
 from treeward.models.loading import ModelConfig
 from treeward.models.policy import Policy
-from treeward.models.weights import fingerprint, movement, set_dropout, snapshot, trainable
+from treeward.models.reward_model import RewardModel
+from treeward.models.weights import fingerprint, fuse_gelu, movement, set_dropout, snapshot, trainable
 from treeward.trees.forest import pack
 from treeward.trees.forward import TreeLM
 
@@ -34,7 +38,7 @@ def test_one_weight_changes_the_fingerprint(step: float, tiny: Build) -> None:
     assert fingerprint(module) != before
 
 
-def test_a_fingerprint_tells_dtypes_and_shapes_apart() -> None:
+def test_a_fingerprint_depends_on_dtypes_and_shapes() -> None:
     wide, narrow = torch.nn.Linear(2, 3, bias=False), torch.nn.Linear(3, 2, bias=False)
     for layer in (wide, narrow):
         torch.nn.init.zeros_(layer.weight)
@@ -82,7 +86,7 @@ def test_set_dropout_silences_gpt2(attention: str, tiny: Build) -> None:
     assert torch.equal(first, at_rest)
 
 
-def test_set_dropout_awakens_llamas_attention(tiny: Build) -> None:
+def test_set_dropout_switches_on_llamas_attention_dropout(tiny: Build) -> None:
     module = tiny("llama").train()
     first, second = forward_twice(module)
     assert torch.equal(first, second)
@@ -91,19 +95,20 @@ def test_set_dropout_awakens_llamas_attention(tiny: Build) -> None:
     assert not torch.equal(first, second)
 
 
-def test_a_loaded_policy_has_no_dropout_unless_asked_for(policy: Build, tmp_path: Path) -> None:
+def test_a_loaded_policy_has_no_dropout_by_default(policy: Build, tmp_path: Path) -> None:
     policy("gpt2").save(tmp_path / "model")
     path = str(tmp_path / "model")
     quiet = Policy.load(path, device="cpu").packed.model.train()
     assert torch.equal(*forward_twice(quiet))
-    loud = Policy.load(path, device="cpu", dropout=0.2).packed.model.train()
+    loud = Policy.from_config(ModelConfig(path=path, device="cpu", dropout=0.2)).packed.model.train()
     assert not torch.equal(*forward_twice(loud))
 
 
-def test_a_training_step_runs_in_eval_mode_unless_dropout_is_asked_for(policy: Build, tmp_path: Path) -> None:
+def test_a_training_step_runs_in_eval_mode_without_dropout(policy: Build, tmp_path: Path) -> None:
     policy("gpt2").save(tmp_path / "model")
     path = str(tmp_path / "model")
-    quiet, loud = (Policy.load(path, device="cpu", dropout=share).packed for share in (0.0, 0.2))
+    configs = [ModelConfig(path=path, device="cpu", dropout=share) for share in (0.0, 0.2)]
+    quiet, loud = (Policy.from_config(config).packed for config in configs)
     with quiet.training_mode(), loud.training_mode():
         assert not any(part.training for part in quiet.modules())
         assert torch.equal(*forward_twice(quiet.model))
@@ -113,7 +118,7 @@ def test_a_training_step_runs_in_eval_mode_unless_dropout_is_asked_for(policy: B
     assert not any(part.training for part in loud.modules())
 
 
-def test_asked_dropout_does_not_wake_other_noise() -> None:
+def test_dropout_switches_on_no_other_noise() -> None:
     config = transformers.MixtralConfig(
         vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
         intermediate_size=64, num_local_experts=2, router_jitter_noise=0.5,
@@ -126,7 +131,7 @@ def test_asked_dropout_does_not_wake_other_noise() -> None:
     assert not states["MixtralSparseMoeBlock"]
 
 
-def test_an_adapters_own_dropout_counts_as_asked_for(tiny: Build) -> None:
+def test_an_adapters_own_dropout_acts_in_training(tiny: Build) -> None:
     module = tiny("gpt2")
     adapter = peft.get_peft_model(module, peft.LoraConfig(lora_dropout=0.5, init_lora_weights=False))
     model = TreeLM(module)
@@ -159,26 +164,26 @@ def test_gradient_checkpointing_recomputes_in_a_training_step(family: str, tiny:
 
 @pytest.mark.parametrize("dropout", [-0.1, 1.0])
 def test_a_dropout_outside_its_range_is_refused(dropout: float) -> None:
-    with pytest.raises(ValueError, match=rf"model\.dropout is {dropout}"):
+    with pytest.raises(UserError, match=rf"model\.dropout is {dropout}"):
         ModelConfig(dropout=dropout)
 
 
 def test_the_world_has_no_pretrained_weights() -> None:
-    with pytest.raises(ValueError, match=r"model\.init is 'pretrained'"):
+    with pytest.raises(UserError, match=r"model\.init is 'pretrained'"):
         ModelConfig(init="pretrained")
 
 
 @pytest.mark.parametrize("path", ["./nowhere", "/nowhere/at/all", "a/b/c"])
 def test_a_directory_that_does_not_exist_is_refused(path: str) -> None:
-    with pytest.raises(ValueError, match=f"'{path}' is not a directory"):
+    with pytest.raises(UserError, match=f"'{path}' is not a directory"):
         Policy.load(path, device="cpu")
 
 
 def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="holds no tokenizer"):
+    with pytest.raises(UserError, match="has no tokenizer"):
         Policy.load(str(tmp_path), device="cpu")
-    with pytest.raises(ValueError, match=r"holds no weights|holds no config\.json"):
-        Policy.load(str(tmp_path), device="cpu", tokenizer="world")
+    with pytest.raises(UserError, match=r"has no weights|has no config\.json"):
+        Policy.trained(ModelConfig(path=str(tmp_path), device="cpu", tokenizer="world"))
 
 
 def test_a_configuration_alone_needs_random_weights(policy: Build, tmp_path: Path) -> None:
@@ -186,14 +191,16 @@ def test_a_configuration_alone_needs_random_weights(policy: Build, tmp_path: Pat
     for weights in (tmp_path / "model").glob("*.safetensors"):
         weights.unlink()
     path = str(tmp_path / "model")
-    with pytest.raises(ValueError, match=r"holds no weights .* set model\.init to random"):
+    with pytest.raises(UserError, match=r"has no weights .* set model\.init to random"):
         Policy.load(path, device="cpu")
-    first, same, other = (Policy.load(path, init="random", seed=seed, device="cpu") for seed in (0, 0, 1))
+    first, same, other = (
+        Policy.trained(ModelConfig(path=path, init="random", device="cpu"), seed) for seed in (0, 0, 1)
+    )
     assert fingerprint(first.packed) == fingerprint(same.packed) != fingerprint(other.packed)
 
 
 def test_a_hub_id_without_a_network_is_one_line() -> None:
-    with pytest.raises(ValueError, match=r"'nobody/nothing' .*give a local directory or 'world'") as caught:
+    with pytest.raises(UserError, match=r"'nobody/nothing' .*give a local directory or 'world'") as caught:
         Policy.load("nobody/nothing", device="cpu")
     assert "\n" not in str(caught.value)
 
@@ -206,19 +213,54 @@ def test_weights_are_loaded_in_fp32_whatever_they_were_saved_in(policy: Build, t
     assert {p.dtype for p in again.packed.parameters()} == {torch.float32}
 
 
-def test_the_backend_asked_for_reaches_the_model() -> None:
-    assert Policy.load("world", device="cpu", backend="rows").packed.asked == "rows"
-    assert Policy.load("world", device="cpu").packed.asked is None
+def test_the_requested_backend_reaches_the_model() -> None:
+    assert Policy.trained(ModelConfig(device="cpu", backend="rows")).packed.requested_backend == "rows"
+    assert Policy.load("world", device="cpu").packed.requested_backend is None
 
 
 def test_small_models_run_fp32_under_auto() -> None:
     assert choose_precision("auto", torch.device("cpu"), 9_999_999) == "fp32"
     assert choose_precision("bf16", torch.device("cpu"), 10) == "bf16"
-    with pytest.raises(ValueError, match="MPS runs fp32"):
+    with pytest.raises(UserError, match="MPS runs fp32"):
         choose_precision("bf16", torch.device("mps"), 10)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
-def test_a_device_that_is_not_there_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"model\.device is 'cuda', which this machine does not have"):
+def test_a_device_that_the_machine_lacks_is_refused() -> None:
+    with pytest.raises(UserError, match=r"model\.device is 'cuda', which this machine does not have"):
         choose_device("cuda")
+
+
+def test_loading_leaves_threads_generator_and_defaults_alone(policy: Build, tmp_path: Path) -> None:
+    policy().save(tmp_path / "model")
+
+    def state() -> tuple[object, ...]:
+        return (
+            torch.get_num_threads(), torch.get_num_interop_threads(), torch.get_default_dtype(),
+            torch.is_grad_enabled(), torch.get_rng_state().tolist(),
+        )  # fmt: skip
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        before = state()
+        Policy.load("world", device="cpu")
+        Policy.load(tmp_path / "model", device="cpu")
+        RewardModel.from_config(ModelConfig(device="cpu"))
+        assert state() == before
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_gpt2_computes_the_same_function_in_one_operation_per_layer() -> None:
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=32, n_layer=3, n_head=2)).eval()
+    ids = torch.randint(50, (1, 20))
+    before, names, config = model(ids).logits, list(model.state_dict()), model.config.to_dict()
+    fuse_gelu(model)
+    kinds = [type(m) for m in model.modules()]
+    assert NewGELUActivation not in kinds
+    assert kinds.count(torch.nn.GELU) == 3
+    torch.testing.assert_close(model(ids).logits, before, rtol=1e-5, atol=1e-6)
+    assert list(model.state_dict()) == names
+    assert model.config.to_dict() == config

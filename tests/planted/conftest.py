@@ -1,4 +1,4 @@
-"""A tiny world model and pairs, small enough for a fault to be planted and found in a second."""
+"""A tiny model of the embedded world and its pairs: a check of a planted fault takes about a second."""
 
 from typing import Any
 

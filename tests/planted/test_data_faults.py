@@ -1,4 +1,4 @@
-"""Faults planted in data: each is refused before the first step by the check that names it."""
+"""Faults planted in data: the check for each must fail before the first step, and pass on clean data."""
 
 import json
 import re
@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from treeward.checks.check import ChecksFailed, require
+from treeward.checks.check import require
 from treeward.checks.data import data_checks, enough_groups
+from treeward.errors import ChecksFailed
 from treeward.trees.tokens import TokenTree
 
 
@@ -23,17 +24,17 @@ def rankings(policy: Any) -> Any:
     """Three hundred rankings of three, best first, split and rendered."""
     from treeward.data.prepare import DataConfig, prepare
 
-    found = prepare(DataConfig(source="world-graded:300", validation=0.0, test=0.2), policy.tokenizer, "ranked")
-    for part in found.parts:
-        third = [tree.branches[0][:-1] + tree.branches[1] for tree in found.parts[part]]
-        found.parts[part] = [
+    data = prepare(DataConfig(source="world-graded:300", validation=0.0, test=0.2), policy.tokenizer, "ranked")
+    for part in data.parts:
+        third = [tree.branches[0][:-1] + tree.branches[1] for tree in data.parts[part]]
+        data.parts[part] = [
             replace(tree, branches=(*tree.branches, more), ratings=(*tree.ratings, (-9.0,)))
-            for tree, more in zip(found.parts[part], third, strict=True)
+            for tree, more in zip(data.parts[part], third, strict=True)
         ]
-    return found
+    return data
 
 
-def test_twins_of_rankings_and_labels_are_silent(rankings: Any, prepared: Any, policy: Any) -> None:
+def test_clean_rankings_and_labels_pass_all_checks(rankings: Any, prepared: Any, policy: Any) -> None:
     assert failed(rankings, policy.tokenizer, purpose="ranked") == set()
     assert failed(prepared, policy.tokenizer, purpose="unpaired") == set()
 
@@ -61,7 +62,7 @@ def test_f13_only_the_better_responses_are_cut(rankings: Any, policy: Any) -> No
     assert failed(rankings, policy.tokenizer, purpose="ranked") == {"F13"}
 
 
-def test_twin_is_silent(prepared: Any, policy: Any) -> None:
+def test_clean_pairs_pass_all_checks(prepared: Any, policy: Any) -> None:
     assert failed(prepared, policy.tokenizer) == set()
 
 
@@ -86,10 +87,13 @@ def test_f50_a_held_out_part_of_one_label_cannot_be_measured(prepared: Any, poli
         part: [replace(tree, branches=tree.branches[:1], ratings=((float(n % 2),),)) for n, tree in enumerate(trees)]
         for part, trees in prepared.parts.items()
     }
-    for change, fell in (({}, []), ({"validation": [t for t in single["validation"] if t.grades == (1.0,)]}, ["F50"])):
+    for change, expected in (
+        ({}, []),
+        ({"validation": [t for t in single["validation"] if t.grades == (1.0,)]}, ["F50"]),
+    ):
         prepared.parts = single | change
         checks = data_checks(prepared, policy.tokenizer, 91, "unpaired")
-        assert [check.id for check in checks if check.passed is False] == fell
+        assert [check.id for check in checks if check.passed is False] == expected
 
 
 def test_f05_ratings_that_contradict_the_order(prepared: Any, policy: Any) -> None:
@@ -101,7 +105,7 @@ def test_f09_ids_beyond_the_embedding(prepared: Any, policy: Any) -> None:
     assert failed(prepared, policy.tokenizer, rows=80) == {"F09"}
 
 
-def test_f10_rows_dropped_without_a_word(prepared: Any, policy: Any) -> None:
+def test_f10_half_of_the_rows_dropped(prepared: Any, policy: Any) -> None:
     prepared.account.dropped = Counter({"too long": prepared.account.rows // 2})
     assert failed(prepared, policy.tokenizer) == {"F10"}
 
@@ -119,7 +123,7 @@ def test_f13_only_one_side_is_cut(prepared: Any, policy: Any) -> None:
     assert failed(prepared, policy.tokenizer) == {"F13"}
 
 
-def test_f16_two_bos(prepared: Any, policy: Any) -> None:
+def test_i16_two_bos(prepared: Any, policy: Any) -> None:
     bos = policy.tokenizer.bos_token_id
     prepared.parts["train"] = [replace(tree, prompt=(bos, *tree.prompt)) for tree in prepared.train]
     assert failed(prepared, policy.tokenizer) == {"I16"}
@@ -144,9 +148,9 @@ def test_f12_a_row_without_a_scored_token_cannot_be_built() -> None:
 def test_all_failures_are_reported_together_and_accepted_by_id(prepared: Any, policy: Any) -> None:
     prepared.parts["test"] = prepared.train[:2]
     checks = [*data_checks(prepared, policy.tokenizer, 91, "pairs"), enough_groups(prepared, 2)]
-    with pytest.raises(ChecksFailed) as found:
+    with pytest.raises(ChecksFailed) as caught:
         require(checks)
-    assert {check.id for check in found.value.checks} == {"F04", "F48"}
+    assert {check.id for check in caught.value.checks} == {"F04", "F48"}
     accepted = require(checks, ["F04", "F48"])
     assert {check.id for check in accepted if check.passed is None} == {"F04", "F48"}
     assert {check.id for check in accepted if check.accepted} == {"F04", "F48"}
@@ -171,18 +175,18 @@ def test_f08_the_prompt_is_repeated_in_the_response(purpose: str, prepared: Any,
         ("I was", "I was there.", {"F08"}), ("Why me?", "Why me?No idea.", {"F08"}),
     ],
 )  # fmt: skip
-def test_f08_an_echo_is_all_words_of_the_prompt_and_more_than_one(
+def test_f08_a_response_repeats_its_prompt_if_it_begins_with_all_of_several_words(
     prompt: str, text: str, names: set[str], prepared: Any, policy: Any
 ) -> None:
     for part, trees in prepared.texts.items():
-        said = tuple(replace(r, text=f" {text}") for r in trees[0].responses)
-        prepared.texts[part] = [replace(tree, prompt=prompt, responses=said) for tree in trees]
+        responses = tuple(replace(r, text=f" {text}") for r in trees[0].responses)
+        prepared.texts[part] = [replace(tree, prompt=prompt, responses=responses) for tree in trees]
     assert failed(prepared, policy.tokenizer) == names
 
 
 @pytest.mark.parametrize(("token", "names"), [(1, {"F08"}), (2, {"F08"}), (7, set())])
 def test_f08_prompts_of_the_start_token_alone(token: int, names: set[str], prepared: Any, policy: Any) -> None:
-    """A word of one token is a prompt; BOS or EOS alone is none."""
+    """A prompt of one ordinary token passes; BOS or EOS alone fails."""
     special = policy.tokenizer.bos_token_id, policy.tokenizer.eos_token_id
     prompt = (dict(enumerate(special, 1)).get(token, token),)
     prepared.parts["train"] = [replace(tree, prompt=prompt) for tree in prepared.train]
@@ -217,17 +221,17 @@ def leaks(source: str, tokenizer: Any, **named: Any) -> tuple[Any, Any]:
     return data, next(check for check in data_checks(data, tokenizer, 91, "pairs") if check.id == "F04")
 
 
-def test_f04_texts_in_both_parts_are_seen_before_they_are_paired(tmp_path: Path, policy: Any) -> None:
+def test_f04_texts_in_both_parts_are_counted_before_they_are_paired(tmp_path: Path, policy: Any) -> None:
     _, check = leaks(leaking(tmp_path), policy.tokenizer)
     assert (check.passed, check.value) == (False, 3)
     assert check.detail == (
         "3 of 83 held-out examples (3.6%), such as 'the acting is superb .'; 'the music is superb .'; 'the plot is "
-        "superb .'; split all rows anew with --data.splits ignore, or drop the 3 training examples of these groups "
+        "superb .'; split all rows again with --data.splits ignore, or drop the 3 training examples of these groups "
         "with --data.leaks drop"
     )
 
 
-def test_f04_both_ways_out_work_and_are_counted(tmp_path: Path, policy: Any) -> None:
+def test_f04_both_fixes_work_and_are_counted(tmp_path: Path, policy: Any) -> None:
     source = leaking(tmp_path)
     dropped, check = leaks(source, policy.tokenizer, leaks="drop")
     assert check.passed
@@ -245,22 +249,22 @@ def test_f04_both_ways_out_work_and_are_counted(tmp_path: Path, policy: Any) -> 
 
 
 @pytest.mark.parametrize("reason", ["text without a partner of the other label", "tie", "nothing to rank"])
-def test_f10_what_is_no_fault_of_the_data_does_not_count(reason: str, prepared: Any, policy: Any) -> None:
+def test_f10_rows_dropped_for_reasons_that_are_no_faults_do_not_count(reason: str, prepared: Any, policy: Any) -> None:
     prepared.account.dropped = Counter({reason: prepared.account.rows // 2})
     assert failed(prepared, policy.tokenizer) == set()
 
 
-def test_f10_the_cure_is_one_for_the_reason(prepared: Any, policy: Any) -> None:
-    def said(reason: str) -> str:
+def test_f10_the_fix_depends_on_the_reason(prepared: Any, policy: Any) -> None:
+    def detail_for(reason: str) -> str:
         prepared.account.dropped = Counter({reason: prepared.account.rows // 2, "tie": 200})
         (check,) = (check for check in data_checks(prepared, policy.tokenizer, 91, "pairs") if check.id == "F10")
         return check.detail
 
-    assert "give these rows a response" in said("empty response")
-    assert "max_response" not in said("empty response")
+    assert "give these rows a response" in detail_for("empty response")
+    assert "max_response" not in detail_for("empty response")
     lengths = sorted(n for tree in prepared.train + prepared.held_out for n in map(len, tree.branches))
     numbers = r"have (\d+) tokens at the median, (\d+) at 95 % and (\d+) at most: --data.max_response (\d+)"
-    quantiles = re.search(numbers, said("identical after truncation"))
+    quantiles = re.search(numbers, detail_for("identical after truncation"))
     assert quantiles is not None
     middle, most, longest, budget = map(int, quantiles.groups())
     assert abs(middle - lengths[len(lengths) // 2]) <= 1
@@ -278,9 +282,9 @@ def test_f63_rows_that_were_chosen_by_the_hash_that_splits_them(tmp_path: Path, 
     for chosen, names in ((sorted(rows, key=lambda row: unit(row["prompt"], 0))[:400], {"F63"}), (rows[:400], set())):
         (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
         data = prepare(DataConfig(source=str(tmp_path / "rows.jsonl")), policy.tokenizer, "pairs")
-        found = [check for check in data_checks(data, policy.tokenizer, 91, "pairs") if check.passed is False]
-        assert {check.id for check in found} - {"F48"} == names
-        assert all("train has" in check.detail or "test has" in check.detail for check in found if check.id == "F63")
+        failures = [check for check in data_checks(data, policy.tokenizer, 91, "pairs") if check.passed is False]
+        assert {check.id for check in failures} - {"F48"} == names
+        assert all("train has" in check.detail or "test has" in check.detail for check in failures if check.id == "F63")
 
 
 def test_f63_a_selection_of_prompts_by_the_hash_that_splits_them(policy: Any) -> None:
@@ -297,7 +301,7 @@ def test_f63_a_selection_of_prompts_by_the_hash_that_splits_them(policy: Any) ->
     first = sorted(opened.prompts, key=lambda prompt: unit(prompt.group, 0))[:100]
     check = selection_check(opened.parts, Counter(prompt.split for prompt in first))
     assert (check.id, check.passed) == ("F63", False)
-    assert "test has 100 of 100, where 1" in check.detail
+    assert "test has 100 of 100, but the requested share is 1" in check.detail
     assert selection_check(opened.parts, opened.parts).passed
 
 
@@ -327,11 +331,11 @@ def test_f62_ratings_are_matched_by_name_whatever_their_order(tmp_path: Path, po
 
 
 def test_f62_a_reward_model_learns_each_attribute_under_its_own_name(tmp_path: Path) -> None:
-    """`tw.reward` on trees whose names stand in another order: helpfulness is taught its own fours."""
+    """`tw.reward` on trees whose attributes have another order: helpfulness must learn its own ratings of 4."""
     import torch
 
     from treeward.data.prepare import DataConfig, prepare
-    from treeward.evaluation.rewards import Judged
+    from treeward.evaluation.rewards import ScoredTrees
     from treeward.losses.heads import Attributes
     from treeward.losses.reward import Graded
     from treeward.methods.reward import RewardConfig, reward
@@ -342,18 +346,17 @@ def test_f62_a_reward_model_learns_each_attribute_under_its_own_name(tmp_path: P
     data = prepare(DataConfig(source=rated(tmp_path), validation=0.0), model.tokenizer, "graded")
     assert {tree.attributes for tree in data.train} == {tuple(sorted(NAMES))}
     config = RewardConfig(loss=Graded(scale=(0.0, 4.0)), steps=20, batch_size=16, lr=1e-2)
-    for _ in reward(model, data.train, config):
-        pass
+    reward(model, data.train, config)
     probabilities = model.head.log_probs(model.outputs(data.held_out)).exp()
     scores = (probabilities * torch.arange(5.0)).sum(-1).mean(0).tolist()
     assert sorted(NAMES, key=lambda name: -scores[NAMES.index(name)]) == list(NAMES)
-    table = Judged.of(model, data.held_out).graded((0.0, 4.0))
+    table = ScoredTrees.of(model, data.held_out).graded((0.0, 4.0))
     assert table is not None
     assert float(table.columns["mae"].mean()) < 0.5
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda n, s: {k: v for k, v in s.items() if k != "coherence"} if n == 6 else s, "row 7: .*coherence missing"),
         (lambda n, s: {**s, "humour": 1} if n == 6 else s, "row 7: .*humour extra"),
@@ -363,9 +366,9 @@ def test_f62_a_reward_model_learns_each_attribute_under_its_own_name(tmp_path: P
          "row 1: the data rates .*length, but head.names is helpfulness, .*set head.names to \\["),
     ],
 )  # fmt: skip
-def test_f62_other_names_are_refused_and_the_row_is_named(change: Any, said: str, tmp_path: Path, policy: Any) -> None:
+def test_f62_other_names_are_refused_with_their_row(change: Any, message: str, tmp_path: Path, policy: Any) -> None:
     from treeward.data.prepare import DataConfig, prepare
 
     source = rated(tmp_path, change)
-    with pytest.raises(ValueError, match=rf"rows\.jsonl'?, {said}"):
+    with pytest.raises(ValueError, match=rf"rows\.jsonl'?, {message}"):
         prepare(DataConfig(source=source), policy.tokenizer, "graded", NAMES)

@@ -1,4 +1,4 @@
-"""A reward that is not what is wanted: the score rises, a judge falls, and the run is worse."""
+"""A reward that misses its purpose: the score rises, a judge falls, and the run is worse."""
 
 import json
 from pathlib import Path
@@ -10,14 +10,15 @@ from treeward.data import world
 from treeward.models.policy import Policy
 
 ARGUMENTS = [
-    "sft", "world-sft", "--data.limit", "800", "--steps", "40", "--evaluation.prompts", "30",
+    "sft", "world-sft", "--data.source", "world-texts:800", "--model.config.num_hidden_layers", "1",
+    "--steps", "40", "--evaluation.prompts", "30",
     "--evaluation.samples", "2", "--evaluation.max_new_tokens", "12",
     "--evaluation.metric", "score", "--evaluation.scorer", "count:the",
     "--evaluation.aa", "true",
 ]  # fmt: skip
 
 
-def test_f32_a_judge_falls_while_the_score_rises(tmp_path: Path) -> None:
+def test_f32_a_judge_that_falls_while_the_score_rises_makes_the_run_worse(tmp_path: Path) -> None:
     file = tmp_path / "judges.py"
     file.write_text(
         "def against(prompt, response):\n    return -response.split().count('the')\n\n"
@@ -28,10 +29,11 @@ def test_f32_a_judge_falls_while_the_score_rises(tmp_path: Path) -> None:
     receipt = json.loads((tmp_path / "run" / "receipt.json").read_text())
     assert receipt["difference"]["low"] > 0
     assert receipt["verdict"] == "worse"
-    assert receipt["reason"].startswith("F32 FAILED")
+    assert receipt["reason"].startswith("judges-agree (F32) FAILED")
     assert "against" in receipt["reason"]
-    found = {check["name"].rpartition(":")[2]: check["passed"] for check in receipt["checks"] if check["id"] == "F32"}
-    assert found == {"against": False, "beside": True}
+    checks = [check for check in receipt["checks"] if check["slug"] == "judges-agree"]
+    assert [(f"judge {file}:{name} " in check["detail"], check["passed"]) for name, check in
+            zip(("against", "beside"), checks, strict=True)] == [(True, False), (True, True)]  # fmt: skip
     assert receipt["metrics"][f"judge:{file}:against"]["difference"]["high"] < 0
     assert receipt["win_rate"]["score"]["low"] > 0.5 > receipt["win_rate"][f"judge:{file}:against"]["high"]
     assert receipt["aa"]["score"]["low"] <= receipt["aa"]["score"]["value"] <= receipt["aa"]["score"]["high"]
@@ -41,7 +43,7 @@ def test_f32_a_judge_falls_while_the_score_rises(tmp_path: Path) -> None:
     page = (tmp_path / "run" / "report.html").read_text()
     for heading in (
         "Diversity of the samples",
-        "Prompts won against the start",
+        "Win rate against the start",
         "Against best-of-n of the start",
         "should not differ",
     ):
@@ -62,14 +64,14 @@ def test_f24_a_policy_rewarded_for_one_word_alone_is_worse(rewarded: bool, tmp_p
              "--reference.store", "off", "--require", "any", "--out", str(tmp_path / "run")]  # fmt: skip
     assert run(words) == 0
     receipt = json.loads((tmp_path / "run" / "receipt.json").read_text())
-    fell = [check["name"] for check in receipt["checks"] if check["id"] == "F24" and check["passed"] is False]
+    failed = [check["slug"] for check in receipt["checks"] if check["id"] == "F24" and check["passed"] is False]
     if rewarded:
         assert receipt["difference"]["low"] > 0
         assert receipt["verdict"] == "worse"
-        assert receipt["reason"].startswith("F24 FAILED")
+        assert receipt["reason"].split(" FAILED")[0].endswith("(F24)")
     else:
         assert receipt["verdict"] != "broken"
-    assert bool(fell) == rewarded
+    assert bool(failed) == rewarded
 
 
 def test_a_judge_that_is_the_scorer_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Faults planted in models, masks and losses: the identity that guards against each must fail, and only then."""
+"""Faults planted in models, masks and losses: the identity that guards against each must fail, and pass without it."""
 
 import math
 from collections.abc import Iterator
@@ -12,45 +12,49 @@ import transformers
 
 from treeward.checks import identities
 from treeward.data import world
+from treeward.errors import UserError
 from treeward.losses.preference import PairScores, Sigmoid
 from treeward.losses.reward import BradleyTerry
-from treeward.methods.dpo import DPOConfig, PairPreference
-from treeward.methods.reward import Judgement
-from treeward.methods.sft import SFTConfig, sft
-from treeward.models import adapters
+from treeward.methods.dpo import DPO, DPOConfig, PairObjective
+from treeward.methods.reward import RewardObjective
+from treeward.methods.sft import SFTConfig, TokenNLL, sft_steps
+from treeward.models import loading
 from treeward.models.loading import LoRA
 from treeward.models.policy import Policy
 from treeward.models.reference import ReferenceModel
 from treeward.models.sampler import DecodeSampler, Noise
 from treeward.models.weights import set_dropout, trainable
-from treeward.training.loop import LoopConfig, Terms, accumulate
-from treeward.training.state import TrainState
+from treeward.training.loop import Loop
+from treeward.training.objectives import Terms
 from treeward.trees import attention, forward
 from treeward.trees.forest import Forest
-from treeward.trees.forward import TreeLM, TreeModule
+from treeward.trees.forward import TreeModule
 from treeward.trees.tokens import TokenTree
 from treeward.trees.verify import compare, verify, verify_once
 
 
-def objective(policy: Any, pairs: Any, loss: Any = None) -> PairPreference:
+def objective(policy: Any, pairs: Any, loss: Any = None) -> PairObjective:
+    """DPO's objective against the policy as it is now, whose log-probabilities are computed."""
     verify_once(policy.packed, pairs)
-    return PairPreference(policy.packed, loss or Sigmoid(), ReferenceModel.of(policy).branch_logps(pairs, 1024))
+    objective = PairObjective(loss or Sigmoid(), ReferenceModel.of(policy))
+    objective.precompute(pairs, 1024)
+    return objective
 
 
-def test_twins_are_silent(policy: Any, reward_model: Any, pairs: Any) -> None:
-    found = [identities.layout(verify(policy.packed, pairs)), identities.layout(verify(reward_model.packed, pairs))]
+def test_clean_models_pass_all_checks(policy: Any, reward_model: Any, pairs: Any) -> None:
+    checks = [identities.layout(verify(policy.packed, pairs)), identities.layout(verify(reward_model.packed, pairs))]
     loss = objective(policy, pairs)
-    ranking = Judgement(reward_model.packed, BradleyTerry())
-    held = TrainState(policy.packed, LoopConfig().order(4), 4, LoopConfig()).parameters
-    found += identities.passes(policy.packed, pairs) + identities.passes(reward_model.packed, pairs)
-    found += identities.start_checks(policy.packed, ReferenceModel.of(policy), pairs)
-    found += [
+    ranking = RewardObjective(BradleyTerry())
+    optimised = Loop(policy, loss, lr=1e-5).parameters
+    checks += identities.passes(policy.packed, pairs) + identities.passes(reward_model.packed, pairs)
+    checks += identities.start_checks(policy.packed, ReferenceModel.of(policy), pairs)
+    checks += [
         identities.accumulation(policy.packed, loss, pairs),
         identities.accumulation(reward_model.packed, ranking, pairs),
         identities.start_value(policy.packed, loss, pairs, Sigmoid().at_start()),
-        identities.reached(policy.packed, loss, pairs, held)[0],
+        identities.reached(policy.packed, loss, pairs, optimised)[0],
     ]
-    assert [check.id for check in found if not check.passed] == []
+    assert [check.id for check in checks if not check.passed] == []
 
 
 def causal_only(forest: Forest) -> torch.Tensor:
@@ -62,18 +66,18 @@ def test_f07_branches_that_see_each_other_fall_back_to_rows(
     policy: Any, pairs: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(forward, "mask", causal_only)
-    found = verify(policy.packed, pairs)
-    assert found.backend == "rows"
-    assert found.fallback is not None
+    verification = verify(policy.packed, pairs)
+    assert verification.backend == "rows"
+    assert verification.fallback is not None
     assert not compare(policy.packed, pairs, "tree", None).passed
 
 
 def test_f03_prompt_tokens_in_the_sum(policy: Any, pairs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     verify_once(policy.packed, pairs)
-    honest = forward.TreeLM.logits
+    original = forward.TreeLM.logits
 
     def shifted(self: Any, forest: Forest) -> Any:
-        return honest(self, replace(forest, predict_from=(forest.predict_from - 1).clamp(min=0)))
+        return original(self, replace(forest, predict_from=(forest.predict_from - 1).clamp(min=0)))
 
     monkeypatch.setattr(forward.TreeLM, "logits", shifted)
     assert not compare(policy.packed, pairs, "tree", None).passed
@@ -81,10 +85,10 @@ def test_f03_prompt_tokens_in_the_sum(policy: Any, pairs: Any, monkeypatch: pyte
 
 def test_f14_score_read_at_the_prompt(reward_model: Any, pairs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     verify_once(reward_model.packed, pairs)
-    honest = forward.TreeScorer.forward
+    original = forward.TreeScorer.forward
 
     def early(self: Any, forest: Forest) -> Any:
-        return honest(self, replace(forest, ends=forest.ends - 1))
+        return original(self, replace(forest, ends=forest.ends - 1))
 
     monkeypatch.setattr(forward.TreeScorer, "forward", early)
     assert not compare(reward_model.packed, pairs, "tree", None).passed
@@ -143,7 +147,7 @@ def noisy(kind: str, pairs: Any) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module = transformers.AutoModelForCausalLM.from_config(getattr(transformers, name)(**sizes | changes))
-    policy = Policy(TreeLM(module), world.tokenizer())
+    policy = Policy(module, world.tokenizer())
     loss = objective(policy, pairs)
     return failed([
         *identities.passes(policy.packed, pairs), identities.start_value(policy.packed, loss, pairs,
@@ -152,20 +156,21 @@ def noisy(kind: str, pairs: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", NOISY)
-def test_f64_noise_of_train_mode_that_no_dropout_names(kind: str, pairs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_f64_noise_of_train_mode_other_than_dropout(kind: str, pairs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The clean twin first: training runs in eval mode, and its first loss is ln 2."""
     checks, policy, loss = noisy(kind, pairs)
     assert checks == []
-    first = accumulate(policy.packed, pairs, loss, 1024)
-    assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    first = Loop(policy, loss, lr=0.0, token_budget=1024).backward(pairs)
+    assert first["loss"].item() == pytest.approx(math.log(2), abs=1e-6)
     monkeypatch.setattr(TreeModule, "training_mode", in_train_mode)
     assert noisy(kind, pairs)[0] == ["I04", "I07", "I02"]
-    assert accumulate(policy.packed, pairs, loss, 1024)["loss"] != pytest.approx(math.log(2), abs=1e-6)
+    again = Loop(policy, loss, lr=0.0, token_budget=1024).backward(pairs)
+    assert again["loss"].item() != pytest.approx(math.log(2), abs=1e-6)
 
 
-def test_f65_an_adapter_that_did_not_start_at_zero_is_no_reference_switched_off(policy: Any, pairs: Any) -> None:
-    adapter = adapters.put_on(policy.packed.model, LoRA(r=4), "CAUSAL_LM")
-    ours = Policy(policy.packed, policy.tokenizer, adapter)
+def test_f65_a_trained_adapter_that_is_switched_off_is_not_the_start(policy: Any, pairs: Any) -> None:
+    adapter = loading.add_lora(policy.packed.model, LoRA(r=4), "CAUSAL_LM")
+    ours = Policy(adapter, policy.tokenizer)
     verify_once(ours.packed, pairs)
     assert failed(identities.start_checks(ours.packed, ReferenceModel.of(ours), pairs)) == []
     with torch.no_grad():
@@ -181,10 +186,10 @@ def beyond(trees: int) -> Any:
     """A mask that is right for the first trees of a forest; in later ones a branch sees the branches before it."""
 
     def token_trees(forest: Forest) -> torch.Tensor:
-        honest = attention.mask(forest)
+        correct = attention.mask(forest)
         same = forest.tree[:, None] == forest.tree[None, :]
         late = (forest.tree >= trees)[:, None]
-        return honest | (torch.ones_like(same).tril() & same & late)[None, None]
+        return correct | (torch.ones_like(same).tril() & same & late)[None, None]
 
     return token_trees
 
@@ -195,21 +200,21 @@ def test_f07_a_mask_that_is_wrong_beyond_the_first_trees(
     assert verify(policy.packed, prepared.train, 1024).backend == "tree"
     monkeypatch.setattr(forward, "mask", beyond(6))
     assert verify(policy.packed, prepared.train).backend == "tree", "three trees alone do not show it"
-    found = verify(policy.packed, prepared.train, 1024)
-    assert found.backend == "rows"
-    assert "tree layout is off by" in (found.fallback or "")
+    verification = verify(policy.packed, prepared.train, 1024)
+    assert verification.backend == "rows"
+    assert "tree layout is off by" in (verification.fallback or "")
 
 
-def test_f07_the_loop_trains_on_no_layout_that_is_wrong_beyond_the_first_trees(
+def test_f07_training_falls_back_where_the_mask_is_wrong_beyond_the_first_trees(
     policy: Any, prepared: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(forward, "mask", beyond(6))
-    next(iter(sft(policy, prepared.train, SFTConfig(steps=1, batch_size=64))))
+    next(iter(sft_steps(policy, prepared.train, SFTConfig(steps=1, batch_size=64))))
     assert policy.packed.backend == "rows"
 
 
-def test_f07_rows_are_not_left_again(policy: Any, pairs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mask that mixes branches fails with these pairs; sampling looks at the layout again, with probes of its own."""
+def test_f07_after_a_fallback_rows_stay_in_use(policy: Any, pairs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mask that mixes branches fails with these pairs; sampling verifies the layout again with its own trees."""
     monkeypatch.setattr(forward, "mask", causal_only)
     verify_once(policy.packed, pairs)
     assert policy.packed.backend == "rows"
@@ -221,7 +226,7 @@ def test_f07_rows_are_not_left_again(policy: Any, pairs: Any, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("new", [1, 2, 40])
-def test_f07_samplings_own_probes_show_a_mask_that_mixes_branches(
+def test_f07_verification_before_sampling_detects_a_mask_that_mixes_branches(
     new: int, policy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def siblings_seen(forest: Forest) -> torch.Tensor:
@@ -232,7 +237,7 @@ def test_f07_samplings_own_probes_show_a_mask_that_mixes_branches(
     assert policy.packed.backend == "rows"
 
 
-def test_f07_one_response_a_prompt_does_not_hide_a_mask_that_mixes_branches(
+def test_f07_a_mask_that_mixes_branches_is_detected_with_one_response_a_prompt(
     policy: Any, pairs: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = [TokenTree(tree.prompt, tree.branches[:1], tree.group) for tree in pairs]
@@ -243,7 +248,7 @@ def test_f07_one_response_a_prompt_does_not_hide_a_mask_that_mixes_branches(
 @pytest.mark.parametrize(
     "problem", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: not enough memory")]
 )
-def test_a_full_memory_is_no_verdict_on_the_layout(
+def test_running_out_of_memory_is_not_a_failed_layout(
     problem: Exception, policy: Any, pairs: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(forest: Forest) -> torch.Tensor:
@@ -271,33 +276,52 @@ def test_f27_loss_of_wrong_scale(policy: Any, pairs: Any) -> None:
 
 
 def test_f19_and_f43_rows_that_are_coupled(reward_model: Any, pairs: Any) -> None:
-    class Coupled(Judgement):
-        def __call__(self, forest: Forest) -> Terms:
-            terms = super().__call__(forest)
+    class Coupled(RewardObjective):
+        def __call__(self, model: TreeModule, forest: Forest) -> Terms:
+            terms = super().__call__(model, forest)
             return Terms(terms.values * len(terms.values), terms.metrics)
 
     verify_once(reward_model.packed, pairs)
-    loss = Coupled(reward_model.packed, BradleyTerry())
+    loss = Coupled(BradleyTerry())
     assert not identities.accumulation(reward_model.packed, loss, pairs).passed
 
 
 def test_f44_detached_hidden_states(policy: Any, pairs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     loss = objective(policy, pairs)
-    held = [p for _, p in trainable(policy.packed)]
+    optimised = [p for _, p in trainable(policy.packed)]
     layer = policy.packed.model.model.layers[1]
-    honest = layer.forward
-    monkeypatch.setattr(layer, "forward", lambda states, *rest, **named: honest(states.detach(), *rest, **named))
-    check, missing = identities.reached(policy.packed, loss, pairs, held)
+    original = layer.forward
+    monkeypatch.setattr(layer, "forward", lambda states, *rest, **named: original(states.detach(), *rest, **named))
+    check, missing = identities.reached(policy.packed, loss, pairs, optimised)
     assert not check.passed
     assert any("layers.0" in name for name in missing)
 
 
-def test_f47_optimiser_of_a_copy(policy: Any, pairs: Any) -> None:
+def test_f47_i11_looks_at_the_optimizer_that_trains(policy: Any, pairs: Any) -> None:
+    """A tensor that leaves the loop's optimizer after it was built: I11 names it as outside."""
+    loss = objective(policy, pairs)
+    loop = Loop(policy, loss, lr=1e-5)
+    assert identities.reached(policy.packed, loss, pairs, loop.parameters)[0].passed
+    del loop.optimizer.param_groups[0]["params"][0]
+    check, missing = identities.reached(policy.packed, loss, pairs, loop.parameters)
+    assert (check.passed, check.value, missing) == (False, 1, [])
+    assert "the optimi" in check.detail
+
+
+def test_f47_an_optimizer_of_a_copy_is_refused_by_the_loop(policy: Any) -> None:
+    import copy
+
+    optimizer = torch.optim.SGD(copy.deepcopy(policy.packed).parameters(), lr=0.1)
+    with pytest.raises(UserError, match=r"are not trainable weights of the model; build it from"):
+        Loop(policy, TokenNLL(), optimizer=optimizer)
+
+
+def test_f47_optimizer_of_a_copy(policy: Any, pairs: Any) -> None:
     import copy
 
     loss = objective(policy, pairs)
-    held = [p for _, p in trainable(copy.deepcopy(policy.packed))]
-    assert not identities.reached(policy.packed, loss, pairs, held)[0].passed
+    optimised = [p for _, p in trainable(copy.deepcopy(policy.packed))]
+    assert not identities.reached(policy.packed, loss, pairs, optimised)[0].passed
 
 
 def test_f18_margins_that_ignore_the_order(pairs: Any) -> None:
@@ -305,23 +329,23 @@ def test_f18_margins_that_ignore_the_order(pairs: Any) -> None:
     assert not argmax_over_one_logit.passed
 
 
-def test_sliding_window_is_never_a_tree(tiny: Any) -> None:
-    backend, reason = attention.rule(tiny("mistral"), longest_path=9)
+def test_a_sliding_window_uses_rows(tiny: Any) -> None:
+    backend, reason = attention.choose_backend(tiny("mistral"), longest_path=9)
     assert backend == "rows"
     assert "window of 8" in reason
 
 
-def test_f42_config_is_the_default_range() -> None:
-    from treeward.checks.rates import rate_check
+def test_f42_rates_far_from_the_usual_one_fail() -> None:
+    from treeward.checks.identities import rate_check
 
-    assert rate_check("dpo", 1e-3, 100, 124_000_000, random=False).passed is False
-    assert rate_check("dpo", 1e-7, 10, 124_000_000, random=False).passed is False
-    assert rate_check("dpo", 1e-5, 100, 124_000_000, random=False).passed is True
+    assert rate_check(DPO.usual_lr, 1e-3, 100, 124_000_000, random=False).passed is False
+    assert rate_check(DPO.usual_lr, 1e-7, 10, 124_000_000, random=False).passed is False
+    assert rate_check(DPO.usual_lr, 1e-5, 100, 124_000_000, random=False).passed is True
     assert DPOConfig().lr == 1e-6
 
 
 def test_f09_weights_that_read_another_vocabulary(policy: Any, prepared: Any) -> None:
-    for _ in sft(policy, prepared.train, SFTConfig(steps=8, lr=3e-3, batch_size=64)):
+    for _ in sft_steps(policy, prepared.train, SFTConfig(steps=8, lr=3e-3, batch_size=64)):
         pass
     assert identities.knows_vocabulary(policy.packed, prepared.train).passed
     order = torch.randperm(91, generator=torch.Generator().manual_seed(0))

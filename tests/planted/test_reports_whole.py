@@ -1,4 +1,4 @@
-"""Two public reports in miniature (FAILURES, "Five reports"): each fault alone is named, all together are refused."""
+"""Two public reports in miniature: each fault is detected alone, and all of them are refused together."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from treeward.checks.check import ChecksFailed
 from treeward.data import world
+from treeward.errors import ChecksFailed
 from treeward.evaluation import policies
-from treeward.methods import preferences
+from treeward.methods import dpo
+from treeward.methods.dpo import DPO, DPORun
 from treeward.models.weights import set_dropout
-from treeward.runner import train as job
-from treeward.runner.options import DPORun
+from treeward.runner import run as runner
+from treeward.runner.run import Finished
 from treeward.runner.settings import build, merge
-from treeward.runner.train import Finished, train
 from treeward.trees.forward import TreeModule
 
 Row = dict[str, Any]
@@ -33,7 +33,7 @@ def run(path: Path, rows: list[Row], **over: Any) -> Finished:
     """DPO on these rows."""
     (path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = {"data": {"source": str(path / "rows.jsonl")}, "out": str(path / "run")}
-    return train(build(DPORun, merge(merge(SMALL, source), over)))
+    return runner.run(build(DPORun, merge(merge(SMALL, source), over)), DPO)
 
 
 def named(path: Path, rows: list[Row], **over: Any) -> set[str]:
@@ -55,14 +55,14 @@ def reviews() -> list[Row]:
 
 
 def echoing(rows: list[Row]) -> list[Row]:
-    """F08: the prompt stands in the chosen response again."""
+    """F08: the chosen response begins with its prompt."""
     return [row | {"chosen": f"{row['prompt']}{row['chosen']}"} for row in rows]
 
 
 def held_out_from_training(rows: list[Row]) -> list[Row]:
-    """F50: the first training rows are the evaluation."""
-    own = [row for row in rows if row["split"] == "train"]
-    return [*own, *(row | {"split": "test"} for row in own[:60])]
+    """F50: the first training rows are held out as well."""
+    training = [row for row in rows if row["split"] == "train"]
+    return [*training, *(row | {"split": "test"} for row in training[:60])]
 
 
 FAST = {"lr": 0.1}
@@ -72,21 +72,21 @@ REVIEWS: dict[str, tuple[Callable[[list[Row]], list[Row]], dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def test_the_twin_of_the_reviews_is_silent(tmp_path: Path) -> None:
+def test_clean_reviews_pass_all_checks(tmp_path: Path) -> None:
     receipt = run(tmp_path, reviews()).receipt
     assert [check["id"] for check in receipt["checks"] if check["passed"] is False] == []
 
 
 @pytest.mark.parametrize("fault", list(REVIEWS))
 def test_each_fault_of_dpo_on_generated_reviews_is_named(fault: str, tmp_path: Path) -> None:
-    pack, over = REVIEWS[fault]
+    plant, over = REVIEWS[fault]
     others = {*REVIEWS} - {fault}
-    found = named(tmp_path, pack(reviews()), **over)
-    assert fault in found
-    assert not found & others
+    failures = named(tmp_path, plant(reviews()), **over)
+    assert fault in failures
+    assert not failures & others
 
 
-def gamed(path: Path) -> dict[str, Any]:
+def exploited_score(path: Path) -> dict[str, Any]:
     """F32: the score counts one word, and a judge that training never used counts it against the review."""
     (path / "judge.py").write_text("def against(prompt, response):\n    return -response.split().count('the')\n")
     return {"evaluation": {"scorer": "count:the", "judges": [f"{path / 'judge.py'}:against"], "prompts": 32}}
@@ -94,15 +94,15 @@ def gamed(path: Path) -> dict[str, Any]:
 
 def test_f32_the_score_of_generated_reviews_rises_while_a_judge_falls(tmp_path: Path) -> None:
     rows = [row | {"chosen": " the" * (2 + number % 4)} for number, row in enumerate(reviews())]
-    receipt = run(tmp_path, rows, **merge(gamed(tmp_path), {"steps": 30, "lr": 3e-3})).receipt
+    receipt = run(tmp_path, rows, **merge(exploited_score(tmp_path), {"steps": 30, "lr": 3e-3})).receipt
     assert receipt["difference"]["low"] > 0
     assert receipt["verdict"] == "worse"
-    assert receipt["reason"].startswith("F32 FAILED")
+    assert receipt["reason"].startswith("judges-agree (F32) FAILED")
 
 
 def test_dpo_on_generated_reviews_is_refused_with_all_its_faults_at_once(tmp_path: Path) -> None:
     rows = held_out_from_training(echoing(reviews()))
-    assert {"F08", "F42", "F50"} <= named(tmp_path, rows, **merge(gamed(tmp_path), FAST))
+    assert {"F08", "F42", "F50"} <= named(tmp_path, rows, **merge(exploited_score(tmp_path), FAST))
 
 
 def dialogues() -> list[Row]:
@@ -116,15 +116,15 @@ def dialogues() -> list[Row]:
 
 def prompt_in_the_sum(patch: Patch) -> None:
     """F03: the chosen side's sum holds the prompt's log-probability too."""
-    honest = preferences.Ratios.of.__func__
+    original = dpo.LogRatios.of.__func__
 
     def summed(cls: Any, model: Any, forest: Any, reference: Any) -> Any:
-        found = honest(cls, model, forest, reference)
-        more = torch.zeros_like(found.x)
+        ratios = original(cls, model, forest, reference)
+        more = torch.zeros_like(ratios.x)
         more[0::2] = -50.0
-        return replace(found, logps=found.logps + more, x=found.x + more)
+        return replace(ratios, logps=ratios.logps + more, x=ratios.x + more)
 
-    patch.setattr(preferences.Ratios, "of", classmethod(summed))
+    patch.setattr(dpo.LogRatios, "of", classmethod(summed))
 
 
 @contextmanager
@@ -136,23 +136,23 @@ def in_train_mode(model: Any, dropout: bool = True) -> Iterator[None]:
 
 def dropout_left_on(patch: Patch) -> None:
     """F21: dropout acts while log-probabilities are taken, since a step runs in train mode."""
-    honest = job.verify
+    original = runner.verify
 
-    def forgetful(model: Any, *given: Any) -> Any:
-        found = honest(model, *given)
+    def forgetful(model: Any, *arguments: Any) -> Any:
+        verification = original(model, *arguments)
         set_dropout(model, 0.3)
-        return found
+        return verification
 
-    patch.setattr(job, "verify", forgetful)
+    patch.setattr(runner, "verify", forgetful)
     patch.setattr(TreeModule, "training_mode", in_train_mode)
 
 
-def last_batch_alone(patch: Patch) -> None:
+def only_the_last_batch(patch: Patch) -> None:
     """F49: the evaluation keeps its last batch."""
-    honest = policies.implicit
+    original = policies.implicit
 
     def short(policy: Any, reference: Any, trees: Any) -> Any:
-        return honest(policy, reference, trees[-3:])
+        return original(policy, reference, trees[-3:])
 
     patch.setattr(policies, "implicit", short)
 
@@ -161,11 +161,11 @@ SHORT = {"data": {"max_response": 1}}
 """F11: chosen and rejected differ only after the limit."""
 DIALOGUES: dict[str, tuple[Callable[[Patch], None] | None, dict[str, Any]]] = {
     "F03": (prompt_in_the_sum, {}), "F11": (None, SHORT), "F21": (dropout_left_on, {}),
-    "F49": (last_batch_alone, {}),
+    "F49": (only_the_last_batch, {}),
 }  # fmt: skip
 
 
-def test_the_twin_of_the_dialogues_is_silent(tmp_path: Path) -> None:
+def test_clean_dialogues_pass_all_checks(tmp_path: Path) -> None:
     receipt = run(tmp_path, dialogues()).receipt
     assert [check["id"] for check in receipt["checks"] if check["passed"] is False] == []
     assert [check["passed"] for check in receipt["checks"] if check["id"] == "F49"] == [True]
@@ -175,17 +175,17 @@ def test_the_twin_of_the_dialogues_is_silent(tmp_path: Path) -> None:
 def test_each_fault_of_dpo_from_scratch_on_dialogues_is_named(
     fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pack, over = DIALOGUES[fault]
-    if pack is not None:
-        pack(monkeypatch)
+    plant, over = DIALOGUES[fault]
+    if plant is not None:
+        plant(monkeypatch)
     assert fault in named(tmp_path, dialogues(), **over)
 
 
 def test_dpo_from_scratch_on_dialogues_is_refused_with_its_faults_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is measured is looked at only after all that can be said without measuring."""
-    for pack, _ in DIALOGUES.values():
-        if pack is not None:
-            pack(monkeypatch)
+    """Faults of the measurement (F49) are checked only where everything before the measurement passed."""
+    for plant, _ in DIALOGUES.values():
+        if plant is not None:
+            plant(monkeypatch)
     assert {"F03", "F11", "F21"} <= named(tmp_path, dialogues(), **SHORT)

@@ -1,4 +1,4 @@
-"""Faults of reward models: the pad that ends turns, the head that is lost, labels that say nothing."""
+"""Faults of reward models: a pad token that ends turns, a head that is lost, random labels."""
 
 import random
 from collections.abc import Callable
@@ -14,11 +14,11 @@ from treeward.data import world
 from treeward.data.prepare import DataConfig
 from treeward.data.render import token_tree
 from treeward.losses.heads import Categorical
-from treeward.models.heads import output_layer
+from treeward.methods.reward import Reward, RewardRun
 from treeward.models.loading import ModelConfig
 from treeward.models.reward_model import RewardModel
-from treeward.runner.options import RewardRun
-from treeward.runner.train import train
+from treeward.models.weights import output_layer
+from treeward.runner.run import run
 from treeward.runs.directory import RunDirectory
 from treeward.trees.text import Tree
 
@@ -38,7 +38,7 @@ def has_trained_head(path: Path, **fields: Any) -> RewardModel:
 
 
 @pytest.mark.data
-def test_f14_a_pad_that_ends_turns(data_root: Path, real_tokenizer: Callable[[str], Any], tmp_path: Path) -> None:
+def test_f14_a_pad_token_that_ends_turns(data_root: Path, real_tokenizer: Callable[[str], Any], tmp_path: Path) -> None:
     """SmolLM2 pads with the token that ends its turns: pooling by ids misses the response's end; ours does not."""
     LlamaConfig(
         vocab_size=49152, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
@@ -60,8 +60,8 @@ def test_f14_a_pad_that_ends_turns(data_root: Path, real_tokenizer: Callable[[st
         lengths = torch.tensor([len(row) for row in rows])
         real = (torch.arange(batch.shape[1]) < lengths[:, None]).long()
         with torch.no_grad():
-            found = module(input_ids=batch, attention_mask=real).logits[:, 0]
-        assert bool(torch.allclose(found, ours, atol=1e-4)) == right
+            scores = module(input_ids=batch, attention_mask=real).logits[:, 0]
+        assert bool(torch.allclose(scores, ours, atol=1e-4)) == right
 
 
 def test_f15_a_head_that_was_not_saved(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_f15_a_head_that_was_not_saved(tmp_path: Path) -> None:
         RewardModel.load(str(tmp_path / "model"), device="cpu")
 
 
-def test_shuffled_labels_teach_a_distribution_nothing(tmp_path: Path) -> None:
+def test_a_distribution_learns_nothing_from_shuffled_labels(tmp_path: Path) -> None:
     chance = random.Random(0)
     rows = []
     for row in world.pairs(0, 900):
@@ -86,6 +86,7 @@ def test_shuffled_labels_teach_a_distribution_nothing(tmp_path: Path) -> None:
     folder = RunDirectory.create(tmp_path / "data")
     folder.write_lines("rows.jsonl", rows)
     data = DataConfig(source=str(folder.path / "rows.jsonl"), test=0.4)
-    found = train(RewardRun(out=str(tmp_path / "run"), data=data, head=Categorical(), steps=12, lr=1e-3))
-    assert found.receipt["verdict"] == "no detectable change"
-    assert found.exit_code == 3
+    config = RewardRun(out=str(tmp_path / "run"), data=data, head=Categorical(), steps=12, lr=1e-3)
+    finished = run(config, Reward)
+    assert finished.receipt["verdict"] == "no detectable change"
+    assert finished.exit_code == 3

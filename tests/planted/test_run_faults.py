@@ -1,4 +1,4 @@
-"""Faults planted in whole runs: the receipt says broken, or that nothing was learned."""
+"""Faults planted in whole runs: the verdict is broken, or no detectable change."""
 
 import json
 import os
@@ -7,18 +7,29 @@ from typing import Any
 
 import pytest
 import torch
+from torch.optim import AdamW
 
 from treeward.cli.main import run
+from treeward.cli.parse import parse
+from treeward.cli.training import configured
 from treeward.data import world
+from treeward.methods import find
+from treeward.methods.dpo import DPO
+from treeward.methods.sft import SFT
+from treeward.models.policy import Policy
+from treeward.runner import run as runner
+from treeward.runner.progress import TerminalReporter
 from treeward.runs.directory import alone
+from treeward.training.loop import Loop
 
-SHORT = ["--data.limit", "600", "--evaluation.prompts", "3", "--evaluation.samples", "1",
+SHORT = ["--data.limit", "600", "--model.config.num_hidden_layers", "1",
+         "--evaluation.prompts", "3", "--evaluation.samples", "1",
          "--evaluation.max_new_tokens", "8"]  # fmt: skip
 
 
 def receipt_of(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((path / "receipt.json").read_text())
-    return found
+    receipt: dict[str, Any] = json.loads((path / "receipt.json").read_text())
+    return receipt
 
 
 def failed(receipt: dict[str, Any]) -> set[str]:
@@ -26,14 +37,12 @@ def failed(receipt: dict[str, Any]) -> set[str]:
 
 
 def test_f28_infinite_loss_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from treeward.training import loop
+    backward = Loop._backward
 
-    honest = loop.accumulate
+    def poisoned(self: Loop, trees: Any) -> dict[str, torch.Tensor]:
+        return {**backward(self, trees), "loss": torch.tensor(float("nan"))}
 
-    def poisoned(*arguments: Any) -> dict[str, float]:
-        return {**honest(*arguments), "loss": float("nan")}
-
-    monkeypatch.setattr(loop, "accumulate", poisoned)
+    monkeypatch.setattr(Loop, "_backward", poisoned)
     assert run(["sft", "world-sft", *SHORT, "--steps", "3", "--out", str(tmp_path / "run")]) == 4
     receipt = receipt_of(tmp_path / "run")
     assert receipt["verdict"] == "broken"
@@ -41,22 +50,19 @@ def test_f28_infinite_loss_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_f28_weights_that_cannot_be_sampled_from_are_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from treeward.training.state import TrainState
-
-    def ruined(self: TrainState) -> None:
-        self.index += 1
+    def ruined(self: AdamW, *arguments: Any) -> None:
         with torch.no_grad():
-            self.parameters[0].fill_(float("nan"))
+            self.param_groups[0]["params"][0].fill_(float("nan"))
 
-    monkeypatch.setattr(TrainState, "advance", ruined)
+    monkeypatch.setattr(AdamW, "step", ruined)
     assert run(["sft", "world-sft", *SHORT, "--steps", "2", "--out", str(tmp_path / "run")]) == 4
     receipt = receipt_of(tmp_path / "run")
     assert receipt["verdict"] == "broken"
-    (found,) = (check for check in receipt["checks"] if check["id"] == "F28")
-    assert "what stands as after is the start" in found["detail"]
+    (check,) = (check for check in receipt["checks"] if check["id"] == "F28")
+    assert "the values after training are copies of those before" in check["detail"]
 
 
-def test_f55_a_live_run_is_not_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_f55_a_run_of_a_live_process_is_not_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "run"
     run(["sft", "world-sft", *SHORT, "--steps", "1", "--out", str(path)])
     (path / "receipt.json").unlink()
@@ -67,71 +73,64 @@ def test_f55_a_live_run_is_not_resumed(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_f37_rate_zero_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from treeward.training.state import TrainState
-
-    def idle(self: TrainState) -> None:
-        self.index += 1
-
-    monkeypatch.setattr(TrainState, "advance", idle)
+    monkeypatch.setattr(AdamW, "step", lambda self, *arguments: None)
     assert run(["sft", "world-sft", *SHORT, "--steps", "2", "--out", str(tmp_path / "run")]) == 4
     assert {"F37", "F44"} <= failed(receipt_of(tmp_path / "run"))
 
 
 def test_f53_saved_weights_that_are_not_the_trained_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from treeward.models import adapters
+    from treeward.models import loading
 
-    honest = adapters.save
+    original = loading.save_model
 
     def stale(adapter: Any, module: Any, directory: Path, name: str = "model") -> None:
         with torch.no_grad():
-            kept = module.model.norm.weight.clone()
+            trained = module.model.norm.weight.clone()
             module.model.norm.weight.mul_(1.5)
-            honest(adapter, module, directory, name)
-            module.model.norm.weight.copy_(kept)
+            original(adapter, module, directory, name)
+            module.model.norm.weight.copy_(trained)
 
-    monkeypatch.setattr(adapters, "save", stale)
+    monkeypatch.setattr(loading, "save_model", stale)
     assert run(["sft", "world-sft", *SHORT, "--steps", "2", "--out", str(tmp_path / "run")]) == 4
     assert failed(receipt_of(tmp_path / "run")) == {"I12"}
 
 
-def test_f23_reference_that_moved_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from treeward.runner import tasks
-    from treeward.training.state import TrainState
+class Dragging(TerminalReporter):
+    """Moves a reference model after each step."""
 
-    task: list[Any] = []
-    honest_init = tasks.SFTTask.__init__
+    def __init__(self) -> None:
+        self.method: Any = None
 
-    def watched(self: Any, config: Any) -> None:
-        honest_init(self, config)
-        task.append(self)
+    def build(self, kind: Any) -> Any:
+        """A factory of the method, which is remembered."""
 
-    honest = TrainState.advance
+        def method_of(config: Any) -> Any:
+            self.method = kind(config)
+            return self.method
 
-    def dragging(self: TrainState) -> None:
-        honest(self)
+        return method_of
+
+    def step(self, index: int, metrics: Any) -> None:
+        objective_reference = getattr(self.method.objective, "reference", None)
         with torch.no_grad():
-            next(task[0].reference.packed.parameters()).add_(0.01)
+            next((objective_reference or self.method.start).packed.parameters()).add_(0.01)
 
-    monkeypatch.setattr(tasks.SFTTask, "__init__", watched)
-    monkeypatch.setattr(TrainState, "advance", dragging)
-    assert run(["sft", "world-sft", *SHORT, "--steps", "2", "--out", str(tmp_path / "run")]) == 4
+
+def exit_code(words: list[str], reporter: Any = None, build: Any = None) -> int:
+    """A training command in Python, with a reporter of our own."""
+    config = configured(words[0], parse(words[1:], ()))
+    return runner.run(config, build or find(words[0]), reporter=reporter).exit_code
+
+
+def test_f23_reference_that_moved_is_broken(tmp_path: Path) -> None:
+    words = ["sft", "world-sft", *SHORT, "--steps", "2", "--out", str(tmp_path / "run")]
+    reporter = Dragging()
+    assert exit_code(words, reporter, reporter.build(SFT)) == 4
     assert failed(receipt_of(tmp_path / "run")) == {"F23"}
 
 
-def test_f23_a_named_reference_that_moved_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from treeward.models.policy import Policy
-    from treeward.runner import tasks
-
+def test_f23_a_named_reference_that_moved_is_broken(tmp_path: Path) -> None:
     Policy.load("world", seed=1).save(tmp_path / "other" / "model")
-    honest = tasks.DPOTask.steps
-
-    def dragging(self: Any, *arguments: Any) -> Any:
-        for step in honest(self, *arguments):
-            with torch.no_grad():
-                next(self.reference.packed.parameters()).add_(0.01)
-            yield step
-
-    monkeypatch.setattr(tasks.DPOTask, "steps", dragging)
     words = [
         "dpo",
         "--data.source",
@@ -150,7 +149,8 @@ def test_f23_a_named_reference_that_moved_is_broken(tmp_path: Path, monkeypatch:
         "--reference.store",
         "off",
     ]
-    assert run([*words, "--out", str(tmp_path / "run")]) == 4
+    reporter = Dragging()
+    assert exit_code([*words, "--out", str(tmp_path / "run")], reporter, reporter.build(DPO)) == 4
     assert failed(receipt_of(tmp_path / "run")) == {"F23"}
 
 
@@ -158,25 +158,23 @@ def test_f28_a_clip_that_stops_the_gradient_of_many_pairs_is_broken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """1 % of the pairs over the run may be clipped; chi-PO's own clip and the straight tail are said alone."""
-    from treeward.runner import tasks
+    honest = Loop.step
 
-    honest = tasks.DPOTask.steps
+    def clipped(self: Loop, batch: Any) -> Any:
+        step = honest(self, batch)
+        step.metrics["loss/clipped"] = torch.tensor(0.03 * (step.index == 2), dtype=torch.float64)
+        return step
 
-    def clipped(self: Any, *arguments: Any) -> Any:
-        for step in honest(self, *arguments):
-            step.metrics["loss/clipped"] = 0.03 * (step.index == 2)
-            yield step
-
-    monkeypatch.setattr(tasks.DPOTask, "steps", clipped)
+    monkeypatch.setattr(Loop, "step", clipped)
     words = ["dpo", "--data.source", "world:400", "--data.test", "0.2", *SHORT[2:], "--steps", "2", "--lr", "1e-3",
              "--batch-size", "16", "--loss.clip", "2", "--require", "any"]  # fmt: skip
     assert run([*words, "--out", str(tmp_path / "clip")]) == 4
     receipt = receipt_of(tmp_path / "clip")
     assert failed(receipt) == {"F28"}
-    assert "share of pairs whose gradient loss.clip stops 0.015 (limit 0.01)" in receipt["reason"]
+    assert "share of pairs without a gradient because of loss.clip 0.015 (limit 0.01)" in receipt["reason"]
     assert run([*words, "--divergence.kind", "chi-squared-mixed", "--out", str(tmp_path / "chi")]) == 0
-    said = [check for check in receipt_of(tmp_path / "chi")["checks"] if check["id"] == "F28"]
-    assert [(check["passed"], check["value"], check["limit"]) for check in said] == [
+    checks = [check for check in receipt_of(tmp_path / "chi")["checks"] if check["id"] == "F28"]
+    assert [(check["passed"], check["value"], check["limit"]) for check in checks] == [
         (True, 0.0, None), (True, 0.015, None),
     ]  # fmt: skip
 
@@ -206,20 +204,9 @@ def test_f16_longer_wins_is_not_learning(tmp_path: Path) -> None:
         sides = sorted((" ".join(draw.choices(world.ASPECT, k=n)) for n in draw.sample(range(3, 20), 2)), key=len)
         rows.append({"prompt": prompt, "chosen": sides[1], "rejected": sides[0]})
     (tmp_path / "longer.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = ["reward", "world-reward", "--data.source", str(tmp_path / "longer.jsonl"), "--epochs", "3"]
+    words = ["reward", "world-reward", "--data.source", str(tmp_path / "longer.jsonl"), "--epochs", "3",
+             "--model.config.num_hidden_layers", "1"]  # fmt: skip
     assert run([*words, "--out", str(tmp_path / "run")]) == 3
     receipt = receipt_of(tmp_path / "run")
     assert receipt["verdict"] == "no detectable change"
     assert "F16" in receipt["reason"]
-
-
-def test_f05_labels_swapped_in_training_alone_are_broken(tmp_path: Path) -> None:
-    rows = world.pairs(0, 3000)
-    for number, row in enumerate(rows):
-        row["split"] = "test" if number % 5 == 0 else "train"
-        if row["split"] == "train":
-            row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
-    (tmp_path / "swapped.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = ["reward", "world-reward", "--data.source", str(tmp_path / "swapped.jsonl"), "--epochs", "4"]
-    assert run([*words, "--skip-check", "[F04]", "--out", str(tmp_path / "run")]) == 4
-    assert "F05" in receipt_of(tmp_path / "run")["reason"]

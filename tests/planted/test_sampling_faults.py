@@ -1,4 +1,4 @@
-"""Faults planted in sampling: the log-probabilities that are recorded must be those of the same ids (I09)."""
+"""Faults planted in sampling: recorded log-probabilities must equal recomputed ones (I09)."""
 
 import json
 from pathlib import Path
@@ -10,12 +10,15 @@ import transformers
 
 from treeward.checks import identities
 from treeward.cli.main import run
+from treeward.cli.parse import parse
+from treeward.cli.training import configured
 from treeward.data import world
+from treeward.methods import find
 from treeward.models import sampler
 from treeward.models.policy import Policy
 from treeward.models.sampler import DecodeSampler, Noise
-from treeward.runner import tasks
-from treeward.trees.forward import TreeLM
+from treeward.runner import run as runner
+from treeward.runner.progress import TerminalReporter
 from treeward.trees.tokens import TokenTree
 
 Patch = pytest.MonkeyPatch
@@ -36,10 +39,10 @@ def bamba() -> Policy:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    return Policy(TreeLM(module), world.tokenizer())
+    return Policy(module, world.tokenizer())
 
 
-def i09(policy: Policy) -> Any:
+def sampling_check(policy: Policy) -> Any:
     rollout = DecodeSampler.of(policy, 16)(PROMPTS, 4, Noise(0))
     (check,) = identities.sampled_rollout(policy, rollout)
     return check
@@ -51,23 +54,23 @@ def no_positions(patch: Patch) -> None:
 
 def test_f71_positions_are_passed_in_every_step() -> None:
     policy = bamba()
-    check = i09(policy)
-    assert policy.packed.cache == "past_key_values"
+    check = sampling_check(policy)
+    assert policy.packed.cache_name == "past_key_values"
     assert (check.id, check.passed) == ("I09", True)
 
 
 def test_f71_a_cache_at_wrong_positions_is_not_used(monkeypatch: Patch) -> None:
     no_positions(monkeypatch)
     policy = bamba()
-    assert i09(policy).passed
-    assert policy.packed.cache == ""
+    assert sampling_check(policy).passed
+    assert policy.packed.cache_name == ""
 
 
 def test_f71_sampling_at_wrong_positions_fails(monkeypatch: Patch) -> None:
     no_positions(monkeypatch)
     policy = bamba()
-    policy.packed.cache = "past_key_values"
-    check = i09(policy)
+    policy.packed.cache_name = "past_key_values"
+    check = sampling_check(policy)
     assert not check.passed
     assert check.value > 0.05
     assert "F71" in check.guards
@@ -82,7 +85,7 @@ def test_f33_samples_of_other_weights_fail() -> None:
     assert not all(check.passed for check in identities.sampled_rollout(policy, rollout))
 
 
-def test_the_limits_are_those_of_the_precision() -> None:
+def test_the_limits_depend_on_the_precision() -> None:
     import numpy as np
 
     lengths = np.array([10.0, 30.0])
@@ -98,42 +101,41 @@ def test_the_limits_are_those_of_the_precision() -> None:
     assert not passed(float("nan"), float("nan"), "fp32")
 
 
-def misrecorded(patch: Patch) -> None:
-    """F31: what is recorded is the log-probability under another distribution than the policy's."""
-    honest = sampler.token_logps
-    patch.setattr(sampler, "token_logps", lambda *given: honest(*given) + 1e-3)
+def record_wrong_logps(patch: Patch) -> None:
+    """F31: the recorded log-probabilities are those of another distribution than the policy's."""
+    original = sampler.token_logps
+    patch.setattr(sampler, "token_logps", lambda *arguments: original(*arguments) + 1e-3)
 
 
 def receipt_of(path: Path) -> Any:
     return json.loads((path / "receipt.json").read_text())
 
 
-def i09s(path: Path) -> list[tuple[str, bool]]:
+def sampling_checks(path: Path) -> list[tuple[str, bool]]:
     return [(c["stage"], c["passed"]) for c in receipt_of(path)["checks"] if c["id"] == "I09"]
 
 
-def test_f31_a_start_that_is_not_what_was_sampled_stops_before_the_first_step(
+def test_f31_wrong_log_probabilities_at_the_start_stop_before_the_first_step(
     tmp_path: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run([*DPO, "--out", str(tmp_path / "clean")]) == 0
-    assert i09s(tmp_path / "clean") == [("before", True), ("after", True)]
-    misrecorded(monkeypatch)
+    assert sampling_checks(tmp_path / "clean") == [("before", True), ("after", True)]
+    record_wrong_logps(monkeypatch)
     assert run([*DPO, "--out", str(tmp_path / "planted")]) == 2
     assert "I09" in capsys.readouterr().err
     assert not (tmp_path / "planted").exists()
 
 
 def test_f31_samples_after_training_that_are_not_the_policys_are_broken(tmp_path: Path, monkeypatch: Patch) -> None:
-    honest = tasks.DPOTask.steps
+    class Misrecording(TerminalReporter):
+        def step(self, index: int, metrics: Any) -> None:
+            if index == 2:
+                record_wrong_logps(monkeypatch)
 
-    def steps(self: Any, *given: Any) -> Any:
-        yield from honest(self, *given)
-        misrecorded(monkeypatch)
-
-    monkeypatch.setattr(tasks.DPOTask, "steps", steps)
-    assert run([*DPO, "--out", str(tmp_path / "run")]) == 4
-    assert i09s(tmp_path / "run") == [("before", True), ("after", False)]
-    assert receipt_of(tmp_path / "run")["reason"].startswith("I09 FAILED")
+    config = configured("dpo", parse([*DPO[1:], "--out", str(tmp_path / "run")], ()))
+    assert runner.run(config, find("dpo"), reporter=Misrecording()).exit_code == 4
+    assert sampling_checks(tmp_path / "run") == [("before", True), ("after", False)]
+    assert receipt_of(tmp_path / "run")["reason"].startswith("sampled-logps-match (I09) FAILED")
 
 
 def commands(model: Path, out: Path) -> dict[str, list[str]]:
@@ -146,14 +148,14 @@ def commands(model: Path, out: Path) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("command", ["pairs", "evaluate"])
-def test_f31_pairs_and_evaluate_count_nothing_that_is_not_the_policys(
+def test_f31_pairs_and_evaluate_refuse_samples_of_another_distribution(
     command: str, tmp_path: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     start = tmp_path / "start"
     Policy.load("world").save(start)
     assert run(commands(start, tmp_path / "clean")[command]) == 0
-    said = capsys.readouterr()
-    misrecorded(monkeypatch)
+    clean = capsys.readouterr()
+    record_wrong_logps(monkeypatch)
     assert run(commands(start, tmp_path / "planted")[command]) == 2
     assert "I09" in capsys.readouterr().err
     assert not (tmp_path / "planted").exists()
@@ -161,12 +163,12 @@ def test_f31_pairs_and_evaluate_count_nothing_that_is_not_the_policys(
         checks = json.loads((tmp_path / "clean" / "report.json").read_text())["checks"]
         assert next((c["id"], c["passed"]) for c in checks) == ("I09", True)
     else:
-        assert "I09 passed" in said.out
+        assert "sampled-logps-match (I09) passed" in clean.out
 
 
 @pytest.mark.parametrize("ends", [2, [2], [2, 20], [20, 2]])
 def test_f69_every_end_id_of_the_generation_config_ends_a_response(ends: Any) -> None:
-    """Of a policy that ends with either of two ids, hardly a response is called cut."""
+    """With two end ids, responses that end with either of them are not cut."""
     policy = Policy.load("world")
     module: Any = policy.packed.model
     often = torch.nn.functional.one_hot(torch.tensor(20), 91) * 6.0

@@ -1,4 +1,4 @@
-"""F09: a tokenizer of another model, and one that cannot end a response; pairs that belong together are silent."""
+"""F09: a tokenizer of another model, and one that cannot end a response; matching pairs pass."""
 
 import json
 from collections.abc import Callable
@@ -45,17 +45,19 @@ def model_of(tiny: Any, tmp_path: Path) -> Config:
 
 
 def faults(config: ModelConfig) -> list[str]:
-    """What speaks against the tokenizer of a policy that is loaded to be trained."""
+    """Details of the failed comparisons between a policy and its tokenizer."""
     policy = Policy.from_config(config)
     return [
-        each.detail for each in vocabulary.compare(config, policy.tokenizer, policy.packed.model) if not each.passed
+        finding.detail
+        for finding in vocabulary.compare(config, policy.tokenizer, policy.packed.model)
+        if not finding.passed
     ]
 
 
 def test_f09_equal_size_and_permuted(model_of: Config) -> None:
-    (said,) = faults(model_of(words(PLAIN), words([PLAIN[0], *PLAIN[:0:-1]])))
-    assert "has 64 tokens" in said
-    assert "the first that differs is id 4: 'w63' here, 'w4' in the model's own" in said
+    (detail,) = faults(model_of(words(PLAIN), words([PLAIN[0], *PLAIN[:0:-1]])))
+    assert "has 64 tokens" in detail
+    assert "the first that differs is id 4: 'w63' here, 'w4' in the model's own" in detail
 
 
 def test_f09_permuted_is_refused_where_nothing_is_trained(model_of: Config) -> None:
@@ -68,25 +70,25 @@ def test_f09_permuted_is_refused_where_nothing_is_trained(model_of: Config) -> N
 
 def test_f09_the_models_own_tokenizer_was_overwritten(model_of: Config) -> None:
     """The configuration's end token lies beyond a smaller vocabulary, as GPT-2's 50256 beyond SmolLM2's 49152."""
-    (said,) = faults(model_of(words(PLAIN[:-8]), eos_token_id=60))
-    assert "(64 embedding rows) has eos_token_id 60" in said
-    assert "(56 tokens) does not have" in said
+    (detail,) = faults(model_of(words(PLAIN[:-8]), eos_token_id=60))
+    assert "(64 embedding rows) has eos_token_id 60" in detail
+    assert "(56 tokens) does not have" in detail
 
 
 def test_f09_another_end_token_than_the_configurations(model_of: Config) -> None:
-    (said,) = faults(model_of(words(PLAIN), eos_token_id=7))
-    assert "has eos_token_id 7 ('w7')" in said
-    assert "has 2 '<eos>'" in said
+    (detail,) = faults(model_of(words(PLAIN), eos_token_id=7))
+    assert "has eos_token_id 7 ('w7')" in detail
+    assert "has 2 '<eos>'" in detail
 
 
 def test_f09_sizes_far_apart(model_of: Config) -> None:
-    (said,) = faults(model_of(words(PLAIN), vocab_size=3000))
-    assert "has 64 tokens" in said
-    assert "3000 embedding rows" in said
+    (detail,) = faults(model_of(words(PLAIN), vocab_size=3000))
+    assert "has 64 tokens" in detail
+    assert "3000 embedding rows" in detail
 
 
 @pytest.mark.parametrize("case", ["own", "same", "renamed special", "added", "padded", "class default", "several ends"])
-def test_f09_twins_are_silent(case: str, model_of: Config) -> None:
+def test_f09_tokenizers_that_belong_to_the_model_pass(case: str, model_of: Config) -> None:
     twins: dict[str, Callable[[], ModelConfig]] = {
         "own": lambda: model_of(words(PLAIN)),
         "same": lambda: model_of(words(PLAIN), words(PLAIN)),
@@ -112,7 +114,7 @@ def test_f09_a_tokenizer_without_an_end_names_the_token_that_could_be_one(model_
         Policy.from_config(model_of(words(PLAIN, eos_token=None)))
 
 
-def test_f09_stops_a_run_before_its_data_is_read_and_may_be_accepted(
+def test_f09_stops_a_run_before_its_data_is_read_and_can_be_accepted(
     model_of: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from treeward.cli.main import run
@@ -121,14 +123,15 @@ def test_f09_stops_a_run_before_its_data_is_read_and_may_be_accepted(
     rows = [{"prompt": f"w{n % 40 + 4} w{n // 7 + 4}", "chosen": f"w{n % 50 + 5}", "rejected": f"w{n % 50 + 6} w9"}
             for n in range(400)]  # fmt: skip
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words_ = ["dpo", "--model.path", config.path, "--model.tokenizer", str(config.tokenizer), "--data.source",
+    arguments = ["dpo", "--model.path", config.path, "--model.tokenizer", str(config.tokenizer), "--data.source",
               str(tmp_path / "rows.jsonl"), "--lr", "3e-4", "--dry-run"]  # fmt: skip
-    assert run(words_) == 2
-    said = capsys.readouterr().err
-    assert "F09 FAILED: tokens that differ from the model's own tokenizer" in said
-    assert "data:" not in said
-    assert run([*words_, "--skip-check", "F09"]) == 0
-    assert "F09 skipped" in capsys.readouterr().out
+    assert run(arguments) == 2
+    printed = capsys.readouterr().err
+    failure = "tokenizer-matches-model (F09) FAILED: differences between the tokenizer and the model 60 (limit 0)"
+    assert f"{failure}; tokens that differ from the model's own tokenizer" in printed
+    assert "data:" not in printed
+    assert run([*arguments, "--skip-check", "F09"]) == 0
+    assert "tokenizer-matches-model (F09) skipped" in capsys.readouterr().out
 
 
 def small(config: Path, **changes: Any) -> Any:
@@ -154,8 +157,8 @@ def test_f09_real_tokenizers_and_configurations(name: str, tokenizer: str, sound
     path = data_root / "tokenizers" / folders[tokenizer]
     module = small(data_root / "model_configs" / name)
     config = ModelConfig(path=str(data_root / "model_configs" / name), tokenizer=str(path))
-    found = vocabulary.compare(config, tokenizer_at(path), module)
-    assert all(each.passed for each in found) is sound, [each.detail for each in found]
+    findings = vocabulary.compare(config, tokenizer_at(path), module)
+    assert all(finding.passed for finding in findings) is sound, [finding.detail for finding in findings]
 
 
 @pytest.mark.data
@@ -164,5 +167,5 @@ def test_f09_embeddings_padded_beyond_the_vocabulary(rows: int, sound: bool, dat
     """GPT-2's 50,257 tokens in Phi-2's 51,200 rows and the like are sound; nearly ten thousand idle rows are not."""
     path = data_root / "tokenizers" / "gpt2"
     module = small(data_root / "model_configs" / "gpt2", vocab_size=rows)
-    found = vocabulary.compare(ModelConfig(path="some/model", tokenizer=None), tokenizer_at(path), module)
-    assert all(each.passed for each in found) is sound, [each.detail for each in found]
+    findings = vocabulary.compare(ModelConfig(path="some/model", tokenizer=None), tokenizer_at(path), module)
+    assert all(finding.passed for finding in findings) is sound, [finding.detail for finding in findings]

@@ -1,4 +1,4 @@
-"""Faults of the verdict: data that chose something, too few prompts, labels, scores and disks that fail at the end."""
+"""Faults of the verdict: reused validation data, too few prompts, wrong labels, bad scores, a full disk."""
 
 import errno
 import importlib
@@ -14,16 +14,17 @@ import torch
 from safetensors import SafetensorError
 
 from treeward.cli.main import run
-from treeward.runner.tasks import RewardTask
+from treeward.methods.reward import Reward
 from treeward.runs.directory import RunDirectory
+from treeward.training.loop import Loop
 
 TINY = ["--model.config.num_hidden_layers", "1", "--model.device", "cpu", "--batch-size", "16", "--lr", "1e-3",
         "--require", "any"]  # fmt: skip
 
 
 def receipt_of(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((path / "receipt.json").read_text())
-    return found
+    receipt: dict[str, Any] = json.loads((path / "receipt.json").read_text())
+    return receipt
 
 
 def failed(receipt: dict[str, Any]) -> set[str]:
@@ -38,13 +39,13 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
     """The groups of every measurement of a reward run, in order: the start, each validation, the end."""
     seen: list[set[str]] = []
-    honest = RewardTask.measure
+    honest = Reward.measure
 
-    def noted(self: RewardTask, trees: Any) -> Any:
+    def noted(self: Reward, trees: Any) -> Any:
         seen.append({tree.group for tree in trees})
         return honest(self, trees)
 
-    monkeypatch.setattr(RewardTask, "measure", noted)
+    monkeypatch.setattr(Reward, "measure", noted)
     return seen
 
 
@@ -56,7 +57,7 @@ def reward(out: Path, *words: str) -> int:
 def test_f72_no_verdict_on_the_groups_that_chose_the_checkpoint(
     tmp_path: Path, measured: list[set[str]], capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Without a test part, twenty measurements choose on one half of the validation groups; the other half judges."""
+    """Without a test part, one half of the validation groups chooses the checkpoint, the other gives the verdict."""
     words = ["--data.test", "0", "--data.validation", "0.3", "--evaluate-every", "1"]
     assert reward(tmp_path / "run", *words) == 0
     start, *choices, end = measured
@@ -64,13 +65,13 @@ def test_f72_no_verdict_on_the_groups_that_chose_the_checkpoint(
     assert start == end == {row["group"] for row in rows_of(tmp_path / "run")}
     assert all(choice == choices[0] and not choice & end for choice in choices)
     assert abs(len(choices[0]) - len(end)) <= 1
-    said = receipt_of(tmp_path / "run")["data"]["verdict"]
-    assert said == {"groups": len(end), "chosen_on": len(choices[0]), "part": "half of validation"}
+    facts = receipt_of(tmp_path / "run")["data"]["verdict"]
+    assert facts == {"groups": len(end), "chosen_on": len(choices[0]), "part": "half of validation"}
     for text in (caplog.text, capsys.readouterr().out):
-        assert f"{len(end)} validation groups give the verdict, the other {len(choices[0])} choose" in text
+        assert f"{len(end)} validation groups give the verdict, the other {len(choices[0])} select" in text
 
 
-def test_f72_twin_a_test_part_is_left_as_it_is(
+def test_f72_clean_a_given_test_part_is_not_changed(
     tmp_path: Path, measured: list[set[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert reward(tmp_path / "run", "--data.test", "0.2", "--data.validation", "0.1", "--evaluate-every", "10") == 0
@@ -88,23 +89,23 @@ def test_f72_where_nothing_is_chosen_all_validation_groups_give_the_verdict(
     words = ["--data.test", "0", "--data.validation", "0.2", "--evaluate-every", "20"]
     assert reward(tmp_path / "run", *words) == 0
     assert len(measured) == 2
-    said = receipt_of(tmp_path / "run")["data"]["verdict"]
-    assert said == {"groups": len(measured[0]), "chosen_on": 0, "part": "validation"}
+    facts = receipt_of(tmp_path / "run")["data"]["verdict"]
+    assert facts == {"groups": len(measured[0]), "chosen_on": 0, "part": "validation"}
     assert not (tmp_path / "run" / "checkpoints" / "best.safetensors").exists()
 
 
 def test_f72_half_of_a_small_validation_part_is_too_few(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert reward(tmp_path / "run", "--data.test", "0", "--data.validation", "0.15", "--evaluate-every", "1") == 2
-    said = capsys.readouterr().err
-    assert "F48 FAILED" in said
-    assert "raise data.validation, or set data.test" in said
+    printed = capsys.readouterr().err
+    assert "enough-groups (F48) FAILED" in printed
+    assert "raise data.validation, or set data.test" in printed
     assert not (tmp_path / "run").exists()
 
 
 def test_f72_a_given_split_whose_validation_shares_groups_with_test(
     tmp_path: Path, measured: list[set[str]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Ten test prompts stand in validation as well: the checkpoint is not chosen on them."""
+    """Ten test prompts are in validation as well: the checkpoint is not chosen on them."""
     from treeward.data import world
 
     rows = list({row["prompt"].lower(): row for row in world.pairs(0, 320)}.values())
@@ -117,29 +118,31 @@ def test_f72_a_given_split_whose_validation_shares_groups_with_test(
     start, *choices, end = measured
     assert start == end
     assert not choices[0] & end
-    assert "10 validation groups stand in the test part too" in caplog.text
+    assert "10 validation groups are in the test part too" in caplog.text
 
 
-def test_f44_twin_a_first_step_that_is_kept_is_not_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_f44_clean_keeping_the_weights_of_the_first_step_is_not_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A head that starts at zero gives the backbone no gradient in step one, whose weights may yet be the best."""
     from treeward.stats.tables import Measurement, Table
 
-    honest, count = RewardTask.measure, iter(range(9))
+    original, count = Reward.measure, iter(range(9))
 
-    def falling(self: RewardTask, trees: Any) -> Measurement:
-        found, number = honest(self, trees), next(count)
+    def falling(self: Reward, trees: Any) -> Measurement:
+        measurement, number = original(self, trees), next(count)
         if number not in (1, 2, 3):
-            return found
-        pairs = found.tables["pairs"]
+            return measurement
+        pairs = measurement.tables["pairs"]
         columns = {**pairs.columns, "accuracy": 0 * pairs.columns["accuracy"] + 0.9 - number / 10}
-        return Measurement({**found.tables, "pairs": Table(pairs.groups, columns)})
+        return Measurement({**measurement.tables, "pairs": Table(pairs.groups, columns)})
 
-    monkeypatch.setattr(RewardTask, "measure", falling)
+    monkeypatch.setattr(Reward, "measure", falling)
     words = ["--data.test", "0.2", "--data.validation", "0.1", "--steps", "3", "--evaluate-every", "1"]
     assert reward(tmp_path / "run", *words) == 0
     receipt = receipt_of(tmp_path / "run")
     assert not failed(receipt)
-    assert "module.model.norm.weight" in receipt["movement"]["parameters_unmoved"], "of the weights that are kept"
+    assert "model.model.norm.weight" in receipt["movement"]["parameters_unmoved"], "of the weights that are kept"
 
 
 DPO = ["dpo", "--data.source", "world:300", "--data.test", "0.2", *TINY, "--steps", "2", "--evaluation.samples", "2",
@@ -149,19 +152,17 @@ DPO = ["dpo", "--data.source", "world:300", "--data.test", "0.2", *TINY, "--step
 def test_f48_counts_the_prompts_that_the_verdict_uses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [*DPO, "--evaluation.scorer", "gold", "--evaluation.prompts", "2"]
     assert run([*words, "--dry-run"]) == 2
-    said = capsys.readouterr().err
-    assert "F48 FAILED: groups that the verdict uses 2 (limit 30)" in said
-    assert "raise evaluation.prompts" in said
+    printed = capsys.readouterr().err
+    assert "enough-groups (F48) FAILED: groups that the verdict is measured on 2 (limit 30)" in printed
+    assert "raise evaluation.prompts" in printed
     assert run([*words, "--skip-check", "[F48]", "--out", str(tmp_path / "run")]) == 0
     receipt = receipt_of(tmp_path / "run")
     assert receipt["after"]["n"] == 2
-    assert receipt["accepted"] == ["F48"]
-    assert "1 accepted: F48" in capsys.readouterr().out
+    assert receipt["accepted"] == ["enough-groups"]
+    assert "1 accepted: enough-groups" in capsys.readouterr().out
 
 
-def test_f48_twin_a_metric_that_is_not_sampled_uses_all_groups(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_f48_clean_a_metric_without_samples_uses_all_groups(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*DPO, "--evaluation.prompts", "2", "--out", str(tmp_path / "run")]) == 0
     receipt = receipt_of(tmp_path / "run")
     (check,) = [check for check in receipt["checks"] if check["id"] == "F48"]
@@ -173,7 +174,7 @@ def test_f48_twin_a_metric_that_is_not_sampled_uses_all_groups(
 
 @pytest.fixture(scope="module")
 def swapped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """World pairs whose labels are reversed in the test part alone."""
+    """World pairs whose labels are reversed in the test part alone. Reversed in training alone measures the same."""
     from treeward.data import world
 
     rows = list({row["prompt"].lower(): row for row in world.pairs(0, 1200)}.values())
@@ -187,54 +188,60 @@ def swapped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def accuracy_of(monkeypatch: pytest.MonkeyPatch, held_out: float, training: float) -> list[int]:
-    """A reward model of these accuracies on the two parts; how often a table of the training part was asked for."""
+    """Give the reward model these accuracies; returns how often the training part was measured."""
     import numpy as np
 
     from treeward.stats.tables import Measurement, Table
 
-    honest, asked = RewardTask.measure, []
+    honest, asked = Reward.measure, []
 
-    def measure(self: RewardTask, trees: Any) -> Measurement:
-        found = honest(self, trees)
+    def measure(self: Reward, trees: Any) -> Measurement:
+        measurement = honest(self, trees)
         if not asked:  # the start is the head's, at zero
             asked.append(0)
-            return found
-        pairs = found.tables["pairs"]
+            return measurement
+        pairs = measurement.tables["pairs"]
         right = (np.arange(len(pairs.groups)) < held_out * len(pairs.groups)).astype(np.float64)
-        return Measurement({**found.tables, "pairs": Table(pairs.groups, {**pairs.columns, "accuracy": right})})
+        return Measurement({**measurement.tables, "pairs": Table(pairs.groups, {**pairs.columns, "accuracy": right})})
 
-    def pairs(self: RewardTask, trees: Any) -> Table:
+    def pair_accuracy(self: Reward, trees: Any) -> Table:
         asked[0] += 1
         groups = [tree.group for tree in trees]
         return Table(groups, {"accuracy": (np.arange(len(groups)) < training * len(groups)).astype(np.float64)})
 
-    monkeypatch.setattr(RewardTask, "measure", measure)
-    monkeypatch.setattr(RewardTask, "pairs", pairs)
+    monkeypatch.setattr(Reward, "measure", measure)
+    monkeypatch.setattr(Reward, "pair_accuracy", pair_accuracy)
     return asked
 
 
 @pytest.mark.parametrize(
-    ("held_out", "training", "verdict", "asked"),
+    ("held_out", "training", "verdict", "training_tables"),
     [
         (0.2, 0.8, "broken", 1), (0.2, 0.52, "worse", 1), (0.2, 0.2, "worse", 1), (0.36, 0.9, "worse", 0),
         (0.8, 0.9, "improved", 0),
     ],
 )  # fmt: skip
 def test_f05_labels_that_differ_between_the_parts(
-    held_out: float, training: float, verdict: str, asked: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    held_out: float,
+    training: float,
+    verdict: str,
+    training_tables: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Broken only where both parts are clear; the training part is measured only where the held-out one is clear."""
-    counted = accuracy_of(monkeypatch, held_out, training)
+    calls = accuracy_of(monkeypatch, held_out, training)
     words = ["--data.test", "0.3", "--data.validation", "0", "--steps", "3"]
     assert reward(tmp_path / "run", *words) == (4 if verdict == "broken" else 0)
     receipt = receipt_of(tmp_path / "run")
     assert receipt["verdict"] == verdict, receipt["reason"]
-    assert counted == [asked]
+    assert calls == [training_tables]
     assert ("F05" in failed(receipt)) == (verdict == "broken")
 
 
 def test_f05_labels_reversed_in_one_part_alone_are_broken(swapped: Path, tmp_path: Path) -> None:
-    words = ["reward", "world-reward", "--data.source", str(swapped), "--epochs", "6", "--skip-check", "[F04]"]
+    words = ["reward", "world-reward", "--data.source", str(swapped), "--epochs", "6", "--skip-check", "[F04]",
+             "--model.config.num_hidden_layers", "1"]  # fmt: skip
     assert run([*words, "--out", str(tmp_path / "run")]) == 4
     receipt = receipt_of(tmp_path / "run")
     assert failed(receipt) == {"F05"}
@@ -264,7 +271,7 @@ def test_f35_a_score_that_is_no_number_only_after_training_is_broken(value: str,
     receipt = receipt_of(tmp_path / "run")
     assert receipt["verdict"] == "broken"
     assert failed(receipt) == {"F35"}
-    for named in ("judge.py:late", "response 1,", "what stands as after is the start"):
+    for named in ("judge.py:late", "response 1,", "the values after training are copies of those before"):
         assert named in receipt["reason"]
     assert (tmp_path / "run" / "model" / "model.safetensors").exists()
     assert (tmp_path / "run" / "report.html").exists()
@@ -278,7 +285,9 @@ def test_f35_a_score_that_is_no_number_while_training_is_broken(tmp_path: Path) 
     assert "F35" in receipt_of(tmp_path / "run")["reason"]
 
 
-def test_f35_twin_before_step_one_it_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_f35_a_score_that_is_no_number_before_training_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "judge.py").write_text(SCORES.format(value="float('nan')", after=40))
     words = [*DPO, "--evaluation.scorer", f"{tmp_path / 'judge.py'}:early", "--evaluation.prompts", "16",
              "--skip-check", "[F48]"]  # fmt: skip
@@ -288,25 +297,24 @@ def test_f35_twin_before_step_one_it_is_an_error(tmp_path: Path, capsys: pytest.
 
 
 def test_f28_a_reward_model_without_finite_scores_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from treeward.training.state import TrainState
+    update = Loop.update
 
-    honest = TrainState.advance
-
-    def ruined(self: TrainState) -> None:
-        honest(self)
+    def ruined(self: Loop) -> dict[str, torch.Tensor]:
+        metrics = update(self)
         if self.index == 3:
             with torch.no_grad():
                 self.parameters[0].fill_(float("nan"))
+        return metrics
 
-    monkeypatch.setattr(TrainState, "advance", ruined)
+    monkeypatch.setattr(Loop, "update", ruined)
     assert reward(tmp_path / "run", "--data.test", "0.2", "--data.validation", "0", "--steps", "3") == 4
     receipt = receipt_of(tmp_path / "run")
     assert "F28" in failed(receipt)
     assert "chosen is nan" in receipt["reason"]
 
 
-def test_both_sides_of_a_labelled_pair_stand_apart_in_evaluation(tmp_path: Path) -> None:
-    """Two texts with slashes of their own, one pair: the row names both."""
+def test_evaluation_rows_of_a_labelled_pair_name_both_texts(tmp_path: Path) -> None:
+    """Texts with slashes of their own, two in a pair: the row names both."""
     from treeward.data import world
 
     rows = [
@@ -316,9 +324,9 @@ def test_both_sides_of_a_labelled_pair_stand_apart_in_evaluation(tmp_path: Path)
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert reward(tmp_path / "run", "--data.source", str(tmp_path / "texts.jsonl"), "--steps", "2") == 0
     labels = {row["text"]: row["label"] for row in rows}
-    found = rows_of(tmp_path / "run")
-    assert len(found) >= 30
-    assert all([labels[side] for side in row["sides"]] == [1, 0] for row in found)
+    evaluation = rows_of(tmp_path / "run")
+    assert len(evaluation) >= 30
+    assert all([labels[side] for side in row["sides"]] == [1, 0] for row in evaluation)
 
 
 def test_the_movement_of_a_head_that_starts_at_zero_is_from_zero(tmp_path: Path) -> None:
@@ -333,14 +341,14 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 RUST = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
 
-def fails_once(honest: Any, problem: Exception, when: Callable[..., bool]) -> Any:
-    """`honest`, but the first call for which `when` holds raises; the disk has room again afterwards."""
+def fails_once(original: Any, problem: Exception, when: Callable[..., bool]) -> Any:
+    """`original`, but the first call for which `when` holds raises; the disk has room again afterwards."""
     left = [problem]
 
     def call(*arguments: Any, **named: Any) -> Any:
         if left and when(*arguments):
             raise left.pop()
-        return honest(*arguments, **named)
+        return original(*arguments, **named)
 
     return call
 
@@ -348,7 +356,8 @@ def fails_once(honest: Any, problem: Exception, when: Callable[..., bool]) -> An
 def writes(*, weights: str = "", optimizer: str = "", text: str = "") -> dict[str, Any]:
     """The function through which a file goes, and when its path holds these words."""
     if weights:
-        return {"target": "treeward.training.state.save_file", "when": lambda _, file, *rest: weights in str(file)}
+        writer = "treeward.training.checkpoints.save_file"
+        return {"target": writer, "when": lambda _, file, *rest: weights in str(file)}
     if optimizer:
         return {"target": "torch.save", "when": lambda _, file: optimizer in str(file.name)}
     return {"target": "pathlib.Path.write_text", "when": lambda file, _: text in str(file)}

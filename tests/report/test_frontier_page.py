@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from treeward.cli.main import run
+from treeward.report.figures import PLACES, WIDTH, offsets, overlap, text_box
 from treeward.report.frontier import Runs, family_of, setting_of, write_frontier
-from treeward.report.frontier_figure import PLACES, WIDTH, beside, box, common
 from treeward.stats import diversity
 
 
@@ -26,8 +26,8 @@ def facts(before: float, after: float) -> dict[str, Any]:
 
 
 def a_run(path: Path, score: float, kl: float, *, seed: int = 0, beta: float = 0.1, **over: Any) -> Path:
-    """A run directory with three prompts of two samples each, or `prompts` of them; all samples score alike but for a
-    tenth of the prompt's number."""
+    """A run directory with three prompts of two samples each, or `prompts` of them; all samples have the same
+    score, plus a tenth of the number of the prompt."""
     path.mkdir(parents=True)
     receipt = {
         "schema": 1, "command": "dpo", "verdict": over.get("verdict", "improved"), "metric": "score",
@@ -55,17 +55,17 @@ def a_run(path: Path, score: float, kl: float, *, seed: int = 0, beta: float = 0
 
 def row_of(page: str, run: str) -> str:
     """The table's row of a run."""
-    found = page[page.index(f"{run}</b>") :]
-    return found[: found.index("</tr>")]
+    rest = page[page.index(f"{run}</b>") :]
+    return rest[: rest.index("</tr>")]
 
 
 def test_numbers_of_neighbours_stand_apart() -> None:
     where = [(100.0 + 2 * n, 50.0 - n) for n in range(12)]
     boxes = []
-    for number, ((x, y), (dx, dy)) in enumerate(zip(where, beside(where), strict=True), 1):
-        boxes.append(box(x + dx, y + dy, math.copysign(WIDTH * len(str(number)), dx)))
-    assert all(common(a, b) == 0 for a, b in itertools.combinations(boxes, 2))
-    assert beside([(0.0, 0.0), (500.0, 0.0)]) == [PLACES[0]] * 2
+    for number, ((x, y), (dx, dy)) in enumerate(zip(where, offsets(where), strict=True), 1):
+        boxes.append(text_box(x + dx, y + dy, math.copysign(WIDTH * len(str(number)), dx)))
+    assert all(overlap(a, b) == 0 for a, b in itertools.combinations(boxes, 2))
+    assert offsets([(0.0, 0.0), (500.0, 0.0)]) == [PLACES[0]] * 2
 
 
 def test_table_figure_and_png(tmp_path: Path) -> None:
@@ -93,9 +93,9 @@ def test_diversity_is_computed_again_at_the_smallest_budget(tmp_path: Path) -> N
     assert [pool.tokens for pool in runs.pools] == [24, 54, 18]
     cut = diversity.cut(runs.pools[1], 18).responses
     bigrams = [pair for ids in cut for pair in itertools.pairwise(ids)]
-    found = rows[1].figures["distinct_2"]
-    assert found is not None
-    assert found["value"] == pytest.approx(len(set(bigrams)) / len(bigrams))
+    distinct = rows[1].figures["distinct_2"]
+    assert distinct is not None
+    assert distinct["value"] == pytest.approx(len(set(bigrams)) / len(bigrams))
     assert rows[1].figures["token_entropy"] is not None
 
 
@@ -134,9 +134,9 @@ def test_an_unknown_bound_is_unknown(tmp_path: Path) -> None:
     receipt["after"] |= {"low": None, "high": None}
     receipt["metrics"]["kl"]["after"] |= {"low": None, "high": None}
     (path / "receipt.json").write_text(json.dumps(receipt))
-    found = Runs.read([path]).rows()[1].point
-    assert math.isnan(found.score.low)
-    assert math.isnan(found.kl.high)
+    point = Runs.read([path]).rows()[1].point
+    assert math.isnan(point.score.low)
+    assert math.isnan(point.kl.high)
     page = write_frontier([path, a_run(tmp_path / "low", 0.5, 0.6)], tmp_path / "f.html").read_text()
     assert row_of(page, "2 low").endswith("<td>–</td>")
 

@@ -1,4 +1,4 @@
-"""Pages fit a phone and a dark screen, and no legend covers a point; what can be said of that without a browser."""
+"""Pages fit a phone and a dark screen, and no legend covers a point; as far as that can be tested without a browser."""
 
 import itertools
 import json
@@ -13,7 +13,7 @@ from test_frontier_page import a_run
 from test_page import DIFFERENCE, FACTS, SIDE, run_directory
 
 from treeward.cli.main import run
-from treeward.report import figures, frontier_figure, inspection
+from treeward.report import figures, inspection
 from treeward.report.frontier import write_frontier
 from treeward.report.page import write_page
 from treeward.stats.frontier import Point
@@ -38,10 +38,10 @@ class Outline(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.stack: list[tuple[str, dict[str, Any]]] = []
-        self.found: list[tuple[str, dict[str, Any], list[tuple[str, dict[str, Any]]]]] = []
+        self.elements: list[tuple[str, dict[str, Any], list[tuple[str, dict[str, Any]]]]] = []
 
     def handle_starttag(self, tag: str, attrs: Any) -> None:
-        self.found.append((tag, dict(attrs), list(self.stack)))
+        self.elements.append((tag, dict(attrs), list(self.stack)))
         if tag not in self.VOID:
             self.stack.append((tag, dict(attrs)))
 
@@ -83,7 +83,7 @@ def test_nothing_runs_off_a_phones_screen_and_figures_can_be_read_there(tmp_path
         for rule in (r"figure svg \{[^}]*max-width: 100%", r"\.wide \{[^}]*overflow-x: auto",
                      r"overflow-wrap: anywhere", r"max-width: 640px", r"prefers-color-scheme: dark"):  # fmt: skip
             assert re.search(rule, style), (name, rule)
-        for tag, attributes, around in outline.found:
+        for tag, attributes, around in outline.elements:
             classes = attributes.get("class", "")
             if tag == "table":
                 inside = any("wide" in more.get("class", "").split() for _, more in around)
@@ -93,8 +93,9 @@ def test_nothing_runs_off_a_phones_screen_and_figures_can_be_read_there(tmp_path
                 pixels = float(attributes["width"].removesuffix("pt")) * 4 / 3
                 shrunk = min(1.0, PHONE / pixels)
                 body = page[page.index(f'viewBox="{attributes["viewbox"]}"') :]
-                found = re.findall(r"font(?:-size)?: ([\d.]+)px", body[: body.index("</svg>")])
-                sizes = [float(size) for size in found]
+                sizes = [
+                    float(size) for size in re.findall(r"font(?:-size)?: ([\d.]+)px", body[: body.index("</svg>")])
+                ]
                 assert sizes, "text is text, not paths"
                 assert min(sizes) * 4 / 3 * shrunk >= 9, (name, attributes)
 
@@ -119,8 +120,8 @@ def drawn() -> dict[str, Figure]:
         "reliability": figures.reliability(POINTS),
         **{f"spread {n}": figure for n, figure in enumerate(figures.spread(GRADED))},
         **{f"lengths {n}": figure for n, figure in enumerate(inspection.lengths(sides, "words"))},
-        "differences": inspection.one(bars, "chosen minus rejected length, tokens", "pairs"),
-        "several runs": frontier_figure.with_legend(points, [], "gold"),
+        "differences": inspection.histogram(bars, "chosen minus rejected length, tokens", "pairs"),
+        "several runs": figures.with_legend(points, [], "gold"),
     }
 
 

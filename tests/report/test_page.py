@@ -1,4 +1,4 @@
-"""The page: written from files alone, self-contained, and honest about what is missing."""
+"""The page of a run: written from its files, self-contained; what is missing is left out or named."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from treeward.losses.heads import AnyHead, Attributes, Categorical, Logistic, Ordinal, Scalar
-from treeward.methods.reward import suited
+from treeward.methods.reward import loss_for
 from treeward.report.figures import smoothed
 from treeward.report.page import stage_facts, why, write_page
 from treeward.runner.settings import kind_of
@@ -52,7 +52,7 @@ CONFIG = {
 }  # fmt: skip
 
 
-def test_what_was_run_stands_at_the_top(tmp_path: Path) -> None:
+def test_what_was_run_is_at_the_top(tmp_path: Path) -> None:
     path = run_directory(tmp_path / "run", seconds=90.0)
     (path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
     environment = {"started": "2026-03-01T12:30:00+00:00", "device": "cpu", "precision": "fp32", "layout": "tree"}
@@ -81,10 +81,10 @@ def test_a_default_loss_is_the_one_that_trains(head: AnyHead, tmp_path: Path) ->
     kind = kind_of(type(head))
     config = {"command": "reward", "loss": None, "head": {"kind": kind}}
     (path / "config.yaml").write_text(yaml.safe_dump(config))
-    assert stage_facts(path)["about"]["loss"] == f"{kind_of(type(suited(None, head)))}, head {kind}"
+    assert stage_facts(path)["about"]["loss"] == f"{kind_of(type(loss_for(head)))}, head {kind}"
 
 
-def test_every_metric_says_what_it_means_and_how_many_it_counts(tmp_path: Path) -> None:
+def test_every_metric_has_its_meaning_and_n(tmp_path: Path) -> None:
     page = write_page(run_directory(tmp_path / "run", metrics={"kl": FACTS, "judge:length": FACTS})).read_text()
     assert "how far the model has moved from its start" in page
     assert "a judge that training never used" in page
@@ -92,11 +92,11 @@ def test_every_metric_says_what_it_means_and_how_many_it_counts(tmp_path: Path) 
     assert table.count("n=64") == table.count("<tr") - 1 == 3
 
 
-def test_an_unreliable_interval_says_so(tmp_path: Path) -> None:
-    doubtful = {**FACTS, "after": {**SIDE, "reliable": False}}
-    assert "interval unreliable" in write_page(run_directory(tmp_path / "a", metrics={"kl": doubtful})).read_text()
-    sound = {**FACTS, "after": {**SIDE, "reliable": True}}
-    assert "interval unreliable" not in write_page(run_directory(tmp_path / "b", metrics={"kl": sound})).read_text()
+def test_an_unreliable_interval_has_a_warning(tmp_path: Path) -> None:
+    unreliable = {**FACTS, "after": {**SIDE, "reliable": False}}
+    assert "interval unreliable" in write_page(run_directory(tmp_path / "a", metrics={"kl": unreliable})).read_text()
+    reliable = {**FACTS, "after": {**SIDE, "reliable": True}}
+    assert "interval unreliable" not in write_page(run_directory(tmp_path / "b", metrics={"kl": reliable})).read_text()
 
 
 def test_few_prompts_show_few_digits_and_no_small_p(tmp_path: Path) -> None:
@@ -125,36 +125,48 @@ def test_accepted_checks_are_named(tmp_path: Path) -> None:
         ("nll 4.5 -> 1.9, change -2.6 [-2.7, -2.5], n=567", ""),
         (
             "score 0.1 -> 0.2, change +0.1 [+0.05, +0.2], n=64, by gold alone",
-            "scored by gold alone: no second judge has looked at these samples",
+            "scored by gold only: no judge that training never used has scored these samples",
         ),
         ("kl 0 -> 1, change +1 [+1, +2], n=9; this n shows differences from 3", "this n shows differences from 3"),
         ("I12 FAILED: reload", "I12 FAILED: reload"),
     ],
 )
-def test_the_reason_beside_the_numbers(reason: str, rest: str) -> None:
+def test_the_reason_without_the_numbers_of_the_main_metric(reason: str, rest: str) -> None:
     assert why(reason) == rest
 
 
-def test_calibration_without_an_interval_shows_what_chance_gives(tmp_path: Path) -> None:
+def test_calibration_error_is_shown_beside_that_of_exact_probabilities(tmp_path: Path) -> None:
     ece = {"value": 0.012, "plug_in": 0.061, "expected_if_exact": 0.055, "p": 0.31, "n": 412}
     points = [{"confidence": 0.6, "accuracy": 0.7, "low": 0.5, "high": 0.8, "n": 44}]
     calibration = {"ece": ece, "reliability": points}
     page = write_page(run_directory(tmp_path / "run", calibration=calibration)).read_text()
-    assert "exactly right would show 0.055" in page
+    assert "exactly right probabilities would show 0.055" in page
     assert "p=0.31, n=412" in page
 
 
-def test_best_of_n_without_a_kl_says_why(tmp_path: Path) -> None:
+def test_best_of_n_without_a_kl_has_the_reason(tmp_path: Path) -> None:
     curve = [{"n": 1, "kl_bound": 0.0, "score": SIDE}]
     page = write_page(run_directory(tmp_path / "run", best_of_n={"curve": curve})).read_text()
     assert "KL was not measured, since the samples" in page
 
 
-def test_a_failed_check_stands_at_the_top(tmp_path: Path) -> None:
+def test_a_failed_check_is_at_the_top(tmp_path: Path) -> None:
     failed = [{"id": "I12", "guards": [], "name": "reload", "stage": "after", "passed": False, "value": 1.0,
                "limit": 0.0, "detail": "other weights"}]  # fmt: skip
     page = write_page(run_directory(tmp_path / "run", checks=failed, verdict="broken")).read_text()
     assert page.index("Failed check I12: reload. other weights") < page.index("<svg")
+
+
+def test_checks_are_shown_with_their_slug_where_the_receipt_has_it(tmp_path: Path) -> None:
+    check = {"id": "I05", "slug": "layout-equals-rows", "guards": [], "name": "layout", "stage": "before",
+             "passed": False, "value": 1.0, "limit": 0.1, "detail": ""}  # fmt: skip
+    page = write_page(run_directory(tmp_path / "run", checks=[check])).read_text()
+    assert "Failed check I05 layout-equals-rows: layout" in page
+    assert "<b>I05</b><small>layout-equals-rows</small>" in page
+    del check["slug"]
+    page = write_page(run_directory(tmp_path / "older", checks=[check])).read_text()
+    assert "Failed check I05: layout" in page
+    assert "<b>I05</b></td>" in page
 
 
 def test_an_unfinished_run_has_no_page(tmp_path: Path) -> None:
@@ -162,13 +174,13 @@ def test_an_unfinished_run_has_no_page(tmp_path: Path) -> None:
         stage_facts(tmp_path)
 
 
-def test_smoothing_is_corrected_for_its_start() -> None:
+def test_smoothing_has_bias_correction() -> None:
     assert smoothed([2.0, 2.0, 2.0]) == pytest.approx([2.0, 2.0, 2.0])
     assert smoothed([0.0, 1.0], keep=0.5) == pytest.approx([0.0, 2 / 3])
     assert smoothed([1.0, None]) == pytest.approx([1.0, 1.0])
 
 
-def test_graded_runs_show_the_error_by_stated_spread(tmp_path: Path) -> None:
+def test_graded_runs_show_the_error_by_predicted_spread(tmp_path: Path) -> None:
     rank = {"value": 0.25, "low": 0.125, "high": 0.375, "n": 41}
     levels = [
         {"x": 1.0, "y": 0.5, "low": 0.4, "high": 0.7, "n": 20},

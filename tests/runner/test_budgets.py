@@ -17,6 +17,7 @@ from treeward.runner.budgets import trained_with
 from treeward.trees.text import Tree
 
 SHORT = [
+    "--model.config.num_hidden_layers", "1",
     "--data.limit", "400", "--steps", "3", "--require", "any", "--model.device", "cpu", "--model.precision", "fp32",
     "--evaluation.prompts", "2", "--evaluation.samples", "2", "--evaluation.max-new-tokens", "4",
 ]  # fmt: skip
@@ -28,7 +29,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs of a reward model with prompts of at most 6 and responses of at most 8 tokens, and of such a policy."""
     folder = tmp_path_factory.mktemp("budgets")
     for verb in ("reward", "sft"):
-        words = [verb, f"world-{verb}", *SHORT, "--data.max-prompt", "6", "--data.max-response", "8"]
+        flags = SHORT if verb == "sft" else SHORT[:10]
+        words = [verb, f"world-{verb}", *flags, "--data.max-prompt", "6", "--data.max-response", "8"]
         assert run([*words, "--out", str(folder / verb)]) in (0, 4), verb
     return folder
 

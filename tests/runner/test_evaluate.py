@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from treeward.checks import guards
-from treeward.checks.check import Check
+from treeward.checks.check import result
 from treeward.cli.main import run
 from treeward.models.policy import Policy
 from treeward.runner.evaluate import Evaluated
@@ -40,44 +40,48 @@ def evaluated(out: Path, *arguments: str, code: int = 0) -> tuple[dict[str, Any]
 
 
 def test_alone_nothing_is_said_of_a_start(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    found, against = evaluated(tmp_path / "out", "--model.path", str(pair[1]))
+    metrics, against = evaluated(tmp_path / "out", "--model.path", str(pair[1]))
     assert against is None
-    assert {"score", "judge:length", "entropy", "nll"} <= set(found)
-    assert not {"kl", "kl_token", "start_nll"} & set(found)
+    assert {"score", "judge:length", "entropy", "nll"} <= set(metrics)
+    assert not {"kl", "kl_token", "start_nll"} & set(metrics)
     assert run(["evaluate", *SHORT, "--model.path", str(pair[1]), "--evaluation.aa", "true"]) == 2
 
 
 def test_against_its_start(pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found, against = evaluated(
+    metrics, against = evaluated(
         tmp_path / "out", "--model.path", str(pair[1]), "--start", str(pair[0]), "--evaluation.aa", "true"
     )
-    assert found["kl"]["value"] > 0
-    assert {"low", "high", "p"} <= set(found["nll"]["difference"])
+    assert metrics["kl"]["value"] > 0
+    assert {"low", "high", "p"} <= set(metrics["nll"]["difference"])
     assert against is not None
     assert {"diversity", "win_rate", "best_of_n", "aa", "checks"} == set(against)
     assert [check["id"] for check in against["checks"]] == ["I09", "I09", "F34", "F32", *["F24"] * 4]
     said = capsys.readouterr().out
     for words in ("wins by score: ", "best of 2 of the start: score ", "distinct_2 ",
-                  "the start against itself, score: ", "F34 passed: ", "F32 passed: "):  # fmt: skip
+                  "the start against itself, score: ", "(F34) passed: ", "(F32) passed: "):  # fmt: skip
         assert words in said
     rows = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
     assert {"before", "after", "score_before", "judge:length_after"} <= set(rows[0])
 
 
 def test_e1_a_policy_against_itself_differs_by_nothing(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    found, against = evaluated(tmp_path / "out", "--model.path", str(pair[0]), "--start", str(pair[0]))
-    for name in found:
-        gap = found[name]["difference"]
+    metrics, against = evaluated(tmp_path / "out", "--model.path", str(pair[0]), "--start", str(pair[0]))
+    for name in metrics:
+        gap = metrics[name]["difference"]
         assert gap["value"] == 0, name
         assert gap["low"] is None or gap["low"] <= 0 <= gap["high"], name
-    assert found["kl"]["value"] == 0
+    assert metrics["kl"]["value"] == 0
     assert against is not None
     assert against["win_rate"]["score"]["ties"] == against["win_rate"]["score"]["n"] == 6
 
 
-@pytest.mark.parametrize(("failed", "code"), [((), 0), (("F24",), 3), (("F34",), 4), (("F32", "F34"), 4)])
+@pytest.mark.parametrize(
+    ("failed", "code"),
+    [((), 0), (("kl-limited",), 3), (("kl-estimates-agree",), 4), (("judges-agree", "kl-estimates-agree"), 4)],
+)
 def test_a_failed_check_and_a_fallen_guard_have_exit_codes(failed: tuple[str, ...], code: int) -> None:
-    checks = [Check("F34", "k1", True), Check("F32", "judge", None), *(Check(each, "it", False) for each in failed)]
+    passed = [result("kl-estimates-agree", passed=True), result("judges-agree", passed=None)]
+    checks = [*passed, *(result(slug, passed=False) for slug in failed)]
     assert Evaluated({}, {}, checks).exit_code == code
 
 
@@ -99,9 +103,9 @@ def test_prompts_alone_are_answered(pair: tuple[Path, Path], tmp_path: Path) -> 
     file.write_text("".join(json.dumps({"prompt": f"the film {word}"}) + "\n" for word in ("is", "was", "feels")))
     words = ["--data.source", str(file), "--data.format", "prompts", "--data.test", "0", "--data.validation", "0",
              "--part", "train", "--model.path", str(pair[1]), "--start", str(pair[0])]  # fmt: skip
-    found, against = evaluated(tmp_path / "out", *words)
-    assert "nll" not in found
-    assert found["score"]["n"] == 3
+    metrics, against = evaluated(tmp_path / "out", *words)
+    assert "nll" not in metrics
+    assert metrics["score"]["n"] == 3
     assert against is not None
 
 

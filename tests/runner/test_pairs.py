@@ -8,19 +8,20 @@ from typing import Any
 import pytest
 import torch
 
-from treeward.checks.check import ChecksFailed
 from treeward.cli.main import run
 from treeward.data import world
 from treeward.data.prompts import Prompt
 from treeward.data.render import vocabulary_hash
-from treeward.evaluation.pairs import Yield
+from treeward.errors import ChecksFailed
+from treeward.evaluation.pairs import PairStatistics
 from treeward.models.loading import ModelConfig
 from treeward.models.policy import Policy
 from treeward.models.sampler import Noise, ScriptedSampler
 from treeward.rewards.scorers import Gold
 from treeward.runner import pairs as job
 from treeward.runner import settings
-from treeward.runner.pairs import PairsRun, make_pairs, sampled, selected
+from treeward.runner.pairs import PairsRun, make_pairs, sample_rows
+from treeward.runner.pairs import select as select_pairs
 from treeward.runner.progress import Interrupted
 from treeward.trees.tokens import TokenTree
 
@@ -50,10 +51,10 @@ def scripted(config: PairsRun) -> dict[str, Any]:
     """One row of five scripted answers: the fourth says the second again, the fifth does not end."""
     ends = [(*ids(answer), 2) for answer in ANSWERS[:-1]] + [ids(ANSWERS[-1])]
     prompt = (1, *ids(PROMPT))
-    sampler = ScriptedSampler({prompt: ends})
+    sampler = ScriptedSampler({prompt: ends}, TOKENIZER)
     policy = Policy.from_config(ModelConfig(device="cpu"))
     rollout = sampler([TokenTree(prompt, (), "group")], config.samples, Noise(config.seed))
-    (row,) = sampled([Prompt(PROMPT, prompt, "group", "train")], policy, rollout, Gold())
+    (row,) = sample_rows([Prompt(PROMPT, prompt, "group", "train")], policy, rollout, Gold())
     return row | {"generator": "abc"}
 
 
@@ -78,8 +79,8 @@ def test_pairs_hold_the_response_alone_with_scores_ids_and_generator(
     select: dict[str, Any], sides: list[tuple[str, str]], tmp_path: Path
 ) -> None:
     config = plan(tmp_path, samples=5, select=select)
-    found = Yield(5)
-    made = list(selected([scripted(config)], config, found, "v"))
+    statistics = PairStatistics(5)
+    made = list(select_pairs([scripted(config)], config, statistics, "v"))
     assert [(row["chosen"].strip(), row["rejected"].strip()) for row in made] == sides
     first = made[0]
     assert first["chosen_rating"] == pytest.approx(SCORES[2])
@@ -87,12 +88,12 @@ def test_pairs_hold_the_response_alone_with_scores_ids_and_generator(
     assert (first["chosen_finished"], first["rejected_finished"]) == (True, False)
     assert (first["generator"], first["vocabulary"], first["split"]) == ("abc", "v", "train")
     assert all(PROMPT not in row["chosen"] for row in made)
-    assert found.dropped == {"repeated samples": 1}
+    assert statistics.dropped == {"repeated samples": 1}
 
 
 def test_a_ranking_is_one_list_best_first(tmp_path: Path) -> None:
     config = plan(tmp_path, samples=5, select={"kind": "ranking"})
-    (row,) = selected([scripted(config)], config, Yield(5), "v")
+    (row,) = select_pairs([scripted(config)], config, PairStatistics(5), "v")
     assert [text.strip() for text in row["responses"]] == ["superb .", "good .", "bad .", "good"]
     assert row["scores"] == sorted(row["scores"], reverse=True)
     assert len(row["responses_ids"]) == len(row["responses_finished"]) == 4
@@ -100,15 +101,15 @@ def test_a_ranking_is_one_list_best_first(tmp_path: Path) -> None:
 
 def test_figures_by_hand(tmp_path: Path) -> None:
     config = plan(tmp_path, samples=5, min_gap=0.1)
-    found = Yield(5)
+    statistics = PairStatistics(5)
     silent = scripted(config) | {"scores": [0.2] * 5, "group": "other"}
-    assert len(list(selected([scripted(config), silent], config, found, "v"))) == 1
-    report = found.report()
+    assert len(list(select_pairs([scripted(config), silent], config, statistics, "v"))) == 1
+    report = statistics.report()
     gap = SCORES[2] - SCORES[4]
     assert (report["prompts"], report["picks"]) == (2, 1)
     assert report["no_signal"]["value"] == 0.5
     assert report["gap"]["value"] == pytest.approx(gap)
-    assert (report["passed_over"]["value"], report["passed_over"]["n"]) == (0.0, 2)
+    assert (report["below_min_gap"]["value"], report["below_min_gap"]["n"]) == (0.0, 2)
     assert (report["ended"]["value"], report["ended"]["n"]) == (0.8, 2), "by prompt"
     assert report["score"]["value"] == pytest.approx((sum(SCORES) / 5 + 0.2) / 2), "what is said twice counts twice"
     distinct = [SCORES[n] for n in (0, 1, 2, 4)]
@@ -121,10 +122,10 @@ def test_figures_by_hand(tmp_path: Path) -> None:
 
 def test_prompts_whose_pairs_lie_too_close_are_not_without_signal(tmp_path: Path) -> None:
     config = plan(tmp_path, samples=5, min_gap=100)
-    found = Yield(5)
-    assert not list(selected([scripted(config)], config, found, "v"))
-    report = found.report()
-    assert (report["no_signal"]["value"], report["passed_over"]["value"]) == (0.0, 1.0)
+    statistics = PairStatistics(5)
+    assert not list(select_pairs([scripted(config)], config, statistics, "v"))
+    report = statistics.report()
+    assert (report["no_signal"]["value"], report["below_min_gap"]["value"]) == (0.0, 1.0)
 
 
 def stop_after(chunks: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,9 +137,9 @@ def stop_after(chunks: int, monkeypatch: pytest.MonkeyPatch) -> None:
         calls += 1
         if calls > chunks:
             raise KeyboardInterrupt
-        return sampled(*arguments)
+        return sample_rows(*arguments)
 
-    monkeypatch.setattr(job, "sampled", failing)
+    monkeypatch.setattr(job, "sample_rows", failing)
 
 
 def test_a_stopped_run_goes_on_and_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +152,7 @@ def test_a_stopped_run_goes_on_and_gives_the_same_bytes(tmp_path: Path, monkeypa
     assert len(rows(tmp_path / "b" / "samples.jsonl")) == 2 * job.CHUNK
     with (tmp_path / "b" / "samples.jsonl").open("a") as file:
         file.write('{"half a li')
-    monkeypatch.setattr(job, "sampled", sampled)
+    monkeypatch.setattr(job, "sample_rows", sample_rows)
     made = make_pairs(plan(tmp_path / "b"))
     assert made.pairs.read_bytes() == whole.pairs.read_bytes()
     assert made.report == whole.report
@@ -168,7 +169,7 @@ def test_ctrl_c_before_the_first_chunk_leaves_nothing(tmp_path: Path, monkeypatc
     ("fault", "said"),
     [
         ({"model": {"device": "cpu", "seed": 7}}, r"sample row 1 is by the weights \w+, and the policy's are \w+"),
-        ({}, r"sample row 1 has the prompt '.*', where the data now gives 'the plot is'"),
+        ({}, r"sample row 1 has the prompt '.*', but the data now gives 'the plot is'"),
     ],
 )
 def test_f55_samples_of_another_policy_or_of_other_prompts_are_not_gone_on_with(
@@ -181,7 +182,7 @@ def test_f55_samples_of_another_policy_or_of_other_prompts_are_not_gone_on_with(
     stop_after(1, monkeypatch)
     with pytest.raises(Interrupted):
         make_pairs(config)
-    monkeypatch.setattr(job, "sampled", sampled)
+    monkeypatch.setattr(job, "sample_rows", sample_rows)
     before = (tmp_path / "a" / "samples.jsonl").read_bytes()
     policy = None
     if "model" in fault:
@@ -201,9 +202,9 @@ def test_a_live_run_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.Monk
             with pytest.raises(ValueError, match="is being written by process") as refused:
                 make_pairs(plan(tmp_path / "a"))
             second.append(str(refused.value))
-        return sampled(*arguments)
+        return sample_rows(*arguments)
 
-    monkeypatch.setattr(job, "sampled", meddling)
+    monkeypatch.setattr(job, "sample_rows", meddling)
     assert make_pairs(plan(tmp_path / "a")).report["prompts"] == 40
     assert len(second) == 1
 
@@ -217,15 +218,16 @@ def test_two_runs_that_begin_together_do_not_share_a_directory(tmp_path: Path, m
         if not other:
             other.append(tmp_path)
             other[0] = make_pairs(config).path
-        return sampled(*arguments)
+        return sample_rows(*arguments)
 
-    monkeypatch.setattr(job, "sampled", overtaken)
+    monkeypatch.setattr(job, "sample_rows", overtaken)
     assert make_pairs(config).path == Path("runs/pairs-2")
     assert other == [Path("runs/pairs")]
 
 
 def test_the_selection_may_change_before_the_run_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = rf"no pair is left of 40 prompts: in \d+ no two .* in \d+ by less than min_gap 100.0; .* --out {tmp_path}/a"
+    said = r"no pair is left of 40 prompts: in \d+ all scores are equal, in \d+ no pair meets min_gap 100.0; "
+    said += f".* --out {tmp_path}/a"
     with pytest.raises(ValueError, match=said):
         make_pairs(plan(tmp_path / "a", min_gap=100.0))
     kept = (tmp_path / "a" / "samples.jsonl").read_bytes()
@@ -252,7 +254,7 @@ def test_a_finished_or_other_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="exists; runs are never overwritten"):
         make_pairs(plan(tmp_path / "a", data={"source": "world:5"}))
     (tmp_path / "a" / "report.json").unlink()
-    with pytest.raises(ValueError, match=r"left by another run: seed is 0 there and 5 here"):
+    with pytest.raises(ValueError, match=r"has a run with another configuration: seed is 0 there and 5 here"):
         make_pairs(plan(tmp_path / "a", data={"source": "world:5"}, seed=5))
 
 
@@ -269,7 +271,7 @@ def test_a_finished_or_other_directory_is_refused(tmp_path: Path) -> None:
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"temperature": 0}, "temperature is 0"),
         ({"dpo": {"lr": 0.5}}, "dpo is set, but rounds is 0"),
-        ({"data": {"source": "mine.jsonl"}}, "scorer is not set: name what judges the answers to 'mine.jsonl'"),
+        ({"data": {"source": "mine.jsonl"}}, "scorer is not set: name a scorer for responses to 'mine.jsonl'"),
     ],
 )
 def test_impossible_settings_are_refused(fields: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -282,9 +284,12 @@ def test_impossible_settings_are_refused(fields: dict[str, Any], said: str, tmp_
     [
         (
             {"scorer": "count:no such word", "skip_check": []},
-            r"I17 FAILED: prompts of the first 16 whose samples differ in score 0",
+            r"first-samples-differ \(I17\) FAILED: prompts whose samples differ in score 0 .* of the first 16",
         ),
-        ({"skip_check": []}, r"I17 FAILED: share of the first samples that are cut .* max_new_tokens 6"),
+        (
+            {"skip_check": []},
+            r"first-samples-end \(I17\) FAILED: share of the first samples that are cut off .* max_new_tokens 6",
+        ),
         ({"scorer": "nothing.py:f"}, "there is no file 'nothing.py'"),
         ({"model": {"path": "no-such-model"}}, "no-such-model"),
         ({"data": {"source": "none.jsonl"}, "scorer": "gold"}, "none.jsonl"),

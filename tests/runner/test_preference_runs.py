@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from treeward.runner.options import DPORun
+from treeward.methods.dpo import DPO, DPORun
+from treeward.runner import run as runner
+from treeward.runner.run import Finished
 from treeward.runner.settings import build, dump, merge, override
-from treeward.runner.train import Finished, train
 
 LN2 = math.log(2)
 SHORT: dict[str, Any] = {
@@ -20,7 +21,7 @@ SHORT: dict[str, Any] = {
 
 def run(folder: Path, **over: Any) -> tuple[Finished, list[dict[str, float]]]:
     """A short run on the world, and its metrics by step."""
-    done = train(build(DPORun, merge(SHORT, {**over, "out": str(folder / "run")})))
+    done = runner.run(build(DPORun, merge(SHORT, {**over, "out": str(folder / "run")})), DPO)
     return done, [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -30,9 +31,9 @@ def checked(done: Finished) -> dict[str, Any]:
     assert receipt["verdict"] != "broken"
     assert receipt["metric"] == "accuracy"
     assert (receipt["before"]["value"], receipt["before"]["constant"]) == (0.5, True)
-    found: dict[str, Any] = next(check for check in receipt["checks"] if check["id"] == "I02")
-    assert found["passed"] is True
-    return found
+    check: dict[str, Any] = next(check for check in receipt["checks"] if check["id"] == "I02")
+    assert check["passed"] is True
+    return check
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,20 @@ import pytest
 
 from treeward.cli.main import run
 from treeward.runner import progress
-from treeward.runner import train as job
+from treeward.runner import run as job
 
-SHORT = ["--data.limit", "400", "--steps", "4", "--evaluate-every", "2", "--evaluation.prompts", "2", "--require",
-         "any", "--evaluation.samples", "1", "--evaluation.max-new-tokens", "4"]  # fmt: skip
+SHORT = [
+    "--data.limit",
+    "400",
+    "--steps",
+    "4",
+    "--evaluate-every",
+    "2",
+    "--require",
+    "any",
+    "--model.config.num_hidden_layers",
+    "1",
+]
 
 
 def test_a_line_has_rate_time_left_and_the_figures_as_they_are(
@@ -57,6 +67,6 @@ def test_a_run_shows_its_loss_and_metric_and_a_resumed_one_its_step(
         assert run(["reward", "world-reward", *SHORT, "--out", str(tmp_path / "run")]) == 130
     assert run(["resume", str(tmp_path / "run")]) == 0
     assert "resuming from step 1 of 4" in caplog.messages
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("reward: ")]
-    assert [line.partition(",")[0] for line in said] == ["reward: 2/4", "reward: 3/4", "reward: 4/4"]
-    assert all("; loss 0." in line and ", validation accuracy 0." in line for line in said)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("reward: ")]
+    assert [line.partition(",")[0] for line in lines] == ["reward: 2/4", "reward: 3/4", "reward: 4/4"]
+    assert all("; loss 0." in line and ", validation accuracy 0." in line for line in lines)

@@ -13,55 +13,64 @@ from treeward.cli.inspect import configured as inspection
 from treeward.cli.main import run
 from treeward.cli.parse import parse
 from treeward.data import world
-from treeward.data.gather import gather
-from treeward.data.prepare import Prepared, Purpose, prepare
+from treeward.data.formats import Purpose
+from treeward.data.inspect import read_contents
+from treeward.data.prepare import prepare
 from treeward.data.prompts import openings
-from treeward.losses.preference import needs as preference_needs
-from treeward.methods.reward import needs, suited
-from treeward.runner.options import RUNS, AnyRun, DPORun, RewardRun
+from treeward.data.store import Prepared
+from treeward.methods import METHODS, find
+from treeward.methods import dpo as dpo_method
+from treeward.methods import reward as reward_method
+from treeward.methods.dpo import DPORun
+from treeward.methods.method import RunConfig
+from treeward.methods.reward import RewardRun
 from treeward.runner.pairs import PairsRun
 from treeward.runner.settings import build, merge, override, recipe, recipes
 
 Row = dict[str, Any]
 TURNS = "{% for m in messages %}w5 {{ m['content'] }} <eos> {% endfor %}{% if add_generation_prompt %}w6 {% endif %}"
 WORLD = ("--model.path", "world")
+RUNS = {name: find(name).Config for name in METHODS}
 PARTS = ("train", "validation", "test")
 
 
-def said(number: int) -> str:
-    """Three words of the tiny tokenizer, other ones for each number."""
+def words(number: int) -> str:
+    """Three words of the tiny tokenizer, different for each number."""
     return " ".join(f"w{3 + number // 61**place % 61}" for place in range(3))
 
 
 def dialogue(number: int) -> Row:
     """hh-rlhf."""
-    prompt = f"\n\nHuman: {said(number)}\n\nAssistant:"
-    return {"chosen": f"{prompt} {said(number + 1)}", "rejected": f"{prompt} {said(number + 2)}"}
+    prompt = f"\n\nHuman: {words(number)}\n\nAssistant:"
+    return {"chosen": f"{prompt} {words(number + 1)}", "rejected": f"{prompt} {words(number + 2)}"}
 
 
 def helpsteer(number: int) -> Row:
     """HelpSteer2_binarized."""
-    question = {"role": "user", "content": said(number)}
+    question = {"role": "user", "content": words(number)}
     sides = {
-        side: [question, {"role": "assistant", "content": said(number + place)}]
+        side: [question, {"role": "assistant", "content": words(number + place)}]
         for place, side in enumerate(("chosen", "rejected"), 1)
     }
-    return {"prompt": said(number), **sides, "chosen_rating": 3.4, "rejected_rating": 2.0 + number % 2}
+    return {"prompt": words(number), **sides, "chosen_rating": 3.4, "rejected_rating": 2.0 + number % 2}
 
 
 def review(number: int) -> Row:
     """imdb: the labels lie in two blocks."""
-    return {"text": f"{said(number)} {said(number + 1)} {said(number + 2)} {said(number + 3)}", "label": number // 600}
+    return {
+        "text": f"{words(number)} {words(number + 1)} {words(number + 2)} {words(number + 3)}",
+        "label": number // 600,
+    }
 
 
 def sentence(number: int) -> Row:
     """Labelled sentences that name their own split."""
-    return {"text": said(number), "label": number % 2, "split": PARTS[number % 3]}
+    return {"text": words(number), "label": number % 2, "split": PARTS[number % 3]}
 
 
 def made_pair(number: int) -> Row:
     """What `treeward pairs` writes."""
-    return {"prompt": said(number), "chosen": said(number + 1), "rejected": said(number + 2), "chosen_rating": 1.5,
+    return {"prompt": words(number), "chosen": words(number + 1), "rejected": words(number + 2), "chosen_rating": 1.5,
             "rejected_rating": -0.5, "split": PARTS[number % 3]}  # fmt: skip
 
 
@@ -107,22 +116,22 @@ def configured(name: str, source: str | None, *overrides: tuple[str, str]) -> An
     return build(cls, values)
 
 
-def purpose_of(config: AnyRun) -> Purpose:
+def purpose_of(config: RunConfig) -> Purpose:
     if isinstance(config, RewardRun):
-        return needs(suited(config.loss, config.head))
-    return preference_needs(config.loss) if isinstance(config, DPORun) else "sft"
+        return reward_method.required_data(reward_method.loss_for(config.head, config.loss))
+    return dpo_method.required_data(config.loss) if isinstance(config, DPORun) else "sft"
 
 
 @pytest.fixture
 def tokenizer(tiny_tokenizer: Any) -> Any:
     """The tiny tokenizer with a chat template."""
-    own = copy.deepcopy(tiny_tokenizer)
-    own.chat_template = TURNS
-    return own
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = TURNS
+    return tokenizer
 
 
-def counts(found: Prepared) -> tuple[int, ...]:
-    return tuple(len(found.parts[part]) for part in ("train", "validation", "test"))
+def counts(prepared: Prepared) -> tuple[int, ...]:
+    return tuple(len(prepared.parts[part]) for part in ("train", "validation", "test"))
 
 
 @pytest.mark.parametrize("name", recipes())
@@ -132,7 +141,7 @@ def test_a_recipe_fills_training_and_held_out_from_data_like_its_own(name: str, 
         write, row = STAND_INS["imdb-dpo" if name.startswith("imdb-dpo") else name.partition("-")[0]]
         source = write(tmp_path / "data", row)
     if name == "helpsteer2-inspect":
-        groups = gather(inspection(parse([name, "--data.source", str(source)], ())).data).part_groups
+        groups = read_contents(inspection(parse([name, "--data.source", str(source)], ())).data).part_groups
         assert (groups["train"].total(), groups["test"].total()) == (960, 240)
         return
     config = configured(name, source)
@@ -140,9 +149,9 @@ def test_a_recipe_fills_training_and_held_out_from_data_like_its_own(name: str, 
         prompts = openings(config.data, tokenizer, config.range).prompts
         assert min([prompt.split for prompt in prompts].count(part) for part in PARTS) >= 30
     else:
-        found = prepare(config.data, world.tokenizer() if source is None else tokenizer, purpose_of(config))
-        assert len(found.train) >= 200
-        assert len({tree.group for tree in found.held_out}) >= 30
+        prepared = prepare(config.data, world.tokenizer() if source is None else tokenizer, purpose_of(config))
+        assert len(prepared.train) >= 200
+        assert len({tree.group for tree in prepared.held_out}) >= 30
 
 
 def test_shares_are_those_of_the_split_that_is_read(tmp_path: Path, tokenizer: Any) -> None:
@@ -158,7 +167,7 @@ def test_hh_dpo_gpt2_reads_a_single_file(overrides: Any, tmp_path: Path, tokeniz
     assert counts(prepare(config.data, tokenizer, "pairs")) == (700, 100, 200)
 
 
-def test_another_source_without_that_split_names_the_mend(tmp_path: Path, tokenizer: Any) -> None:
+def test_another_source_without_that_split_names_the_fix(tmp_path: Path, tokenizer: Any) -> None:
     source = as_file(tmp_path / "rows", helpsteer)
     with pytest.raises(ValueError, match=r"it has train: name one of them, .* --data\.split null"):
         prepare(configured("helpsteer2-reward", source).data, tokenizer, "pairs")
@@ -174,7 +183,7 @@ def test_rows_that_name_their_own_split_and_nothing_held_out_say_so(
     rows = world.pairs(0, 1500)
     source = as_folder(tmp_path / "data", rows.__getitem__)
     assert run(["dpo", *WORLD, "--data.source", source, "--data.limit", "1000", "--out", str(tmp_path / "run")]) == 2
-    said_here = capsys.readouterr().err
-    assert "names the split of 1000 of 1000 rows" in said_here
-    assert "--data.splits ignore" in said_here
-    assert "data.test" not in said_here
+    message = capsys.readouterr().err
+    assert "names the split of 1000 of 1000 rows" in message
+    assert "--data.splits ignore" in message
+    assert "data.test" not in message

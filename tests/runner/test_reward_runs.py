@@ -9,18 +9,28 @@ import pytest
 from treeward.data.prepare import DataConfig
 from treeward.losses.heads import Attributes, Categorical, Logistic, Ordinal, Scalar
 from treeward.losses.reward import AllPairs, BradleyTerry, Graded, HalfTies, Joint, PlackettLuce
+from treeward.methods.reward import Reward, RewardRun
+from treeward.models.loading import ModelConfig
 from treeward.models.reward_model import RewardModel
 from treeward.runner import settings
 from treeward.runner.members import train_members
-from treeward.runner.options import RewardRun
-from treeward.runner.train import train
+from treeward.runner.run import run
 
 SCALE = (-2.5, 2.0)
 GRADED = DataConfig(source="world-graded:700", test=0.2)
+ONE_LAYER = ModelConfig(config={"num_hidden_layers": 1})
 
 
 def plan(folder: Path, **fields: Any) -> RewardRun:
-    values: dict[str, Any] = {"data": GRADED, "steps": 6, "batch_size": 32, "lr": 2e-3, "require": "any", **fields}
+    values: dict[str, Any] = {
+        "model": ONE_LAYER,
+        "data": GRADED,
+        "steps": 6,
+        "batch_size": 32,
+        "lr": 2e-3,
+        "require": "any",
+        **fields,
+    }
     return RewardRun(out=str(folder / "run"), **values)
 
 
@@ -37,8 +47,8 @@ def plan(folder: Path, **fields: Any) -> RewardRun:
     ],
 )
 def test_every_head_and_loss_reaches_its_receipt(head: Any, loss: Any, tmp_path: Path) -> None:
-    found = train(plan(tmp_path, head=head, loss=loss))
-    receipt = found.receipt
+    finished = run(plan(tmp_path, head=head, loss=loss), Reward)
+    receipt = finished.receipt
     assert receipt["verdict"] != "broken"
     assert receipt["metric"] == ("crps" if isinstance(loss, Graded) else "accuracy")
     accuracy = receipt["metrics"].get("accuracy", receipt)
@@ -70,22 +80,22 @@ def test_attributes_learn_from_raw_grades(tmp_path: Path) -> None:
         tmp_path, head=Attributes(("x", "y"), 5, (1.0, 0.0)), loss=Graded(),
         data=DataConfig(source=str(file), test=0.2), steps=40,
     )  # fmt: skip
-    receipt = train(config).receipt
+    receipt = run(config, Reward).receipt
     assert receipt["verdict"] == "improved"
     assert receipt["after"]["value"] < 0.3 < receipt["before"]["value"]
     assert receipt["graded"]["spearman"]["low"] > 0.5
 
 
 def test_members_differ_and_are_joined(tmp_path: Path) -> None:
-    found = train_members(plan(tmp_path, members=2, data=DataConfig(source="world:600", test=0.2)))
-    assert set(found.ways) == {"member 1", "mean", "worst case", "mean - variance", "WARM"}
-    assert found.ways["member 1"]["against_member_1"]["value"] == 0.0
-    members = [RewardModel.load(str(run.path / "model"), device="cpu") for run in found.members]
+    finished = train_members(plan(tmp_path, members=2, data=DataConfig(source="world:600", test=0.2)))
+    assert set(finished.combinations) == {"member 1", "mean", "worst case", "mean - variance", "WARM"}
+    assert finished.combinations["member 1"]["against_member_1"]["value"] == 0.0
+    members = [RewardModel.load(str(run.path / "model"), device="cpu") for run in finished.members]
     weights = [m.packed.model.get_input_embeddings().weight for m in members]
-    averaged = RewardModel.load(str(found.path / "model"), device="cpu").packed.model.get_input_embeddings().weight
+    averaged = RewardModel.load(str(finished.path / "model"), device="cpu").packed.model.get_input_embeddings().weight
     assert not weights[0].equal(weights[1])
     assert (averaged - (weights[0] + weights[1]) / 2).abs().max() < 1e-6
-    said = json.loads((found.path / "ensemble.json").read_text())
+    said = json.loads((finished.path / "ensemble.json").read_text())
     assert said["mean_spread_in_sd"] > 0
 
 

@@ -8,16 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from treeward.checks.check import ChecksFailed
 from treeward.cli.pairs import show_rounds
 from treeward.data import world
+from treeward.errors import ChecksFailed
+from treeward.models.loading import ModelConfig
 from treeward.models.policy import Policy
 from treeward.runner import rounds as job
 from treeward.runner import settings
-from treeward.runner.pairs import Made, PairsRun, prompts_of
+from treeward.runner.pairs import PairsMade, PairsRun, prompts_of
 from treeward.runner.progress import Interrupted
 from treeward.runner.rounds import rounds
-from treeward.runner.train import Finished
+from treeward.runner.run import Finished
 from treeward.runs.directory import RunDirectory
 
 PAIRS: dict[str, Any] = {
@@ -33,7 +34,7 @@ DPO: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("start")
-    Policy.load("world", device="cpu", config={"num_hidden_layers": 1}).save(folder / "model")
+    Policy.from_config(ModelConfig(device="cpu", config={"num_hidden_layers": 1})).save(folder / "model")
     return folder / "model"
 
 
@@ -45,12 +46,12 @@ def plan(start: Path, out: Path, **over: Any) -> PairsRun:
 def test_each_round_samples_from_the_policy_before_and_is_measured_against_the_first(
     start: Path, tmp_path: Path
 ) -> None:
-    found = rounds(plan(start, tmp_path / "r"))
-    assert [each.number for each in found] == [1, 2]
-    first, second = (each.path for each in found)
+    finished = rounds(plan(start, tmp_path / "r"))
+    assert [each.number for each in finished] == [1, 2]
+    first, second = (each.path for each in finished)
     settings_of = (second / "pairs" / "config.yaml").read_text()
     assert str(first / "dpo" / "model") in settings_of
-    kls = [each.facts["kl"]["value"] for each in found]
+    kls = [each.facts["kl"]["value"] for each in finished]
     assert 0 < kls[0] < kls[1], "the second round starts where the first ended, and both are measured from the first"
     weights = [
         next(iter(Policy.load(str(path), device="cpu").packed.parameters()))
@@ -64,21 +65,21 @@ def test_a_stopped_series_goes_on_with_what_is_there(
     start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = rounds(plan(start, tmp_path / "a"))
-    train = job.train
+    honest = job.run
 
-    def failing(config: Any, resume: Any = None) -> Any:
+    def failing(config: Any, method: Any, **named: Any) -> Any:
         if "round-2" in str(config.out):
             raise KeyboardInterrupt
-        return train(config, resume)
+        return honest(config, method, **named)
 
-    monkeypatch.setattr(job, "train", failing)
+    monkeypatch.setattr(job, "run", failing)
     with pytest.raises(Interrupted, match=f"go on with the same command and --out {tmp_path}/b"):
         rounds(plan(start, tmp_path / "b"))
-    with pytest.raises(ValueError, match=r"left by another run: dpo is .*'beta': 0.1.* there and .*'beta': 0.9"):
+    with pytest.raises(ValueError, match=r"another configuration: dpo is .*'beta': 0.1.* there and .*'beta': 0.9"):
         rounds(plan(start, tmp_path / "b", dpo={"loss": {"beta": 0.9}}))
-    with pytest.raises(ValueError, match="left by another run: scorer is 'gold' there and 'length' here"):
+    with pytest.raises(ValueError, match="another configuration: scorer is 'gold' there and 'length' here"):
         rounds(plan(start, tmp_path / "b", scorer="length"))
-    monkeypatch.setattr(job, "train", train)
+    monkeypatch.setattr(job, "run", honest)
     again = rounds(plan(start, tmp_path / "b"))
     assert [each.facts["score"] for each in again] == [each.facts["score"] for each in whole]
 
@@ -90,14 +91,16 @@ def receipts(monkeypatch: pytest.MonkeyPatch, verdict: str, require: str = "impr
     """Rounds that sample, train and measure nothing: each receipt says this. Returns the places trained to."""
     trained: list[str] = []
 
-    def train(config: Any, resume: Any = None) -> Finished:
+    def train(config: Any, method: Any, **named: Any) -> Finished:
         trained.append(config.out)
         receipt = {"verdict": verdict, "reason": "as planted", "require": require}
         RunDirectory.create(Path(config.out)).write_json("receipt.json", receipt)
         return Finished(Path(config.out), receipt, 0)
 
-    monkeypatch.setattr(job, "make_pairs", lambda config: Made(RunDirectory.create(Path(str(config.out))).path, {}))
-    monkeypatch.setattr(job, "train", train)
+    monkeypatch.setattr(
+        job, "make_pairs", lambda config: PairsMade(RunDirectory.create(Path(str(config.out))).path, {})
+    )
+    monkeypatch.setattr(job, "run", train)
     monkeypatch.setattr(job, "evaluate", lambda config: SimpleNamespace(figures=FACTS))
     return trained
 
@@ -123,11 +126,11 @@ def test_a_broken_round_ends_the_series(
     start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trained = receipts(monkeypatch, "broken")
-    found = rounds(plan(start, tmp_path / "r"))
-    assert [each.verdict for each in found] == ["broken"]
+    finished = rounds(plan(start, tmp_path / "r"))
+    assert [each.verdict for each in finished] == ["broken"]
     assert len(trained) == 1
-    show_rounds(found)
-    assert "round 1    broken, so no further one was begun: as planted" in capsys.readouterr().out
+    show_rounds(finished)
+    assert "round 1    broken, no further round: as planted" in capsys.readouterr().out
 
 
 def test_prompts_and_their_parts_are_the_same_in_all_rounds(
@@ -139,10 +142,10 @@ def test_prompts_and_their_parts_are_the_same_in_all_rounds(
     receipts(monkeypatch, "improved")
     seen = []
 
-    def made(config: PairsRun) -> Made:
+    def made(config: PairsRun) -> PairsMade:
         opened = prompts_of(config, world.tokenizer())
         seen.append((config.seed, [(prompt.ids, prompt.split) for prompt in opened.prompts]))
-        return Made(RunDirectory.create(Path(str(config.out))).path, {})
+        return PairsMade(RunDirectory.create(Path(str(config.out))).path, {})
 
     monkeypatch.setattr(job, "make_pairs", made)
     data = {"source": str(source), "format": "text"}

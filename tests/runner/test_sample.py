@@ -10,7 +10,7 @@ from treeward.runner.sample import SampleRun
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"samples": 0}, "samples is 0; it must be at least 1"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0; it must be at least 1"),
@@ -18,6 +18,6 @@ from treeward.runner.sample import SampleRun
         ({"temperature": math.nan}, "temperature is nan"),
     ],
 )
-def test_impossible_settings_are_refused(fields: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_impossible_settings_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         settings.build(SampleRun, fields)

@@ -1,4 +1,4 @@
-"""`treeward score`: every kind of row, whole or stopped and taken up again, against other scores."""
+"""`treeward score`: every kind of row, in one run or stopped and continued, and accuracy against other scores."""
 
 import gzip
 import json
@@ -11,9 +11,9 @@ import torch
 
 from treeward.cli.main import run
 from treeward.losses.heads import AnyHead, Categorical, Scalar
-from treeward.models.heads import output_layer
 from treeward.models.loading import ModelConfig
 from treeward.models.reward_model import RewardModel
+from treeward.models.weights import output_layer
 from treeward.runner import score as job
 from treeward.runner.score import ScoreData, ScoreRun, score
 from treeward.trees.text import Tree
@@ -54,15 +54,17 @@ def plan(folder: Path, data: str, columns: dict[str, str] | None = None, **field
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz"])
 def test_every_kind_of_row_gets_the_models_scores(name: str, tmp_path: Path) -> None:
     model = saved(tmp_path)
-    found = score(plan(tmp_path, data=written(tmp_path / name, ROWS)))
+    result = score(plan(tmp_path, data=written(tmp_path / name, ROWS)))
     texts = [Tree("the plot is", [" good ."]), Tree("the plot is", [" good .", " very bad .", " dull ."]),
              Tree("the cast is", [" good .", " bad ."])]  # fmt: skip
-    own = lines(str(tmp_path / "scores.jsonl"))
-    assert [line["row"] for line in own] == [0, 1, 2]
-    assert [each for line in own for each in line["scores"]] == pytest.approx(model.score(texts).tolist(), abs=1e-5)
-    assert (found.rows, found.responses, found.fresh) == (3, 6, 6)
-    assert found.accuracy is not None
-    assert found.accuracy.n == 1
+    written_lines = lines(str(tmp_path / "scores.jsonl"))
+    assert [line["row"] for line in written_lines] == [0, 1, 2]
+    assert [value for line in written_lines for value in line["scores"]] == pytest.approx(
+        model.score(texts).tolist(), abs=1e-5
+    )
+    assert (result.rows, result.responses, result.fresh) == (3, 6, 6)
+    assert result.accuracy is not None
+    assert result.accuracy.n == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([name, "model", "scores.jsonl"])
 
 
@@ -71,8 +73,8 @@ def test_distributions_are_written_where_there_are_any(tmp_path: Path) -> None:
     score(plan(tmp_path, data=written(tmp_path / "rows.jsonl", ROWS)))
     first = lines(str(tmp_path / "scores.jsonl"))[0]
     assert sum(first["distributions"][0]) == pytest.approx(1.0, abs=1e-5)
-    wanted = model.distribution([Tree("the plot is", [" good ."])])[0].tolist()
-    assert first["distributions"][0] == pytest.approx(wanted, abs=1e-5)
+    expected = model.distribution([Tree("the plot is", [" good ."])])[0].tolist()
+    assert first["distributions"][0] == pytest.approx(expected, abs=1e-5)
 
 
 def test_members_give_their_mean_and_their_spread(tmp_path: Path) -> None:
@@ -85,30 +87,30 @@ def test_members_give_their_mean_and_their_spread(tmp_path: Path) -> None:
     assert line["spread"] == pytest.approx([abs(a - b) / 2], abs=1e-5)
 
 
-def test_a_stopped_run_is_taken_up_and_gives_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_run_is_continued_and_gives_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved(tmp_path)
     data = written(tmp_path / "rows.jsonl", ROWS * 4)
     monkeypatch.setattr(job, "CHUNK", 3)
     score(plan(tmp_path, data=data))
     whole = (tmp_path / "scores.jsonl").read_text()
     (tmp_path / "scores.jsonl").unlink()
-    honest, calls = job._scored, []
+    score_chunk, calls = job._scored, []
 
-    def failing(*given: Any) -> Any:
+    def failing(*arguments: Any) -> Any:
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return honest(*given)
+        return score_chunk(*arguments)
 
     monkeypatch.setattr(job, "_scored", failing)
     with pytest.raises(KeyboardInterrupt):
         score(plan(tmp_path, data=data))
     partial = tmp_path / ".scores.jsonl.partial"
     partial.write_text(partial.read_text() + '{"row": 6, "sco')
-    monkeypatch.setattr(job, "_scored", honest)
-    found = score(plan(tmp_path, data=data))
+    monkeypatch.setattr(job, "_scored", score_chunk)
+    result = score(plan(tmp_path, data=data))
     assert (tmp_path / "scores.jsonl").read_text() == whole
-    assert (found.rows, found.fresh) == (12, 12)
+    assert (result.rows, result.fresh) == (12, 12)
 
 
 def test_what_another_run_left_is_not_mixed_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,9 +126,9 @@ def test_accuracy_against_other_scores(tmp_path: Path) -> None:
     data = written(tmp_path / "rows.jsonl", ROWS)
     order = model.score([Tree("the plot is", [" good .", " very bad .", " dull ."])]).argsort().argsort().tolist()
     against = [{"scores": [1]}, {"scores": order}, {"scores": [0, 0]}]
-    found = score(plan(tmp_path, data=data, against=written(tmp_path / "other.jsonl", against)))
-    assert found.accuracy is not None
-    assert (found.accuracy.value, found.accuracy.n) == (1.0, 1), "three pairs of one prompt"
+    result = score(plan(tmp_path, data=data, against=written(tmp_path / "other.jsonl", against)))
+    assert result.accuracy is not None
+    assert (result.accuracy.value, result.accuracy.n) == (1.0, 1), "three pairs of one prompt"
 
 
 def test_the_command_prints_rate_and_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,9 +137,9 @@ def test_the_command_prints_rate_and_accuracy(tmp_path: Path, capsys: pytest.Cap
     out = str(tmp_path / "s.jsonl")
     words = ["score", "--model.path", str(tmp_path / "model"), "--data", data, "--out", out, "--model.device", "cpu"]
     assert run(words) == 0
-    said = capsys.readouterr().out
-    assert "3 rows, 6 responses" in said
-    assert "accuracy" in said
+    printed = capsys.readouterr().out
+    assert "3 rows, 6 responses" in printed
+    assert "accuracy" in printed
     assert run(words) == 2
     assert "exists" in capsys.readouterr().err
 
@@ -190,9 +192,9 @@ def test_rows_with_empty_prompts_are_groups_of_their_own(tmp_path: Path) -> None
     saved(tmp_path)
     words = ("plot", "cast", "film")
     rows = [{"prompt": "", "chosen": f" good {word} .", "rejected": f" bad {word} ."} for word in words]
-    found = score(plan(tmp_path, data=written(tmp_path / "rows.jsonl", rows)))
-    assert found.accuracy is not None
-    assert found.accuracy.n == 3
+    result = score(plan(tmp_path, data=written(tmp_path / "rows.jsonl", rows)))
+    assert result.accuracy is not None
+    assert result.accuracy.n == 3
 
 
 def test_rows_are_counted_from_1_as_editors_do(tmp_path: Path) -> None:

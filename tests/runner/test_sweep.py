@@ -9,8 +9,8 @@ from treeward.cli.main import run
 from treeward.cli.training import show_sweep
 from treeward.models.reference import ReferenceModel
 from treeward.runner import sweep as job
+from treeward.runner.run import Finished
 from treeward.runner.sweep import Swept, axis, points, sweep
-from treeward.runner.train import Finished
 
 SHORT: dict[str, Any] = {
     "data": {"source": "world:300", "test": 0.2}, "steps": 2, "batch_size": 16, "lr": 1e-3, "require": "any",
@@ -23,14 +23,14 @@ WORLD = ("--model.path", "world")
 
 
 def test_points_are_the_product_in_order() -> None:
-    found = points([axis("loss.beta=0.1, 0.5"), axis("seed=0,1")])
-    assert list(found) == [
+    sweep_points = points([axis("loss.beta=0.1, 0.5"), axis("seed=0,1")])
+    assert list(sweep_points) == [
         "loss.beta=0.1,seed=0",
         "loss.beta=0.1,seed=1",
         "loss.beta=0.5,seed=0",
         "loss.beta=0.5,seed=1",
     ]
-    assert found["loss.beta=0.5,seed=0"] == [("loss.beta", "0.5"), ("seed", "0")]
+    assert sweep_points["loss.beta=0.5,seed=0"] == [("loss.beta", "0.5"), ("seed", "0")]
 
 
 @pytest.mark.parametrize("text", ["loss.beta", "=1,2", "loss.beta=", "loss.beta=,"])
@@ -67,35 +67,35 @@ def test_runs_without_a_common_frontier_are_shown_with_the_reason(
 ) -> None:
     """Other seeds of the data, other prompts; the metric is the accuracy, and the samples are scored beside it."""
     short = SHORT | {"out": str(tmp_path / "s"), "evaluation": {**SHORT["evaluation"], "metric": "accuracy"}}
-    found = sweep("dpo", short, [axis("data.seed=0,1")])
-    assert len(found.runs) == 2
-    assert [(r.receipt["metric"], r.receipt["scorer"]) for r in found.runs.values()] == [("accuracy", "gold")] * 2
-    assert "was measured on other prompts" in found.no_frontier
-    assert show_sweep(found) == 0
+    finished = sweep("dpo", short, [axis("data.seed=0,1")])
+    assert len(finished.runs) == 2
+    assert [(r.receipt["metric"], r.receipt["scorer"]) for r in finished.runs.values()] == [("accuracy", "gold")] * 2
+    assert "was measured on other prompts" in finished.no_frontier
+    assert show_sweep(finished) == 0
     said = capsys.readouterr().out
     assert "data.seed=1: accuracy" in said
     assert "frontier   none: " in said
 
 
 def test_every_point_is_a_run_and_the_store_serves_them_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    computed, asked = ReferenceModel._computed, []
+    computed, asked = ReferenceModel._token_logps, []
 
     def counted(self: ReferenceModel, given: Any, budget: int) -> Any:
         asked.append(sum(len(tree.branches) for tree in given))
         return computed(self, given, budget)
 
-    monkeypatch.setattr(ReferenceModel, "_computed", counted)
+    monkeypatch.setattr(ReferenceModel, "_token_logps", counted)
     kept = {"reference": {"store": str(tmp_path / "s.sqlite")}}
-    found = sweep("dpo", SHORT | kept | {"out": str(tmp_path / "s")}, [axis("loss.kind=sigmoid,ipo,hinge")])
-    assert list(found.runs) == ["loss.kind=sigmoid", "loss.kind=ipo", "loss.kind=hinge"]
-    assert all((tmp_path / "s" / name / "receipt.json").exists() for name in found.runs)
-    assert found.frontier is not None
-    page = found.frontier.read_text()
-    assert all(name in page for name in found.runs)
-    assert found.frontier.with_suffix(".png").exists()
+    finished = sweep("dpo", SHORT | kept | {"out": str(tmp_path / "s")}, [axis("loss.kind=sigmoid,ipo,hinge")])
+    assert list(finished.runs) == ["loss.kind=sigmoid", "loss.kind=ipo", "loss.kind=hinge"]
+    assert all((tmp_path / "s" / name / "receipt.json").exists() for name in finished.runs)
+    assert finished.frontier is not None
+    page = finished.frontier.read_text()
+    assert all(name in page for name in finished.runs)
+    assert finished.frontier.with_suffix(".png").exists()
     training = [n for n in asked if n > 8]
     assert training == [32 * 2], "two batches of 16 pairs, computed for the first point alone"
-    assert found.exit_code == 0
+    assert finished.exit_code == 0
 
 
 def test_a_wrong_point_is_found_before_the_first_run(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_point_that_fails_its_checks_does_not_stop_the_others(
              "--evaluation.max-new-tokens", "4", "--require", "any", "--sweep", "lr=1e-3,10"]  # fmt: skip
     assert run(words) == 2
     said = capsys.readouterr().out
-    assert "lr=10: not trained: F42" in said
+    assert "lr=10: not trained: learning-rate-usual (F42) FAILED" in said
     assert "lr=1e-3: accuracy" in said
     assert sorted(p.name for p in (tmp_path / "runs" / "dpo-sweep").iterdir()) == ["lr=1e-3"]
 

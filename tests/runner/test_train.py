@@ -11,29 +11,37 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from treeward.checks.check import ChecksFailed
 from treeward.cli.main import run
 from treeward.data import world
 from treeward.data.prepare import prepare
+from treeward.errors import ChecksFailed, UserError
+from treeward.methods import find
+from treeward.methods.sft import SFT, SFTRun
 from treeward.models.logp_store import LogpStore
-from treeward.runner import finish
-from treeward.runner.finish import Updates
-from treeward.runner.options import RUNS
+from treeward.runner import run as runner
 from treeward.runner.quickstart import quickstart
+from treeward.runner.run import Finished
 from treeward.runner.settings import build, merge, recipe
-from treeward.runner.train import Finished, train
-from treeward.training import loop
+from treeward.runs.directory import RunDirectory
+from treeward.training.loop import Loop
 
 SHORT: dict[str, Any] = {
-    "data": {"limit": 400}, "steps": 6, "require": "any", "skip_check": ["F48"],
+    "model": {"config": {"num_hidden_layers": 1}}, "steps": 6, "require": "any", "skip_check": ["F48"],
     "evaluation": {"prompts": 3, "samples": 2, "max_new_tokens": 8},
 }  # fmt: skip
 
 
-def short_run(verb: str, out: Path, **over: Any) -> Finished:
+def short(verb: str) -> dict[str, Any]:
+    """SHORT with data of the embedded world, and for reward models without options of sampling, which they refuse."""
+    fields = {name: value for name, value in SHORT.items() if verb != "reward" or name != "evaluation"}
+    return fields | {"data": {"source": "world-texts:400" if verb == "sft" else "world:400"}}
+
+
+def short_run(verb: str, out: Path, method: Any = None, **over: Any) -> Finished:
     values = recipe(f"world-{verb}")
     del values["command"]
-    return train(build(RUNS[verb], merge(merge(values, SHORT), {**over, "out": str(out)})))
+    config = build(find(verb).Config, merge(merge(values, short(verb)), {**over, "out": str(out)}))
+    return runner.run(config, method or find(verb))
 
 
 @pytest.mark.parametrize("verb", ["sft", "reward", "dpo"])
@@ -74,7 +82,7 @@ def test_dropout_acts_only_when_asked_for(tmp_path: Path) -> None:
 
 def test_receipt_follows_the_schema(tmp_path: Path) -> None:
     receipt = short_run("dpo", tmp_path / "run").receipt
-    assert receipt["schema"] == 1
+    assert receipt["schema"] == 2
     assert (receipt["metric"], receipt["scorer"], receipt["higher_is_better"]) == ("score", "gold", True)
     for side in ("before", "after"):
         assert set(receipt[side]) == {"value", "low", "high", "n", "constant", "reliable"}
@@ -92,7 +100,7 @@ def test_receipt_follows_the_schema(tmp_path: Path) -> None:
     assert set(receipt["movement"]) == {"relative_update", "by_module", "parameters_unmoved", "gradient_missing"}
     assert receipt["data"]["rows"] == 400
     for check in receipt["checks"]:
-        assert set(check) == {"id", "guards", "name", "stage", "passed", "value", "limit", "detail"}
+        assert set(check) == {"id", "slug", "guards", "name", "stage", "passed", "value", "limit", "detail"}
 
 
 def test_first_dpo_loss_is_ln_2_and_first_rate_above_zero(tmp_path: Path) -> None:
@@ -110,11 +118,13 @@ def test_the_best_step_is_kept(tmp_path: Path) -> None:
     assert sorted(measured) == [2, 4, 6, 8]
     best = load_file(run / "checkpoints" / "best.safetensors")
     final = load_file(run / "model" / "model.safetensors")
-    assert torch.equal(best["module.model.norm.weight"], final["model.norm.weight"])
+    assert torch.equal(best["model.model.norm.weight"], final["model.norm.weight"])
 
 
 def test_quickstart_smoke(tmp_path: Path) -> None:
-    over = dict.fromkeys(("sft", "reward", "dpo"), SHORT)
+    over = {verb: short(verb) for verb in ("sft", "reward", "dpo")}
+    for verb in ("reward", "dpo"):
+        del over[verb]["model"]  # they begin from the stage before
     done = quickstart(str(tmp_path / "qs"), over)
     page = done.page.read_text()
     assert list(done.stages) == ["sft", "reward", "dpo"]
@@ -127,41 +137,41 @@ def test_quickstart_smoke(tmp_path: Path) -> None:
         assert (tmp_path / "qs" / verb / "receipt.json").exists()
 
 
-def test_a_run_stopped_by_nan_says_how_far_it_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest, steps = loop.accumulate, iter(range(9))
+def test_a_run_stopped_by_nan_reports_how_far_it_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backward, steps = Loop._backward, iter(range(9))
 
-    def poisoned(*arguments: Any) -> dict[str, float]:
-        found = honest(*arguments)
-        return found | {"loss": float("nan")} if next(steps) == 4 else found
+    def poisoned(self: Loop, trees: Any) -> dict[str, torch.Tensor]:
+        metrics = backward(self, trees)
+        return metrics | {"loss": torch.tensor(float("nan"))} if next(steps) == 4 else metrics
 
-    monkeypatch.setattr(loop, "accumulate", poisoned)
+    monkeypatch.setattr(Loop, "_backward", poisoned)
     receipt = short_run("sft", tmp_path / "run").receipt
     assert receipt["verdict"] == "broken"
     assert receipt["tokens_per_second"] > 0
     (missing,) = [check for check in receipt["checks"] if check["id"] == "F46"]
-    assert missing["detail"] == "4 of 6"
+    assert missing["detail"].startswith("4 of 6; ")
 
 
 def test_a_resumed_run_counts_the_tokens_of_its_own_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sessions: list[Updates] = []
-    honest = finish.conclude
+    sessions: list[tuple[int, int, int]] = []
+    honest = runner.conclude
 
-    def stopped(*arguments: Any) -> Any:
-        sessions.append(next(each for each in arguments if isinstance(each, Updates)))
+    def stopped(setup: Any, directory: Any, before: Any, trained: Any) -> Any:
+        sessions.append((trained.before, trained.taken, trained.planned))
         if len(sessions) == 1:
             raise KeyboardInterrupt
-        return honest(*arguments)
+        return honest(setup, directory, before, trained)
 
-    monkeypatch.setattr("treeward.runner.train.conclude", stopped)
+    monkeypatch.setattr(runner, "conclude", stopped)
     with pytest.raises(KeyboardInterrupt):
         short_run("sft", tmp_path / "run", save_every=4)
     assert run(["resume", str(tmp_path / "run")]) == 0
-    assert sessions == [Updates(0, 6, 6), Updates(4, 6, 6)]
+    assert sessions == [(0, 6, 6), (4, 6, 6)]
     receipt = json.loads((tmp_path / "run" / "receipt.json").read_text())
-    config = build(RUNS["sft"], {k: v for k, v in yaml.safe_load((tmp_path / "run" / "config.yaml").read_text()).items()
-                                 if k != "command"})  # fmt: skip
-    trees = prepare(config.data, world.tokenizer(), "sft").train
-    taken = sum(len(trees[row]) for step in (4, 5) for row in config.order(len(trees)).batch(step))
+    values = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    config = build(SFTRun, {name: value for name, value in values.items() if name != "command"})
+    batches = config.batches(prepare(config.data, world.tokenizer(), "sft").train)
+    taken = sum(len(tree) for step in (4, 5) for tree in batches.batch(step))
     assert receipt["tokens_per_second"] * receipt["seconds"] == pytest.approx(taken)
 
 
@@ -199,11 +209,53 @@ def test_f22_a_stored_value_of_other_weights_is_refused_before_anything_is_writt
     assert not (tmp_path / "third").exists()
 
 
-def test_a_refusal_before_the_first_step_leaves_no_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuses(*arguments: Any, **named: Any) -> Any:
-        raise ValueError("not with me")
+def test_a_user_error_before_the_first_step_leaves_no_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(self: Loop, trees: Any) -> Any:
+        raise UserError("not with me")
 
-    monkeypatch.setattr("treeward.runner.tasks.sft", refuses)
-    with pytest.raises(ValueError, match="not with me"):
+    monkeypatch.setattr(Loop, "_backward", refuses)
+    with pytest.raises(UserError, match="not with me"):
         short_run("sft", tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+class FailsLater(SFT):
+    """Its third measurement (the start, then each validation) raises a plain ValueError, as a bug of ours would."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.measured = 0
+
+    def measure(self, trees: Any) -> Any:
+        self.measured += 1
+        if self.measured == 3:
+            raise ValueError("zip() argument 2 is shorter than argument 1")
+        return super().measure(trees)
+
+
+def test_a_bug_during_a_run_propagates_and_leaves_the_directory_as_it_is(tmp_path: Path) -> None:
+    """Not a UserError, so the command line would show its traceback; steps and checkpoints stay for a resume."""
+    out = tmp_path / "run"
+    over = {"evaluate_every": 2, "save_every": 1, "data": {"validation": 0.1}}
+    with pytest.raises(ValueError, match="shorter than") as caught:
+        short_run("sft", out, FailsLater, **over)
+    assert not isinstance(caught.value, UserError)
+    assert [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
+    assert [path.name for path in (out / "checkpoints").glob("step-*")] == ["step-000003"]
+    assert not (out / "receipt.json").exists()
+    values = yaml.safe_load((out / "config.yaml").read_text())
+    config = build(SFTRun, {name: value for name, value in values.items() if name != "command"})
+    finished = runner.run(config, SFT, resume=RunDirectory.open(str(out)))
+    assert finished.receipt["verdict"] != "broken"
+
+
+def test_a_bug_before_the_first_step_leaves_the_directory_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(self: Loop, trees: Any) -> Any:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(Loop, "_backward", fails)
+    with pytest.raises(ValueError, match="a bug"):
+        short_run("sft", tmp_path / "run")
+    assert (tmp_path / "run" / "config.yaml").exists()

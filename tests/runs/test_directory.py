@@ -37,14 +37,14 @@ def test_a_stopped_run_can_be_resumed_and_an_ended_one_cannot(tmp_path: Path) ->
 
 def test_a_name_that_is_taken_meanwhile_gives_way_to_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    honest, taken = directory.free_path, []
+    free_path_before, taken = directory.free_path, []
 
     def late(name: str, out: str | None, option: str = "--out") -> Path:
-        found = honest(name, out, option)
+        path = free_path_before(name, out, option)
         if not taken:
-            taken.append(found)
-            found.mkdir(parents=True)
-        return found
+            taken.append(path)
+            path.mkdir(parents=True)
+        return path
 
     monkeypatch.setattr(directory, "free_path", late)
     assert created("a", None).path == Path("runs/a-2")

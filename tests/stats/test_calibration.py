@@ -1,4 +1,4 @@
-"""Calibration by written-out numbers and by draws whose truth is known: R8 and the temperature."""
+"""Calibration by written-out numbers, and on random data whose true probabilities are known."""
 
 import math
 from typing import Any
@@ -15,13 +15,13 @@ def names(n: int) -> list[str]:
     return [str(i) for i in range(n)]
 
 
-def test_r8_a_coin_is_calibrated_and_says_nothing() -> None:
+def test_r8_probabilities_of_one_half_are_calibrated() -> None:
     p = np.full(100, 0.5)
     error = calibration.calibration_error(p, names(100))
     assert (error.plug_in, error.value, error.expected_if_exact, error.p) == (0.0, 0.0, 0.0, 1.0)
     (point,) = calibration.reliability(p, names(100))
     assert (point.confidence, point.accuracy, point.n) == (0.5, 0.5, 100)
-    assert calibration.tempered(p, 3.0).tolist() == [0.5] * 100
+    assert calibration.apply_temperature(p, 3.0).tolist() == [0.5] * 100
 
 
 def test_r8_nine_tenths_stated_and_six_tenths_right() -> None:
@@ -34,8 +34,8 @@ def test_r8_nine_tenths_stated_and_six_tenths_right() -> None:
 
 
 def test_one_bin_by_its_closed_form() -> None:
-    """100 statements of 0.9 in one bin: a gap of standard error 0.03 is 0.03 sqrt(2/pi) on average, and the debiased
-    value is the size whose folded normal has the mean that was seen."""
+    """100 probabilities of 0.9 in one bin: the standard error of the gap is 0.03, so a calibrated model has 0.03
+    sqrt(2/pi) on average. The debiased value is the d for which the mean of |N(d, 0.03^2)| is the plug-in value."""
     p = np.array([0.9] * 94 + [0.1] * 6)
     error = calibration.calibration_error(p, names(100))
     assert error.expected_if_exact == pytest.approx(0.03 * math.sqrt(2 / math.pi))
@@ -55,8 +55,8 @@ def stated(draw: np.random.Generator, n: int, sharpen: float = 1.0) -> Any:
 
 
 def test_f73_right_probabilities_are_not_called_wrong() -> None:
-    """n=225: the plug-in is 0.07 however right the probabilities are, and its bootstrap interval never held 0. What
-    right ones show stands beside it, the debiased value is a third of it, and the test rejects 5 %."""
+    """n=225: the plug-in value is 0.07 for a calibrated model, and its bootstrap interval never covers 0. So the
+    expected value is reported too, the debiased value is a third of it, and the test rejects 5 %."""
     draw = np.random.default_rng(0)
     errors = [calibration.calibration_error(stated(draw, 225), names(225)) for _ in range(200)]
     plug_in, exact, value = (
@@ -77,7 +77,7 @@ def test_overconfidence_is_found_and_measured() -> None:
 
 
 def test_pairs_of_one_prompt_are_clustered_in_the_calibration_test() -> None:
-    """Ten copies of each pair: taken as independent, right probabilities would be rejected nearly always."""
+    """Ten copies of each pair: as independent pairs, calibrated probabilities would nearly always be rejected."""
     draw = np.random.default_rng(2)
     groups = [str(n) for n in range(100) for _ in range(10)]
     rejected = [calibration.calibration_error(np.repeat(stated(draw, 100), 10), groups).p < 0.05 for _ in range(60)]
@@ -106,11 +106,11 @@ def test_true_probabilities_are_calibrated_and_sharpened_ones_are_not() -> None:
     truth = draw.uniform(0.5, 1.0, 20_000)
     stated = np.where(draw.uniform(size=20_000) < truth, truth, 1 - truth)
     assert calibration.calibration_error(stated, names(20_000)).value < 0.02
-    assert calibration.temperature(stated) == pytest.approx(1.0, abs=0.05)
-    sharp = calibration.tempered(stated, 1 / 3)
+    assert calibration.fit_temperature(stated) == pytest.approx(1.0, abs=0.05)
+    sharp = calibration.apply_temperature(stated, 1 / 3)
     assert calibration.calibration_error(sharp, names(20_000)).value > 0.1
-    assert calibration.temperature(sharp) == pytest.approx(3.0, abs=0.15)
-    np.testing.assert_allclose(calibration.tempered(sharp, 3.0), stated, atol=1e-4)
+    assert calibration.fit_temperature(sharp) == pytest.approx(3.0, abs=0.15)
+    np.testing.assert_allclose(calibration.apply_temperature(sharp, 3.0), stated, atol=1e-4)
 
 
 def test_rank_correlation_with_its_interval() -> None:
@@ -124,29 +124,29 @@ def test_rank_correlation_with_its_interval() -> None:
 
 
 def test_whole_groups_are_resampled() -> None:
-    """Ten copies of each value carry no more knowledge than one."""
+    """Ten copies of each value carry no more information than one."""
     x = np.random.default_rng(4).normal(size=30)
-    one = calibration.bootstrapped(lambda rows: float(x[rows].mean()), [str(n) for n in range(30)])
+    one = calibration.bootstrap_interval(lambda rows: float(x[rows].mean()), [str(n) for n in range(30)])
     ten = np.repeat(x, 10)
-    many = calibration.bootstrapped(
+    many = calibration.bootstrap_interval(
         lambda rows: float(ten[rows].mean()), [str(n) for n in range(30) for _ in range(10)]
     )
     assert many.n == 30
     assert many.high - many.low == pytest.approx(one.high - one.low, rel=0.01)
 
 
-def test_levels_written_out() -> None:
-    """Six rows in three bins of two; equal spreads stay together, whatever the order of the rows."""
+def test_binned_means_by_hand() -> None:
+    """Six rows in three bins of two. Equal values are in one bin, whatever the order of the rows."""
     x, y = [3.0, 1.0, 2.0, 1.0, 2.0, 5.0], [0.9, 0.1, 0.4, 0.3, 0.6, 0.7]
-    found = calibration.levels(x, y, list("abcdef"), 3)
-    assert [(level.x, level.n) for level in found] == [(1.0, 2), (2.0, 2), (4.0, 2)]
-    assert [level.y for level in found] == pytest.approx([0.2, 0.5, 0.8])
-    assert (found[0].low, found[0].high) == pytest.approx((0.2 - 1.2706205, 0.2 + 1.2706205))
-    assert [level.n for level in calibration.levels([1.0] * 4, y[:4], list("abcd"))] == [4]
+    bins = calibration.binned_means(x, y, list("abcdef"), 3)
+    assert [(level.x, level.n) for level in bins] == [(1.0, 2), (2.0, 2), (4.0, 2)]
+    assert [level.y for level in bins] == pytest.approx([0.2, 0.5, 0.8])
+    assert (bins[0].low, bins[0].high) == pytest.approx((0.2 - 1.2706205, 0.2 + 1.2706205))
+    assert [level.n for level in calibration.binned_means([1.0] * 4, y[:4], list("abcd"))] == [4]
 
 
-def test_an_interval_of_a_level_counts_groups_not_rows() -> None:
+def test_the_interval_of_a_binned_mean_counts_groups_not_rows() -> None:
     y = np.random.default_rng(0).normal(size=20)
-    alone = calibration.levels(np.zeros(200), np.repeat(y, 10), [str(n) for n in range(200)])[0]
-    grouped = calibration.levels(np.zeros(200), np.repeat(y, 10), [str(n // 10) for n in range(200)])[0]
+    alone = calibration.binned_means(np.zeros(200), np.repeat(y, 10), [str(n) for n in range(200)])[0]
+    grouped = calibration.binned_means(np.zeros(200), np.repeat(y, 10), [str(n // 10) for n in range(200)])[0]
     assert (grouped.high - grouped.low) > 2.5 * (alone.high - alone.low)

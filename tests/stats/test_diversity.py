@@ -1,4 +1,4 @@
-"""Diversity of samples: written-out numbers, equal budgets, and intervals that know a model compared with itself."""
+"""Diversity of samples: written-out numbers, equal budgets, and intervals."""
 
 import math
 from collections.abc import Sequence
@@ -22,14 +22,14 @@ def test_e2_entropy_miller_madow_and_distinct() -> None:
     assert entropy_less.tolist() == pytest.approx([math.log(2) + 1 / 4, 0.0], abs=1e-12)
     unique, unique_less = diversity.distinct(counts)
     assert (unique, unique_less.tolist()) == (0.75, [1.0, 0.5])
-    found = diversity.measured([Pool([(1, 1), (2, 3)], ["a", "b"])])
-    assert found["token_entropy"][0][0].value == pytest.approx(1.289721, abs=1e-6)
-    assert found["distinct_1"][0][0].value == 0.75
+    table = diversity.measure([Pool([(1, 1), (2, 3)], ["a", "b"])])
+    assert table["token_entropy"][0][0].value == pytest.approx(1.289721, abs=1e-6)
+    assert table["distinct_1"][0][0].value == 0.75
 
 
 @given(responses)
 def test_figures_without_a_prompt_are_those_of_the_other_prompts(drawn: list[list[int]]) -> None:
-    """What the jackknife takes away at once equals counting again without it."""
+    """The jackknife's values without a prompt are those of a count without it."""
     groups = [str(i % 4) for i in range(len(drawn))]
     for statistic in (diversity.miller_madow, diversity.distinct):
         _, less = statistic(diversity._counts(Pool(drawn, groups), 1, list("0123")))
@@ -41,8 +41,8 @@ def test_figures_without_a_prompt_are_those_of_the_other_prompts(drawn: list[lis
 
 def distinct(drawn: Sequence[Sequence[int]], n: int) -> float:
     """distinct-n of one model's responses, each to a prompt of its own."""
-    (found,), _ = diversity.measured([Pool(drawn, [str(i) for i in range(len(drawn))])])[f"distinct_{n}"]
-    return found.value
+    (result,), _ = diversity.measure([Pool(drawn, [str(i) for i in range(len(drawn))])])[f"distinct_{n}"]
+    return result.value
 
 
 def test_distinct_n_stays_within_a_response() -> None:
@@ -70,11 +70,11 @@ def test_a_cut_pool_has_the_budget(drawn: list[list[int]], budget: int) -> None:
 
 
 @given(responses)
-def test_e1_a_model_against_itself_says_nothing_of_other_samples(drawn: list[list[int]]) -> None:
+def test_e1_a_model_compared_with_itself_has_no_interval(drawn: list[list[int]]) -> None:
     pool = Pool(drawn, [str(i % 4) for i in range(len(drawn))])
     nll, lengths = [float(len(ids)) * 1.7 for ids in drawn], [len(ids) for ids in drawn]
     again = diversity.perplexity([nll, nll], [lengths, lengths], [pool.groups, pool.groups])
-    for _, gaps in [*diversity.measured([pool, pool]).values(), again]:
+    for _, gaps in [*diversity.measure([pool, pool]).values(), again]:
         assert (gaps[1].value, gaps[1].reliable) == (0, False)
         assert math.isnan(gaps[1].low)
         assert math.isnan(gaps[1].high)
@@ -85,8 +85,8 @@ def test_the_longer_pool_is_cut_so_that_length_is_no_diversity() -> None:
     short = [tuple(draw.integers(0, 500, 10).tolist()) for _ in range(80)]
     long = [tuple(draw.integers(0, 500, 40).tolist()) for _ in range(80)]
     groups = [str(i // 4) for i in range(80)]
-    found = diversity.measured([Pool(short, groups), Pool(long, groups)])
-    assert found["distinct_1"][1][1].low < 0 < found["distinct_1"][1][1].high
+    table = diversity.measure([Pool(short, groups), Pool(long, groups)])
+    assert table["distinct_1"][1][1].low < 0 < table["distinct_1"][1][1].high
     assert distinct(long, 1) < distinct(short, 1) / 2
 
 
@@ -95,7 +95,7 @@ def test_a_collapsed_model_is_told_apart() -> None:
     varied = [tuple(draw.integers(0, 100, 12).tolist()) for _ in range(120)]
     narrow = [tuple(draw.integers(0, 5, 12).tolist()) for _ in range(120)]
     groups = [str(i // 4) for i in range(120)]
-    for name, (_, gaps) in diversity.measured([Pool(varied, groups), Pool(narrow, groups)]).items():
+    for name, (_, gaps) in diversity.measure([Pool(varied, groups), Pool(narrow, groups)]).items():
         assert gaps[1].high < 0, name
 
 
@@ -104,21 +104,26 @@ def test_f73_two_samples_of_one_source_are_not_told_apart() -> None:
     exclude 0 in at most 6 of them (intervals that cover 95 % do so more often with probability .03)."""
     draw = np.random.default_rng(2)
     groups = [str(i // 2) for i in range(48)]
-    held = dict.fromkeys(("token_entropy", "distinct_1", "distinct_2", "distinct_3"), 0)
+    covered = dict.fromkeys(("token_entropy", "distinct_1", "distinct_2", "distinct_3"), 0)
     for _ in range(60):
         topics = draw.integers(0, 300, (24, 5)).repeat(2, axis=0)
         pools = [
-            Pool([tuple(np.where(draw.random(15) < 0.4, draw.choice(own, 15), draw.geometric(0.05, 15)).tolist())
-                  for own in topics], groups)
+            Pool(
+                [
+                    tuple(np.where(draw.random(15) < 0.4, draw.choice(topic, 15), draw.geometric(0.05, 15)).tolist())
+                    for topic in topics
+                ],
+                groups,
+            )
             for _ in range(2)
-        ]  # fmt: skip
-        for name, (_, gaps) in diversity.measured(pools).items():
-            held[name] += not (gaps[1].low > 0 or gaps[1].high < 0)
-    assert min(held.values()) >= 54, held
+        ]
+        for name, (_, gaps) in diversity.measure(pools).items():
+            covered[name] += not (gaps[1].low > 0 or gaps[1].high < 0)
+    assert min(covered.values()) >= 54, covered
 
 
 def test_one_prompt_has_no_interval() -> None:
-    intervals, gaps = diversity.measured([Pool([(1, 2)], ["a"]), Pool([(1, 1)], ["a"])])["distinct_1"]
+    intervals, gaps = diversity.measure([Pool([(1, 2)], ["a"]), Pool([(1, 1)], ["a"])])["distinct_1"]
     assert (intervals[1].value, gaps[1].value) == (0.5, -0.5)
     assert all(math.isnan(bound) for bound in (intervals[1].low, intervals[1].high, gaps[1].low, gaps[1].high))
 
@@ -142,7 +147,7 @@ def test_the_interval_of_a_perplexity_is_the_jackknifes_over_prompts() -> None:
 
 def test_other_prompts_are_no_comparison() -> None:
     with pytest.raises(AssertionError, match="same prompts"):
-        diversity.measured([Pool([(1,)], ["a"]), Pool([(1,)], ["b"])])
+        diversity.measure([Pool([(1,)], ["a"]), Pool([(1,)], ["b"])])
 
 
 def test_self_bleu_of_equal_and_of_disjoint_samples() -> None:
@@ -160,11 +165,11 @@ def test_self_bleu_by_hand() -> None:
 
 
 def test_the_interval_of_a_share_stays_a_share() -> None:
-    """One prompt in twelve repeats itself: the jackknife alone would pass 1. Where none does, nothing is known."""
+    """Three prompts repeat a token: the plain jackknife interval would exceed 1. If none does, there is no interval."""
     rows = [(9 * n, 9 * n + 1, 9 * n + 2) for n in range(40)]
     pool = Pool([*rows[:37], *[(1, 1, 1)] * 3], [f"p{n:02}" for n in range(40)])
-    (found,), _ = diversity.measured([pool])["distinct_2"]
-    assert found.low < found.value < found.high == 1.0
-    (found,), _ = diversity.measured([Pool(rows, [f"p{n}" for n in range(40)])])["distinct_2"]
-    assert (found.value, found.reliable) == (1.0, False)
-    assert math.isnan(found.high)
+    (result,), _ = diversity.measure([pool])["distinct_2"]
+    assert result.low < result.value < result.high == 1.0
+    (result,), _ = diversity.measure([Pool(rows, [f"p{n}" for n in range(40)])])["distinct_2"]
+    assert (result.value, result.reliable) == (1.0, False)
+    assert math.isnan(result.high)

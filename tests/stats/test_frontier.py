@@ -1,4 +1,4 @@
-"""The frontier: who stands on it, and who is clearly beaten."""
+"""The frontier: which models are on it, and which are clearly beaten."""
 
 import math
 
@@ -22,10 +22,10 @@ def spread(mean: float, seed: int, n: int = 40) -> Floats:
 def test_dominance_and_what_is_clear() -> None:
     places = [("start", 0.0, 0.0), ("good", 1.0, 1.0), ("dear", 2.0, 0.95), ("poor", 2.0, 0.5)]
     points = [point(label, kl, score) for label, kl, score in places]
-    found = {s.point.label: s for s in standings(points, [spread(score, n) for n, (_, _, score) in enumerate(places)])}
-    assert [name for name, s in found.items() if s.on_frontier] == ["start", "good"]
-    assert found["dear"].beaten_by == ()
-    assert found["poor"].beaten_by == ("good", "dear")
+    result = {s.point.label: s for s in standings(points, [spread(score, n) for n, (_, _, score) in enumerate(places)])}
+    assert [name for name, s in result.items() if s.on_frontier] == ["start", "good"]
+    assert result["dear"].beaten_by == ()
+    assert result["poor"].beaten_by == ("good", "dear")
 
 
 def test_equal_points_do_not_dominate_each_other() -> None:
@@ -34,12 +34,12 @@ def test_equal_points_do_not_dominate_each_other() -> None:
 
 
 def test_a_higher_score_at_more_kl_beats_nothing() -> None:
-    found = standings([point("near", 1, 0), point("far", 2, 9)], [spread(0, 0), spread(9, 1)])
-    assert [s.beaten_by for s in found] == [(), ()]
+    result = standings([point("near", 1, 0), point("far", 2, 9)], [spread(0, 0), spread(9, 1)])
+    assert [s.beaten_by for s in result] == [(), ()]
 
 
 def test_what_is_clear_alone_is_not_clear_among_many() -> None:
-    """A p value of 0.001, one-sided, stands alone and not among the 190 comparisons of twenty models."""
+    """A one-sided p of 0.001 is significant alone, but not among the 190 comparisons of twenty models."""
     base = spread(0, 0)
     gain = spread(0, 1)
     gain += 3.3 * gain.std(ddof=1) / math.sqrt(len(gain))
@@ -51,26 +51,26 @@ def test_what_is_clear_alone_is_not_clear_among_many() -> None:
 
 
 def test_prompts_that_vary_alike_are_compared_with_each_other() -> None:
-    """The difference on each prompt counts: 0.1 is clear although scores vary by 0.5 between prompts."""
+    """The test is paired: a difference of 0.1 is clear although scores vary by 0.5 between prompts."""
     base = spread(0, 0)
-    found = standings([point("a", 0, 0.1), point("b", 1, 0)], [base + 0.1 + spread(0, 1) / 10, base])
-    assert found[1].beaten_by == ("a",)
+    result = standings([point("a", 0, 0.1), point("b", 1, 0)], [base + 0.1 + spread(0, 1) / 10, base])
+    assert result[1].beaten_by == ("a",)
 
 
 def test_thirty_equal_models_are_seldom_called_beaten() -> None:
-    """Any of thirty in at most 5 % of frontiers: of 60, nine or more would have a chance below 1 in 200."""
+    """Any of thirty in at most 5 % of frontiers. Of 30 frontiers, six or more have a probability below 1 in 200."""
     draw = np.random.default_rng(0)
     points = [point(str(n), n, 0) for n in range(30)]
     called = 0
-    for _ in range(60):
+    for _ in range(30):
         scores = draw.normal(size=(1, 40)) + draw.normal(size=(30, 40))
         called += any(s.beaten_by for s in standings(points, list(scores)))
-    assert called <= 8
+    assert called <= 5
 
 
 def test_one_prompt_is_never_clear() -> None:
-    found = standings([point("a", 0, 9), point("b", 1, 0)], [np.array([9.0]), np.array([0.0])])
-    assert found[1].beaten_by == ()
+    result = standings([point("a", 0, 9), point("b", 1, 0)], [np.array([9.0]), np.array([0.0])])
+    assert result[1].beaten_by == ()
 
 
 def test_over_seeds_is_the_mean_with_the_interval_between_runs() -> None:

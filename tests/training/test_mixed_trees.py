@@ -1,7 +1,6 @@
 """Trees with and without ratings, pairs beside rankings: which stand in one forest changes nothing."""
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -9,20 +8,19 @@ import pytest
 import torch
 from torch.nn.functional import softplus
 
+from fixtures import BuildPolicy, Grow
 from treeward.losses.preference import PlackettLuce
 from treeward.losses.reward import AllPairs, BradleyTerry, RewardLoss
 from treeward.losses.reward import PlackettLuce as RewardPlackettLuce
-from treeward.methods.dpo import DPOConfig, dpo
-from treeward.methods.reward import Judgement, RewardConfig, reward
-from treeward.models.heads import output_layer
+from treeward.methods.dpo import DPOConfig, dpo_steps
+from treeward.methods.reward import RewardConfig, RewardObjective, reward_steps
 from treeward.models.loading import ModelConfig
 from treeward.models.reference import ReferenceModel
 from treeward.models.reward_model import RewardModel
-from treeward.training.loop import accumulate
+from treeward.models.weights import output_layer
+from treeward.training.loop import Loop
 from treeward.trees.tokens import TokenTree
-from treeward.trees.verify import verify
 
-Build = Callable[..., Any]
 BUDGETS = [4096, 16]
 """All trees in one forest, and every tree in its own."""
 
@@ -37,9 +35,8 @@ def scorer() -> RewardModel:
 
 def measured(loss: RewardLoss, trees: list[TokenTree], budget: int) -> dict[str, float]:
     """The metrics of one batch under a reward loss."""
-    model = scorer()
-    verify(model.packed, trees)
-    return accumulate(model.packed, trees, Judgement(model.packed, loss), budget)
+    loop = Loop(scorer(), RewardObjective(loss), lr=0.0, token_budget=budget)
+    return {name: float(value) for name, value in loop.backward(trees).items()}
 
 
 def half_rated(trees: list[TokenTree], *ratings: float) -> list[TokenTree]:
@@ -49,20 +46,22 @@ def half_rated(trees: list[TokenTree], *ratings: float) -> list[TokenTree]:
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_the_margin_of_a_pair_is_its_own_matter(budget: int, policy: Build, grow: Build) -> None:
+def test_the_margin_of_a_pair_is_its_own_matter(budget: int, policy: BuildPolicy, grow: Grow) -> None:
     """A gap of 0.5 under a margin of 0.4 asks for 0.2, no ratings for 0.4, and a gap of -2 for nothing."""
     trees = [*half_rated(grow(4), 1.5, 1.0), replace(grow(1, seed=1)[0], ratings=((1.0,), (3.0,)))]
     expected = sum(2 * math.log1p(math.exp(margin)) for margin in (0.2, 0.4)) / 5 + math.log(2) / 5
     config: dict[str, Any] = {"steps": 1, "batch_size": 5, "token_budget": budget}
-    (step,) = dpo(policy(), trees, DPOConfig(margin=0.4, **config))
-    assert step.metrics["loss"] == pytest.approx(expected, abs=1e-6)
+    (step,) = dpo_steps(policy(), trees, DPOConfig(margin=0.4, **config))
+    assert step.numbers()["loss"] == pytest.approx(expected, abs=1e-6)
     fresh = RewardModel.from_config(ModelConfig(device="cpu"))
-    (step,) = reward(fresh, trees, RewardConfig(loss=BradleyTerry(margin=0.4), **config))
-    assert step.metrics["loss"] == pytest.approx(expected, abs=1e-6)
+    (step,) = reward_steps(fresh, trees, RewardConfig(loss=BradleyTerry(margin=0.4), **config))
+    assert step.numbers()["loss"] == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_a_rated_tree_is_ranked_by_its_ratings_beside_an_unrated_one(budget: int, policy: Build, grow: Build) -> None:
+def test_a_rated_tree_is_ranked_by_its_ratings_beside_an_unrated_one(
+    budget: int, policy: BuildPolicy, grow: Grow
+) -> None:
     """The same as with the branches put in the order of the ratings, and no ratings at all."""
     trees = half_rated(grow(4, branches=3), 1.0, 3.0, 2.0)
     plain = [
@@ -70,28 +69,28 @@ def test_a_rated_tree_is_ranked_by_its_ratings_beside_an_unrated_one(budget: int
         for t in trees
     ]
     config = DPOConfig(steps=1, batch_size=4, loss=PlackettLuce(beta=0.05), token_budget=budget)
-    found, expected = (
-        next(dpo(policy(), t, config, ReferenceModel.of(policy(seed=1)))).metrics for t in (trees, plain)
+    result, expected = (
+        next(dpo_steps(policy(), t, config, ReferenceModel.of(policy(seed=1)))).numbers() for t in (trees, plain)
     )
     for name in ("loss", "rewards/margins", "rewards/chosen", "rewards/rejected", "rewards/accuracies"):
-        assert found[name] == pytest.approx(expected[name], abs=1e-5)
+        assert result[name] == pytest.approx(expected[name], abs=1e-5)
     for loss in (RewardPlackettLuce(), AllPairs()):
         by_rating, by_order = (measured(loss, t, budget)["loss"] for t in (trees, plain))
         assert by_rating == pytest.approx(by_order, abs=1e-5)
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_metrics_of_pairs_are_means_over_the_pairs_beside_rankings(budget: int, grow: Build) -> None:
+def test_metrics_of_pairs_are_means_over_the_pairs_beside_rankings(budget: int, grow: Grow) -> None:
     trees = [*grow(3), *grow(2, branches=3, seed=1), *grow(1, seed=2)]
     scores = scorer().score([tree for tree in trees if len(tree.branches) == 2]).view(-1, 2)
-    found = measured(RewardPlackettLuce(), trees, budget)
+    result = measured(RewardPlackettLuce(), trees, budget)
     difference = scores[:, 0] - scores[:, 1]
-    assert found["nll"] == pytest.approx(softplus(-difference).mean().item(), abs=1e-5)
-    assert found["rewards/chosen"] == pytest.approx(scores[:, 0].mean().item(), abs=1e-5)
-    assert found["rewards/rejected"] == pytest.approx(scores[:, 1].mean().item(), abs=1e-5)
-    assert found["rewards/margins"] == pytest.approx(difference.mean().item(), abs=1e-5)
-    assert found["rewards/accuracies"] == pytest.approx((difference > 0).float().mean().item())
+    assert result["nll"] == pytest.approx(softplus(-difference).mean().item(), abs=1e-5)
+    assert result["rewards/chosen"] == pytest.approx(scores[:, 0].mean().item(), abs=1e-5)
+    assert result["rewards/rejected"] == pytest.approx(scores[:, 1].mean().item(), abs=1e-5)
+    assert result["rewards/margins"] == pytest.approx(difference.mean().item(), abs=1e-5)
+    assert result["rewards/accuracies"] == pytest.approx((difference > 0).float().mean().item())
 
 
-def test_rankings_alone_have_no_metrics_of_pairs(grow: Build) -> None:
+def test_rankings_alone_have_no_metrics_of_pairs(grow: Grow) -> None:
     assert measured(RewardPlackettLuce(), grow(2, branches=3), 64).keys() == {"loss"}

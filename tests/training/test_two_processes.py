@@ -11,10 +11,9 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from treeward.losses.preference import KTO, Sigmoid
-from treeward.methods.dpo import DPOConfig, dpo
-from treeward.methods.sft import SFTConfig, sft
+from treeward.methods.dpo import DPOConfig, dpo_steps
+from treeward.methods.sft import SFTConfig, sft_steps
 from treeward.models.policy import Policy
-from treeward.trees.forward import TreeLM
 from treeward.trees.tokens import TokenTree
 
 
@@ -31,7 +30,7 @@ def setting() -> tuple[Policy, list[TokenTree]]:
     chance = random.Random(1)
     parts = [tuple(chance.choices(range(3, 64), k=chance.randint(1, 9))) for _ in range(33)]
     trees = [TokenTree(parts[n], (parts[n + 1], parts[n + 2])) for n in range(0, 33, 3)]
-    return Policy(TreeLM(module.double()), None), trees
+    return Policy(module.double(), None), trees
 
 
 def train(kind: str) -> dict[str, Any]:
@@ -40,16 +39,18 @@ def train(kind: str) -> dict[str, Any]:
     clear = [torch.ones_like(p, dtype=torch.bool) for p in policy.packed.parameters()]
 
     def keep(optimizer: Any, *_: Any) -> None:
-        for known, p in zip(clear, optimizer.param_groups[0]["params"], strict=True):
-            known.logical_and_(p.grad.abs() > 1e-6)
+        for clear_gradient, p in zip(clear, optimizer.param_groups[0]["params"], strict=True):
+            clear_gradient.logical_and_(p.grad.abs() > 1e-6)
 
     handle = register_optimizer_step_pre_hook(keep)
     shared: dict[str, Any] = {"steps": 4, "batch_size": 5, "lr": 1e-4}
     loss = KTO(beta=0.2) if kind == "kto" else Sigmoid()
     run = (
-        sft(policy, trees, SFTConfig(**shared)) if kind == "sft" else dpo(policy, trees, DPOConfig(loss=loss, **shared))
+        sft_steps(policy, trees, SFTConfig(**shared))
+        if kind == "sft"
+        else dpo_steps(policy, trees, DPOConfig(loss=loss, **shared))
     )
-    metrics = [step.metrics for step in run]
+    metrics = [step.numbers() for step in run]
     handle.remove()
     weights = {n: p.detach() for n, p in policy.packed.named_parameters()}
     return {"metrics": metrics, "weights": weights, "clear": dict(zip(weights, clear, strict=True))}

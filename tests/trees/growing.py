@@ -1,4 +1,4 @@
-"""Hypothesis strategies of random token trees, and the plain definition of who sees whom."""
+"""Hypothesis strategies for random token trees, and the definition of which token sees which."""
 
 import random
 
@@ -8,7 +8,7 @@ from treeward.trees.tokens import TokenTree
 
 
 def sequences(longest: int) -> st.SearchStrategy[tuple[int, ...]]:
-    """Ids of 1 to `longest` tokens: lengths are searched, ids follow from a seed."""
+    """1 to `longest` ids: hypothesis searches over lengths, and a seed gives the ids."""
     return st.builds(_ids, st.integers(1, longest), st.integers(0, 999))
 
 
@@ -32,21 +32,21 @@ RICH = [
     TokenTree(_ids(1, 6), (_ids(5, 7), _ids(5, 8))),
     TokenTree(_ids(25, 9), (_ids(2, 10),)),
 ]
-"""Three trees that share a slice, seven branches in all: whatever leaks between them leaks here."""
+"""Three trees in one slice with seven branches, so that any leak between trees or branches shows."""
 
 
 def tokens_of(trees: list[TokenTree]) -> list[tuple[int, int | None, int]]:
     """(tree, branch or None in the prompt, distance from the root) of each token, in packed order."""
-    found: list[tuple[int, int | None, int]] = []
+    tokens: list[tuple[int, int | None, int]] = []
     for number, tree in enumerate(trees):
-        found += [(number, None, depth) for depth in range(len(tree.prompt))]
+        tokens += [(number, None, depth) for depth in range(len(tree.prompt))]
         for leaf, branch in enumerate(tree.branches):
-            found += [(number, leaf, len(tree.prompt) + n) for n in range(len(branch))]
-    return found
+            tokens += [(number, leaf, len(tree.prompt) + n) for n in range(len(branch))]
+    return tokens
 
 
 def may_see(row: tuple[int, int | None, int], column: tuple[int, int | None, int]) -> bool:
-    """Whether the column's token is the row's, or one of its ancestors."""
+    """Whether the column's token is the row's token or one of its ancestors."""
     tree, branch, depth = row
     its_tree, its_branch, its_depth = column
     return tree == its_tree and its_branch in (None, branch) and its_depth <= depth

@@ -1,4 +1,4 @@
-"""Packing: the layout by a written-out example, first-fit decreasing by its properties."""
+"""Packing: the layout in a written-out example, and the properties of first-fit decreasing."""
 
 import logging
 from collections import Counter
@@ -9,6 +9,7 @@ from growing import groves
 from hypothesis import given
 from hypothesis import strategies as st
 
+from treeward.errors import UserError
 from treeward.trees.forest import Forest, pack, pack_to_budget
 from treeward.trees.tokens import TokenTree
 
@@ -40,7 +41,7 @@ def test_the_layout_of_two_trees_written_out() -> None:
 
 
 @given(groves())
-def test_every_target_stands_one_place_after_its_predictor_on_its_own_path(trees: list[TokenTree]) -> None:
+def test_every_target_follows_the_token_that_predicts_it_on_its_path(trees: list[TokenTree]) -> None:
     forest = pack(trees)
     rows = [row for tree in trees for row in tree.rows()]
     starts = [len(tree.prompt) for tree in trees for _ in tree.branches]
@@ -62,7 +63,9 @@ def test_first_fit_decreasing_written_out() -> None:
 
 
 @given(groves(trees=12), st.integers(1, 600))
-def test_pack_holds_every_tree_once_within_the_budget_and_fits_first(trees: list[TokenTree], budget: int) -> None:
+def test_forests_have_every_tree_once_within_the_budget_in_the_first_that_fits(
+    trees: list[TokenTree], budget: int
+) -> None:
     forests = pack_to_budget(trees, budget)
     packed = [tree for forest in forests for tree in forest.sources]
     assert Counter(map(id, packed)) == Counter(map(id, trees))
@@ -82,7 +85,7 @@ def test_a_forest_keeps_the_order_of_its_trees(trees: list[TokenTree], budget: i
         assert order == sorted(order)
 
 
-def test_a_tree_above_the_budget_raises_it_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_tree_above_the_budget_raises_it_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="treeward"):
         forests = pack_to_budget([sized(3), sized(12), sized(9)], 10)
     assert sizes(forests) == [[12], [3, 9]]
@@ -91,7 +94,7 @@ def test_a_tree_above_the_budget_raises_it_and_says_so(caplog: pytest.LogCapture
     ]
 
 
-def test_a_tree_of_the_budgets_size_raises_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_tree_as_large_as_the_budget_does_not_raise_it(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, logger="treeward"):
         pack_to_budget([sized(10)], 10)
     assert caplog.records == []
@@ -101,18 +104,18 @@ def test_a_path_beyond_the_models_positions_is_refused_by_name() -> None:
     good = TokenTree((1, 2), ((3,),), "fine")
     bad = TokenTree((1, 2, 3), ((4,), (5, 6, 7, 8), (9,)), "the long one")
     assert len(pack_to_budget([good, bad], 100, positions=7)) == 1
-    with pytest.raises(ValueError, match=r"tree 1 \('the long one'\), branch 1: its path of 7 tokens .* 6 positions"):
+    with pytest.raises(UserError, match=r"tree 1 \('the long one'\), branch 1: its path of 7 tokens .* 6 positions"):
         pack_to_budget([good, bad], 100, positions=6)
 
 
-def test_branches_may_be_many_as_long_as_each_path_is_short() -> None:
+def test_many_branches_are_allowed_where_each_path_is_short() -> None:
     tree = TokenTree((1, 2), ((3,),) * 50)
     assert len(pack_to_budget([tree], 10, positions=3)[0].input_ids) == 52
 
 
 @pytest.mark.parametrize("budget", [0, -5])
 def test_a_budget_below_one_is_refused(budget: int) -> None:
-    with pytest.raises(ValueError, match=f"token_budget is {budget}"):
+    with pytest.raises(UserError, match=f"token_budget is {budget}"):
         pack_to_budget([ONE], budget)
 
 
@@ -127,7 +130,7 @@ def test_trees_without_branches_are_packed_as_prompts() -> None:
     assert forest.branches == 1
 
 
-def test_equal_trees_are_packed_as_often_as_they_are_given() -> None:
+def test_equal_trees_are_all_packed() -> None:
     assert sum(len(forest.sources) for forest in pack_to_budget([ONE, ONE, ONE], 12)) == 3
 
 
@@ -145,7 +148,7 @@ def padded(forest: Forest) -> int:
 
 
 def test_rows_are_packed_by_their_padded_size_written_out() -> None:
-    """Paths of 8, 7, 3, 2 and 2: two rows of 8 hold 16, a third would make 24; by tokens all but one would fit."""
+    """Paths of 8, 7, 3, 2, 2: two rows of 8 cost 16, three would cost 24. Counted in tokens all but one would fit."""
     trees = [sized(n) for n in (2, 8, 3, 7, 2)]
     assert sizes(pack_to_budget(trees, 20, layout="rows")) == [[8, 7], [2, 3, 2]]
     assert sizes(pack_to_budget(trees, 20)) == [[2, 8, 3, 7], [2]]

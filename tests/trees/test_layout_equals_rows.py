@@ -1,7 +1,7 @@
-"""The promise of the fast path: a packed forest gives the numbers and gradients of one plain row a response.
+"""A packed forest gives the numbers and gradients of one plain row a response.
 
-The plain side is written here, on a second copy of the model with eager attention, so that nothing is shared. Products
-run in float64: in float32 one plain row by SDPA is off by 1e-5 itself, and the layout would hide behind that.
+The plain calls are written here, on a second copy of the model with eager attention, to share no code. Matrix products
+run in float64, because in float32 a plain row with SDPA is off by 1e-5 itself, which would hide an error of the layout.
 """
 
 from collections.abc import Callable
@@ -24,10 +24,10 @@ Build = Callable[..., Any]
 
 
 def relative_distance(ours: torch.nn.Module, plain: torch.nn.Module) -> float:
-    """The distance of all gradients, over the norm of the plain ones."""
+    """The distance of all gradients divided by the norm of the plain ones."""
     distance = norm = 0.0
-    for (name, a), (other, b) in zip(ours.named_parameters(), plain.named_parameters(), strict=True):
-        assert name == other
+    for (name, a), (plain_name, b) in zip(ours.named_parameters(), plain.named_parameters(), strict=True):
+        assert name == plain_name
         assert (a.grad is None) == (b.grad is None), name
         if a.grad is not None and b.grad is not None:
             distance += (a.grad.double() - b.grad.double()).square().sum().item()
@@ -37,7 +37,7 @@ def relative_distance(ours: torch.nn.Module, plain: torch.nn.Module) -> float:
 
 
 def weights(count: int) -> torch.Tensor:
-    """A weight a number, so that no two mistakes cancel."""
+    """One random weight a number, so that two errors do not cancel."""
     return torch.randn(count, generator=torch.Generator().manual_seed(count), dtype=torch.float64)
 
 
@@ -69,7 +69,7 @@ def test_log_probs_and_gradients_are_those_of_plain_rows(
 @settings(max_examples=4)
 @example(trees=RICH)
 @given(trees=groves(longest=24, branches=4, trees=2))
-def test_the_rows_backend_gives_plain_numbers_as_well(
+def test_the_rows_backend_gives_plain_numbers(
     family: str, trees: list[TokenTree], tiny: Build, plain_logps: Build
 ) -> None:
     ours, plain = TreeLM(tiny(family).double()), tiny(family, attention="eager").double()

@@ -1,4 +1,4 @@
-"""Trees of text and of ids: JSON, equality, groups, and what is refused."""
+"""Trees of text and of ids: JSON, equality, groups, and invalid values."""
 
 import dataclasses
 import json
@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from treeward.errors import UserError
 from treeward.trees.text import Response, Tree, normalised
 from treeward.trees.tokens import TokenTree
 
@@ -23,7 +24,7 @@ def test_json_round_trip_gives_an_equal_tree(tree: Tree) -> None:
     assert hash(again) == hash(tree)
 
 
-def test_json_is_one_line_with_letters_as_they_are() -> None:
+def test_json_is_one_line_without_escaped_letters() -> None:
     line = Tree("Où ?\nLà", [" là"]).to_json()
     assert "\n" not in line
     assert "Où" in line
@@ -61,7 +62,7 @@ def test_trees_that_differ_anywhere_are_not_equal(other: Tree) -> None:
     assert other != Tree("p", ["a"], "g")
 
 
-def test_a_tree_is_frozen_and_keeps_no_hold_on_the_messages_it_was_given() -> None:
+def test_a_tree_is_frozen_and_copies_its_messages() -> None:
     message = {"role": "user", "content": "before"}
     tree = Tree([message])
     message["content"] = "after"
@@ -78,25 +79,25 @@ def test_the_group_is_the_normalised_prompt_unless_given() -> None:
 
 
 def test_roles_are_part_of_the_group() -> None:
-    asked = [{"role": "user", "content": "x"}]
-    told = [{"role": "system", "content": "x"}]
-    assert Tree(asked).group != Tree(told).group
+    user = [{"role": "user", "content": "x"}]
+    system = [{"role": "system", "content": "x"}]
+    assert Tree(user).group != Tree(system).group
 
 
 @pytest.mark.parametrize("prompt", ["", []])
 def test_an_empty_prompt_needs_a_group(prompt: str | list[dict[str, str]]) -> None:
-    with pytest.raises(ValueError, match="prompt is empty"):
+    with pytest.raises(UserError, match="prompt is empty"):
         Tree(prompt, ["a"])
     assert Tree(prompt, ["a"], group="row 1").group == "row 1"
 
 
 def test_token_tree_refuses_an_empty_prompt() -> None:
-    with pytest.raises(ValueError, match="prompt has no tokens"):
+    with pytest.raises(UserError, match="prompt has no tokens"):
         TokenTree((), ((1,),))
 
 
 def test_token_tree_refuses_an_empty_branch_and_names_it() -> None:
-    with pytest.raises(ValueError, match="branch 1 of 'my group' has no tokens"):
+    with pytest.raises(UserError, match="branch 1 of 'my group' has no tokens"):
         TokenTree((1,), ((2,), ()), "my group")
 
 

@@ -1,4 +1,4 @@
-"""The rule that chooses a backend, the probe that tests it, and a planted fault that it must find."""
+"""The choice of a backend, the comparison that tests it, and planted faults that it must detect."""
 
 import logging
 from collections.abc import Callable
@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from treeward.errors import UserError
 from treeward.trees import forward
-from treeward.trees.attention import NAME, rule
+from treeward.trees.attention import IMPLEMENTATION, choose_backend
 from treeward.trees.forest import Forest, pack
 from treeward.trees.forward import TreeLM, TreeScorer
 from treeward.trees.tokens import TokenTree
@@ -19,13 +20,13 @@ Build = Callable[..., Any]
 
 
 def causal_only(forest: Forest) -> torch.Tensor:
-    """A planted fault: every token sees all tokens before it, other branches and other trees included."""
+    """A planted fault: every token sees all tokens before it, in other branches and trees too."""
     size = len(forest.input_ids)
     return torch.ones(size, size, dtype=torch.bool).tril()[None, None]
 
 
 def siblings_seen(forest: Forest) -> torch.Tensor:
-    """A smaller one: trees are kept apart, but a branch sees the branches before it."""
+    """A smaller fault: trees are separate, but a branch sees the branches before it."""
     return causal_only(forest) & (forest.tree[:, None] == forest.tree[None, :])
 
 
@@ -42,7 +43,7 @@ def test_families_with_full_attention_use_the_tree(family: str, tiny: Build, gro
     ("family", "reason"),
     [("mistral", "sliding window of 8"), ("gemma3", "sliding window of 8"), ("mamba", "linear_attention layers")],
 )
-def test_windows_and_recurrence_use_rows_and_say_so(
+def test_windows_and_recurrence_use_rows_and_report_it(
     family: str, reason: str, *, tiny: Build, grow: Build, plain_logps: Build, caplog: pytest.LogCaptureFixture
 ) -> None:
     model, trees = TreeLM(tiny(family)), grow(4, branches=3, longest=30)
@@ -68,27 +69,27 @@ def test_a_window_longer_than_every_path_may_use_the_tree(family: str, tiny: Bui
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma3"])
-def test_the_rule_is_needed_forcing_the_tree_on_a_window_is_refused(family: str, tiny: Build, grow: Build) -> None:
+def test_forcing_the_tree_on_a_sliding_window_is_refused(family: str, tiny: Build, grow: Build) -> None:
     model = TreeLM(tiny(family), backend="tree")
-    with pytest.raises(ValueError, match="layout 'tree' deviates from plain calls"):
+    with pytest.raises(UserError, match="layout 'tree' deviates from plain calls"):
         verify(model, grow(4, branches=3, longest=30))
     assert model.backend is None
 
 
 def test_forcing_the_tree_on_a_recurrent_model_is_refused(tiny: Build, grow: Build) -> None:
-    with pytest.raises(ValueError, match="layout 'tree'"):
+    with pytest.raises(UserError, match="layout 'tree'"):
         verify(TreeLM(tiny("mamba"), backend="tree"), grow(3))
 
 
-def test_rows_that_are_asked_for_are_used(tiny: Build, grow: Build) -> None:
+def test_requested_rows_are_used(tiny: Build, grow: Build) -> None:
     model = TreeLM(tiny("llama"), backend="rows")
     result = verify(model, grow(3))
-    assert (result.backend, result.fallback) == ("rows", "asked for")
+    assert (result.backend, result.fallback) == ("rows", "requested")
 
 
 @pytest.mark.parametrize("fault", [causal_only, siblings_seen])
 @pytest.mark.parametrize("family", PACKED)
-def test_a_wrong_mask_is_found_and_rows_are_used_instead(
+def test_a_wrong_mask_is_detected_and_rows_are_used_instead(
     fault: Any, family: str, tiny: Build, grow: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(forward, "mask", fault)
@@ -98,20 +99,20 @@ def test_a_wrong_mask_is_found_and_rows_are_used_instead(
     assert "tree layout is off by" in (result.fallback or "")
 
 
-def test_a_wrong_mask_under_a_tree_that_was_asked_for_is_an_error(
+def test_a_wrong_mask_under_a_requested_tree_is_an_error(
     tiny: Build, grow: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(forward, "mask", siblings_seen)
-    with pytest.raises(ValueError, match="layout 'tree' deviates"):
+    with pytest.raises(UserError, match="layout 'tree' deviates"):
         verify(TreeLM(tiny("llama"), backend="tree"), grow(5))
 
 
-def test_a_wrong_position_is_found(tiny: Build, grow: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Positions that run on over the branches, as a plain causal row would have them."""
-    whole = Forest.to
+def test_a_wrong_position_is_detected(tiny: Build, grow: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Positions that count through all branches, as in a plain causal row."""
+    original = Forest.to
 
     def running(forest: Forest, device: Any) -> Forest:
-        moved = whole(forest, device)
+        moved = original(forest, device)
         moved.position_ids.copy_(torch.arange(len(moved.input_ids)))
         return moved
 
@@ -127,9 +128,13 @@ def test_a_scorer_with_a_wrong_mask_falls_back(tiny: Build, grow: Build, monkeyp
     assert verify(model, grow(5)).backend == "rows"
 
 
-def test_a_wrong_gradient_alone_is_found(tiny: Build, grow: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = TreeLM.forward
-    monkeypatch.setattr(TreeLM, "forward", lambda self, forest: whole(self, forest).detach() + 0 * whole(self, forest))
+def test_a_wrong_gradient_alone_is_detected(tiny: Build, grow: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = TreeLM.forward
+
+    def without_gradient(model: TreeLM, forest: Forest) -> torch.Tensor:
+        return original(model, forest).detach() + 0 * original(model, forest)
+
+    monkeypatch.setattr(TreeLM, "forward", without_gradient)
     result = compare(TreeLM(tiny("llama")), grow(3), "tree", None)
     assert result.value_deviation < 5e-5
     assert result.gradient_deviation == pytest.approx(1.0)
@@ -146,11 +151,11 @@ def test_weights_that_are_not_numbers_do_not_pass(tiny: Build, grow: Build) -> N
     model = TreeLM(tiny("llama"))
     with torch.no_grad():
         model.model.model.norm.weight[0] = float("nan")
-    with pytest.raises(ValueError, match="deviates from plain calls by nan"):
+    with pytest.raises(UserError, match="deviates from plain calls by nan"):
         verify(model, grow(3))
 
 
-def test_longer_paths_are_verified_anew_and_shorter_ones_are_not(
+def test_longer_paths_are_verified_again_and_shorter_ones_are_not(
     tiny: Build, grow: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = TreeLM(tiny("llama"))
@@ -165,7 +170,7 @@ def test_longer_paths_are_verified_anew_and_shorter_ones_are_not(
     assert calls == [6]
 
 
-def test_verification_leaves_no_trace_in_gradients_or_precision(tiny: Build, grow: Build) -> None:
+def test_verification_changes_neither_gradients_nor_precision(tiny: Build, grow: Build) -> None:
     model = TreeLM(tiny("llama"), "bf16")
     verify(model, grow(3))
     assert model.precision == "bf16"
@@ -174,8 +179,8 @@ def test_verification_leaves_no_trace_in_gradients_or_precision(tiny: Build, gro
 
 
 @pytest.mark.parametrize("attention", ["eager", "flex_attention"])
-def test_attention_that_reads_no_mask_of_ours_means_rows(attention: str, tiny: Build) -> None:
-    backend, reason = rule(tiny("llama", attention=attention), 10)
+def test_attention_other_than_sdpa_means_rows(attention: str, tiny: Build) -> None:
+    backend, reason = choose_backend(tiny("llama", attention=attention), 10)
     assert backend == "rows"
     assert attention in reason
 
@@ -185,11 +190,11 @@ def test_sdpa_becomes_our_attention_and_gives_the_same_plain_numbers(tiny: Build
     ids = torch.arange(3, 40)[None]
     before = module(input_ids=ids).logits
     TreeLM(module)
-    assert module.config._attn_implementation == NAME
+    assert module.config._attn_implementation == IMPLEMENTATION
     assert torch.equal(module(input_ids=ids).logits, before)
 
 
-def test_scoring_verifies_values_alone_and_training_after_it_gradients_too(tiny: Build, grow: Build) -> None:
+def test_scoring_verifies_values_only_and_training_after_it_gradients_too(tiny: Build, grow: Build) -> None:
     model = TreeLM(tiny("llama"))
     with torch.no_grad():
         verify_once(model, grow(3))
@@ -197,3 +202,56 @@ def test_scoring_verifies_values_alone_and_training_after_it_gradients_too(tiny:
     assert not model.verified_gradients
     verify_once(model, grow(3))
     assert model.verified_gradients
+
+
+def raise_on_packed_rows(model: TreeLM, error: BaseException) -> None:
+    """Let the public model raise `error` when it is called with a mask."""
+
+    def hook(module: Any, arguments: Any, named: dict[str, Any]) -> None:
+        if named.get("attention_mask") is not None:
+            raise error
+
+    model.model.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried to"),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."),
+        RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
+    ],
+)
+def test_out_of_memory_is_raised_and_never_means_rows(error: BaseException, tiny: Build, grow: Build) -> None:
+    model = TreeLM(tiny("llama"))
+    raise_on_packed_rows(model, error)
+    with pytest.raises(type(error)) as caught:
+        verify(model, grow(3))
+    assert caught.value is error
+    assert (model.backend, model.fallback) == (None, None)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shape '[2]' is invalid\nfor input"), TypeError("no such argument")])
+def test_an_error_of_the_model_on_a_packed_row_is_logged_and_reported(
+    error: Exception, tiny: Build, grow: Build, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = TreeLM(tiny("llama"))
+    raise_on_packed_rows(model, error)
+    result = verify(model, grow(3))
+    first_line = str(error).splitlines()[0]
+    assert (result.backend, model.backend) == ("rows", "rows")
+    assert result.fallback == f"the tree layout raised {type(error).__name__}: {first_line}"
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == 1
+    assert first_line in warnings[0]
+    assert "LlamaForCausalLM failed on a packed row" in warnings[0]
+
+
+def test_an_error_under_a_requested_tree_is_reported_with_its_text(tiny: Build, grow: Build) -> None:
+    model = TreeLM(tiny("llama"), backend="tree")
+    raise_on_packed_rows(model, RuntimeError("no 4-D masks here"))
+    with pytest.raises(UserError, match=r"it raised RuntimeError: no 4-D masks here\); set model.backend to auto"):
+        verify(model, grow(3))

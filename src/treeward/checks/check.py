@@ -1,29 +1,29 @@
-"""A check: what was looked at, what was found, what the limit is, and which known failure it guards against.
-
-Ids I01 to I17 are identities, F01 to F60 failures. `passed` is None for a check that does not apply.
-"""
+"""A check: what was measured, its limit, and whether it passed. What each one means is in `checks.registry`."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from difflib import get_close_matches
-from typing import Any, Literal
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
-from treeward.errors import UserError
+from treeward.checks.registry import REGISTRY, Stage, nearest
+from treeward.errors import ChecksFailed, UserError
 
 ACCEPTED = "accepted by --skip-check"
-Stage = Literal["before", "during", "after"]
 
 
 @dataclass(frozen=True)
 class Check:
-    """One entry of a receipt's `checks`."""
+    """One entry of a receipt's `checks`; `result` and `below` make it.
+
+    `passed` is None where the check does not apply or the user accepted its failure.
+    """
 
     id: str
+    slug: str
+    guards: tuple[str, ...]
     name: str
+    stage: Stage
     passed: bool | None
-    guards: tuple[str, ...] = ()
-    stage: Stage = "before"
     value: float | None = None
     limit: float | None = None
     detail: str = ""
@@ -34,61 +34,70 @@ class Check:
         return self.passed is None and self.detail.startswith(ACCEPTED)
 
     def facts(self) -> dict[str, Any]:
-        """As it stands in a receipt."""
+        """The entry in a receipt."""
         return asdict(self)
 
     def __str__(self) -> str:
         state = {True: "passed", False: "FAILED", None: "skipped"}[self.passed]
-        measured = "" if self.value is None else f" {self.value:.3g}"
+        value = "" if self.value is None else f" {self.value:.3g}"
         limit = "" if self.limit is None else f" (limit {self.limit:.3g})"
-        return f"{self.id} {state}: {self.name}{measured}{limit}{'; ' if self.detail else ''}{self.detail}"
+        return f"{self.slug} ({self.id}) {state}: {self.name}{value}{limit}{'; ' if self.detail else ''}{self.detail}"
 
 
-def below(
-    check_id: str,
-    name: str,
-    value: float,
-    limit: float,
-    guards: Sequence[str] = (),
-    stage: Stage = "before",
+def result(
+    slug: str,
+    *,
+    passed: bool | None,
+    value: float | None = None,
+    limit: float | None = None,
     detail: str = "",
+    fix: str = "",
+    stage: Stage | None = None,
 ) -> Check:
-    """A check that a measured value does not exceed its limit; NaN does."""
-    passed = not math.isnan(value) and value <= limit
-    return Check(check_id, name, passed, tuple(guards), stage, value, limit, detail)
+    """The result of a registered check. `stage` is the registered one unless given.
 
-
-class ChecksFailed(Exception):
-    """Checks failed before the first step. `checks` holds those that failed; nothing was trained or written.
-
-    `acceptable` says whether naming their ids in `skip_check` accepts them: some faults leave nothing to train.
+    The detail of a failed check ends with `fix`: what to do in this case, or by default what the registry says.
     """
+    kind = REGISTRY[slug]
+    if passed is False:
+        detail = "; ".join(text for text in (detail, fix or kind.fix) if text)
+    return Check(kind.id, slug, kind.guards, kind.name, stage or kind.stage, passed, value, limit, detail)
 
-    def __init__(self, checks: Sequence[Check], acceptable: bool = True) -> None:
-        self.checks = tuple(checks)
-        self.acceptable = acceptable
-        super().__init__("; ".join(str(check) for check in self.checks))
+
+def below(slug: str, value: float, limit: float, *, detail: str = "", fix: str = "") -> Check:
+    """The result of a check that passes where the value does not exceed its limit. NaN fails."""
+    passed = not math.isnan(value) and value <= limit
+    return result(slug, passed=passed, value=value, limit=limit, detail=detail, fix=fix)
 
 
-def require(checks: Sequence[Check], accepted: Sequence[str] | None = None) -> list[Check]:
-    """The checks, those accepted by id marked as skipped if they failed; None where none can be accepted.
+def require(
+    checks: Sequence[Check], accepted: Iterable[str] | None = None, *, more_to_come: bool = False
+) -> list[Check]:
+    """The checks, with those that failed and were accepted marked as skipped.
+
+    Args:
+        checks: results of checks.
+        accepted: slugs and ids of the checks whose failure the user accepts; None where no failure can be accepted.
+        more_to_come: other checks run later, so a slug or id that names none of these is no error yet.
 
     Raises:
         ChecksFailed: a check that was not accepted failed; all such are reported together.
-        UserError: an accepted id names no check that ran.
+        UserError: an accepted slug or id names no check that ran.
     """
-    accepted_ids = accepted or ()
-    ids = sorted({check.id for check in checks})
-    unknown = sorted(set(accepted_ids) - set(ids))
-    if unknown:
-        close = get_close_matches(unknown[0].upper(), ids, 1, 0.5)
-        nearest = f", did you mean {close[0]!r}?" if close else ""
-        raise UserError(f"skip_check {unknown[0]!r} names no check of this run{nearest}; there are {', '.join(ids)}")
-    failed = [check for check in checks if check.passed is False and check.id not in accepted_ids]
-    if failed:
-        raise ChecksFailed(failed, accepted is not None)
+    names = set(accepted or ())
+    ran = {name for check in checks for name in (check.slug, check.id)}
+    unknown = sorted(names - ran)
+    if unknown and not more_to_come:
+        near = nearest(unknown[0], sorted(ran))
+        hint = f", did you mean {near!r}?" if near else ""
+        raise UserError(
+            f"skip_check {unknown[0]!r} names no check of this run{hint}; `treeward explain` lists all checks"
+        )
+    failed = [check for check in checks if check.passed is False]
+    refused = [check for check in failed if not names & {check.slug, check.id}]
+    if refused:
+        raise ChecksFailed(refused, acceptable=accepted is not None)
     return [
-        check if check.passed is not False
-        else Check(**{**asdict(check), "passed": None, "detail": f"{ACCEPTED}; {check.detail}"})
+        replace(check, passed=None, detail=f"{ACCEPTED}; {check.detail}") if check.passed is False else check
         for check in checks
-    ]  # fmt: skip
+    ]

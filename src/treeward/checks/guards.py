@@ -1,145 +1,308 @@
-"""Guards of fresh samples: is the KL that of this text, did a judge fall while the metric rose, is it still text?
+"""Checks of the trained model: guards of its fresh samples, the movement of the weights, and what was saved.
 
-A fallen guard makes a run `worse`, not `broken`: it was trained as asked, and what was asked for is not good.
+A failed guard against learning the wrong thing (F24, F32) makes a run `worse`, not `broken`: training did what the
+reward asks for, and the result is not good.
 """
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
+import torch
 from scipy import stats
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from treeward.checks.check import Check, below
+from treeward.checks.check import Check, below, result
+from treeward.checks.identities import exact
+from treeward.models.policy import Policy
+from treeward.models.reference import ReferenceModel
+from treeward.models.reward_model import RewardModel
+from treeward.models.weights import fingerprint, movement
 from treeward.stats.intervals import Difference, by_group, holm
 from treeward.stats.tables import JUDGE, Comparison, Table
+from treeward.trees.tokens import TokenTree
 
-ERRORS = 4.0
-"""Standard errors that k1 may lie from the Rao-Blackwellised KL; 3 would break one sound run in 370, 4 in 16,000."""
-ROUNDING = 1e-4
-"""Nats by which the two may differ in fp32 whatever their spread."""
-RISES = {
-    "repetition": (0.2, "rise of the share of repeated 4-grams, at least"),
-    "start_nll": (math.log(4), "rise of the samples' NLL under the start, nats a token, at least"),
-    "kl_token": (2.0, "KL(policy, start), nats a token, at least"),
+KL_STANDARD_ERRORS = 4.0
+"""Standard errors that k1 may differ from the Rao-Blackwellised KL. A limit of 3 would fail one correct run in 370, 4
+one in 16,000."""
+KL_ROUNDING = 1e-4
+"""Nats by which the two may differ in fp32, however small their standard error is."""
+MAX_INCREASE = {
+    "repetition": (0.2, "repetition-limited"),
+    "start_nll": (math.log(4), "samples-likely-under-start"),
+    "kl_token": (2.0, "kl-limited"),
 }
-"""How far these may rise with their whole interval: four times the perplexity; a KL that a change of taste, such as the
-0.5 of the film reviews' furthest run (docs/on-policy-pairs.md), does not come near."""
-DISTINCT = 0.5
-"""The share of the start's distinct bigrams that may be lost with the whole interval."""
+"""By column, how far the whole interval of the change may go up, and the slug of the check. ln 4 is four times the
+perplexity. A KL of 2 nats a token is far above what a change of style needs: the run that moved furthest on film
+reviews had 0.5 (docs/on-policy-pairs.md)."""
+MAX_BIGRAMS_LOST = 0.5
+"""Share of the start model's distinct bigrams that the samples may lose with the whole interval."""
 
-OPPOSITE = 1e-4
-"""p below which an accuracy is clearly on one side of one half: on both parts by chance in less than 1 of 10^8 runs."""
+CLEAR_P = 1e-4
+"""p below which an accuracy is clearly on one side of one half. Both parts are so by chance in under 1 of 10^8 runs."""
 
-CUT = 0.8
-"""Share of the first samples without an end above which they say more of the limit than of the policy."""
+MAX_CUT = 0.8
+"""Largest share of the first samples that may be cut off at the length limit."""
 
 
 def k1_check(table: Table, temperature: float) -> Check:
-    """F34: both estimates of KL(policy, start) on these samples have one expectation; errors clustered by prompt.
+    """Whether both estimates of KL(policy, start) on these samples have the same mean, with errors clustered by prompt.
 
-    With few prompts the limit is that of the t distribution at the probability of as many normal errors. At another
-    temperature than 1 the samples are not the policy's and nothing follows.
+    The limit is that of the t distribution at the probability of `KL_STANDARD_ERRORS` normal errors. The check is
+    skipped where the samples are not the policy's own distribution (temperature other than 1) and for a single prompt.
+
+    Args:
+        table: samples with the columns `k1` and `kl`, in nats a response.
+        temperature: at which they were sampled.
     """
-    name, guards = "standard errors between k1 and the Rao-Blackwellised KL", ("F31", "F34")
     if temperature != 1:
-        return Check("F34", name, None, guards, "after", detail="sampled at another temperature than 1")
-    gap = by_group(table.columns["k1"] - table.columns["kl"], table.groups)
-    if len(gap) < 2:
-        return Check("F34", name, None, guards, "after", detail="one prompt has no standard error")
-    error = float(gap.std(ddof=1)) / math.sqrt(len(gap))
-    limit = float(stats.t.isf(stats.norm.sf(ERRORS), len(gap) - 1))
-    mean = float(gap.mean())
-    apart = 0.0 if abs(mean) <= ROUNDING else abs(mean) / max(error, 1e-12)
+        return result("kl-estimates-agree", passed=None, detail=f"the temperature is {temperature:g}, not 1")
+    difference = by_group(table.columns["k1"] - table.columns["kl"], table.groups)
+    if len(difference) < 2:
+        return result("kl-estimates-agree", passed=None, detail="a single prompt has no standard error")
+    error = float(difference.std(ddof=1)) / math.sqrt(len(difference))
+    limit = float(stats.t.isf(stats.norm.sf(KL_STANDARD_ERRORS), len(difference) - 1))
+    mean = float(difference.mean())
+    errors = 0.0 if abs(mean) <= KL_ROUNDING else abs(mean) / max(error, 1e-12)
     k1, kl = (float(np.mean(by_group(table.columns[c], table.groups))) for c in ("k1", "kl"))
-    detail = f"k1 {k1:.4g}, Rao-Blackwellised {kl:.4g} nats a response, n={len(gap)}"
-    return Check("F34", name, apart <= limit, guards, "after", apart, limit, detail)
+    detail = f"k1 {k1:.4g}, Rao-Blackwellised {kl:.4g} nats a response, n={len(difference)}"
+    return result("kl-estimates-agree", passed=errors <= limit, value=errors, limit=limit, detail=detail)
 
 
 def first_rollout(scores: Sequence[Sequence[float]], texts: Sequence[str]) -> Check:
-    """I17: of the first prompts, those whose samples' scores differ; without any there is nothing to learn from.
+    """Whether any of the first prompts has samples with different scores; without one there is nothing to learn.
 
-    `scores` holds one row a prompt; `texts` are some samples to show.
+    Args:
+        scores: one row of scores for each prompt.
+        texts: some samples to show.
     """
-    telling = sum(max(row) > min(row) for row in scores)
-    detail = ""
-    if not telling:
+    differing = sum(max(row) > min(row) for row in scores)
+    detail = f"of the first {len(scores)}"
+    if not differing:
         low, middle, high = np.quantile([score for row in scores for score in row], (0, 0.5, 1))
         shown = ", ".join(repr(text[:40]) for text in texts[:3])
-        detail = f"scores {low:.3g} to {high:.3g}, median {middle:.3g}; samples {shown}; look at the scorer"
-    name = f"prompts of the first {len(scores)} whose samples differ in score"
-    return Check("I17", name, telling > 0, ("F29",), "before", telling, 1, detail)
+        detail += f"; scores {low:.3g} to {high:.3g}, median {middle:.3g}; samples {shown}"
+    return result("first-samples-differ", passed=differing > 0, value=differing, limit=1, detail=detail)
 
 
 def first_cut(ended: Sequence[bool], limit: int) -> Check:
-    """I17: of the first samples, the share that has no end within `limit` tokens; answers that end can be compared."""
+    """Whether enough of the first samples end within `limit` tokens."""
     share = 1 - sum(ended) / len(ended)
-    mend = "; raise max_new_tokens, or use a policy that ends its answers" if share > CUT else ""
-    detail = f"{len(ended) - sum(ended)} of {len(ended)} samples have no end within max_new_tokens {limit}{mend}"
-    return below("I17", "share of the first samples that are cut", share, CUT, ["F30"], detail=detail)
+    detail = f"{len(ended) - sum(ended)} of {len(ended)} samples have no end within max_new_tokens {limit}"
+    return result("first-samples-end", passed=share <= MAX_CUT, value=share, limit=MAX_CUT, detail=detail)
 
 
 def judge_guards(comparisons: Sequence[Comparison]) -> list[Check]:
-    """F32, one a judge: the main metric, which stands first, did not improve while the judge fell, both intervals clear
-    of zero, the judges' p values corrected for their number (Holm 1979), so that unchanged judges seldom fall.
+    """One check for each judge: it must not fall while the main metric, the first comparison, improves.
+
+    Both intervals must exclude zero for a failure. The p values of several judges are corrected for their number
+    (Holm 1979), so that judges without a change seldom fail.
     """
     main, *others = comparisons
-    judges = [judge for judge in others if judge.metric.name.startswith(JUDGE)]
+    judges = [comparison for comparison in others if comparison.metric.name.startswith(JUDGE)]
     corrected = holm([judge.difference.p for judge in judges])
-    return [_guard(main, judge, p, len(judges)) for judge, p in zip(judges, corrected, strict=True)]
+    return [_judge_check(main, judge, p, len(judges)) for judge, p in zip(judges, corrected, strict=True)]
+
+
+def _judge_check(main: Comparison, judge: Comparison, p: float, judges: int) -> Check:
+    name = judge.metric.name.removeprefix(JUDGE)
+    changes = ", ".join(
+        f"{label} {change.value:+.3g} [{change.low:+.3g}, {change.high:+.3g}]"
+        for label, change in ((main.metric.name, main.difference), (f"judge {name}", judge.difference))
+    )
+    corrected = f", Holm's p over {judges} judges" if judges > 1 else ""
+    return result(
+        "judges-agree",
+        passed=not (main.outcome == "improved" and judge.outcome == "worse" and p < 0.05),
+        value=judge.difference.value,
+        detail=f"{changes}; p={p:.2g}{corrected}",
+    )
 
 
 def labels_check(held_out: Difference, training: Difference) -> Check:
-    """F05: the accuracy is not clearly below one half on the held-out part and clearly above it on the training part.
+    """Whether the accuracies of the two parts are not clearly on opposite sides: held out below, training above half.
 
-    Both are differences to one half. Labels that are reversed throughout would be learned; only labels that are
-    reversed in one of the parts put them on opposite sides.
+    A model learns labels that are reversed everywhere. Only labels that are reversed in one part give accuracies on
+    opposite sides.
+
+    Args:
+        held_out: the difference of the held-out accuracy from one half.
+        training: the same for the training part.
     """
-    fell = clearly_below_half(held_out) and training.value > 0 and training.p < OPPOSITE
+    opposite = clearly_below_half(held_out) and training.value > 0 and training.p < CLEAR_P
     detail = (
         f"accuracy {0.5 + held_out.value:.3g} held out (p={held_out.p:.2g}), {0.5 + training.value:.3g} on the "
         f"training part (p={training.p:.2g})"
     )
-    more = "; the labels or their order are reversed in one of the parts: look at both" if fell else ""
-    return Check("F05", "both parts on one side of one half", not fell, ("F05",), "after", None, None, detail + more)
+    fix = "the labels or their order are reversed in one of the parts: look at both"
+    return result("labels-agree-between-parts", passed=not opposite, detail=detail, fix=fix)
 
 
 def clearly_below_half(accuracy: Difference) -> bool:
-    """Whether an accuracy's difference to one half is negative beyond any doubt of chance."""
-    return accuracy.value < 0 and accuracy.p < OPPOSITE
+    """Whether an accuracy, given as its difference from one half, is below one half with p < `CLEAR_P`."""
+    return accuracy.value < 0 and accuracy.p < CLEAR_P
 
 
 def collapse_guards(comparisons: Sequence[Comparison], diversity: Mapping[str, Any], random_start: bool) -> list[Check]:
-    """F24, judge or not: fresh samples did not turn into repetition, into word salad, or into one text.
+    """Whether fresh samples became repetitive, unlike language, or all alike.
 
-    Each figure's whole interval must lie past its limit (`RISES`, `DISTINCT`) for the guard to fall. A start of random
-    weights has nothing to fall from; and where held-out likelihood is the main metric, which stands first, a policy is
-    asked to leave the start for other text, and none of these can buy it.
+    A check fails only where the whole interval is past its limit (`MAX_INCREASE`, `MAX_BIGRAMS_LOST`). There are none
+    for a start with random weights, whose samples are not text, and none where the main metric, the first comparison,
+    is the NLL of given text: then moving away from the start is expected.
 
-    `diversity` is what `evaluation.versus.facts` says under that name.
+    Args:
+        comparisons: the metrics of fresh samples, before and after; the main metric is first.
+        diversity: the facts of that name from `evaluation.versus.facts`.
+        random_start: whether the start has random weights.
     """
     if random_start or comparisons[0].metric.name == "nll":
         return []
-    rose = {c.metric.name: c.difference.low for c in comparisons}
-    found = [_collapse(name, rose[column], limit) for column, (limit, name) in RISES.items() if column in rose]
+    low = {comparison.metric.name: comparison.difference.low for comparison in comparisons}
     bigrams = diversity["distinct_2"]
     lost = -bigrams["difference"]["high"] / max(bigrams["before"]["value"], 1e-12)
-    return [*found, _collapse("share of the start's distinct bigrams that is lost, at least", lost, DISTINCT)]
+    measured = [(slug, low[column], limit) for column, (limit, slug) in MAX_INCREASE.items() if column in low]
+    measured.append(("bigrams-kept", lost, MAX_BIGRAMS_LOST))
+    return [result(slug, passed=not value > limit, value=value, limit=limit) for slug, value, limit in measured]
 
 
-def _collapse(name: str, least: float, limit: float) -> Check:
-    fell = least > limit
-    mend = "look at the samples; train less, raise beta, or mend the reward" if fell else ""
-    return Check("F24", name, not fell, ("F24", "F32"), "after", least, limit, mend)
+MAX_CLIPPED = 0.01
+"""Largest share of a run's pairs that may have no gradient because of `loss.clip`."""
+MIN_MOVEMENT = 1e-8
+"""Least movement of the weights, relative to their norm."""
 
 
-def _guard(main: Comparison, judge: Comparison, p: float, judges: int) -> Check:
-    fell = main.outcome == "improved" and judge.outcome == "worse" and p < 0.05
-    about = f"no judge falls while {main.metric.name} improves: {judge.metric.name.removeprefix(JUDGE)}"
-    changes = ", ".join(
-        f"{who} {found.difference.value:+.3g} [{found.difference.low:+.3g}, {found.difference.high:+.3g}]"
-        for who, found in ((main.metric.name, main), ("judge", judge))
+@dataclass(frozen=True)
+class Movement:
+    """How far the trainable weights moved, relative to their norm at the start: in all and by module.
+
+    A module that was all zeros, such as a new head, has no such ratio: its entry is "from zero".
+    """
+
+    relative_update: float
+    by_module: dict[str, float | str]
+    parameters_unmoved: list[str]
+
+    @classmethod
+    def since(cls, model: Policy | RewardModel, start: Mapping[str, Tensor]) -> "Movement":
+        """The movement of a model since `weights.snapshot` made `start`."""
+        norms = movement(model.packed, start)
+        modules: dict[str, list[float]] = {}
+        for name, (change, norm) in norms.items():
+            total = modules.setdefault(_module_of(name), [0.0, 0.0])
+            total[0] += change**2
+            total[1] += norm**2
+        change = sum(c for c, _ in modules.values()) ** 0.5
+        norm = sum(n for _, n in modules.values()) ** 0.5
+        by_module = {name: _ratio(c**0.5, n**0.5) for name, (c, n) in modules.items()}
+        relative = change / norm if norm else math.inf if change else 0.0
+        return cls(relative, by_module, [name for name, (c, _) in norms.items() if c == 0])
+
+
+def _ratio(change: float, norm: float) -> float | str:
+    """The change relative to the norm at the start; "from zero" where that norm was zero."""
+    if norm == 0:
+        return "from zero" if change else 0.0
+    return change / norm
+
+
+def _module_of(name: str) -> str:
+    """The block that a parameter belongs to: its name up to and including the first number."""
+    parts = name.removeprefix("model.").split(".")
+    for place, part in enumerate(parts):
+        if part.isdigit():
+            return ".".join(parts[: place + 1])
+    return ".".join(parts[:-1])
+
+
+def movement_checks(movement: Movement, expected: bool) -> list[Check]:
+    """Whether the weights moved at all, and every trainable tensor did (biases excepted).
+
+    `expected` is False where the learning rate is zero; then the first of the two is skipped.
+    """
+    unmoved = [name for name in movement.parameters_unmoved if not name.endswith("bias")]
+    change = movement.relative_update
+    moved = not change < MIN_MOVEMENT if expected else None
+    return [
+        result("weights-moved", passed=moved, value=change, limit=MIN_MOVEMENT),
+        below("every-tensor-moved", len(unmoved), 0, detail=", ".join(unmoved[:4])),
+    ]
+
+
+def updates_check(taken: int, planned: int) -> Check:
+    """Whether at least 95 % of the planned optimizer steps were taken."""
+    return below("planned-updates-taken", 1 - taken / planned, 0.05, detail=f"{taken} of {planned}")
+
+
+def clip_checks(steps: Sequence[Mapping[str, Any]], chi_po: bool) -> list[Check]:
+    """The share of log-ratios in a divergence's linear tail, and of pairs without a gradient because of `loss.clip`.
+
+    The tail has a gradient, so its share is reported only. The clip may apply to 1 % of the pairs; with chi-PO, whose
+    objective includes its clip, that share is reported only, too.
+
+    Args:
+        steps: the metrics of each step; each check exists only where they have its column.
+        chi_po: whether the objective is chi-PO.
+    """
+    tail, clipped = (
+        [float(step[column]) for step in steps if step.get(column) is not None]
+        for column in ("divergence/clamped", "loss/clipped")
     )
-    changes += f"; p={p:.2g}" + (f", Holm's p over {judges} judges" if judges > 1 else "")
-    more = "; train less, raise beta, or mend the reward" if fell else ""
-    return Check("F32", about, not fell, ("F24", "F32"), "after", judge.difference.value, None, changes + more)
+    checks = []
+    if tail:
+        detail = "reported only: the tail has a gradient"
+        checks.append(result("divergence-tail", passed=True, value=fmean(tail), detail=detail))
+    if clipped and chi_po:
+        detail = "reported only: chi-PO includes this clip"
+        checks.append(result("clip-seldom-binds", passed=True, value=fmean(clipped), detail=detail))
+    elif clipped:
+        checks.append(below("clip-seldom-binds", fmean(clipped), MAX_CLIPPED))
+    return checks
+
+
+def reference_unchanged(reference: ReferenceModel) -> Check:
+    """Whether a frozen reference model has the weights that it had at the start."""
+    same = reference.hash is None or reference.hash == fingerprint(reference.packed)
+    return result("reference-unchanged", passed=same)
+
+
+def reload_check(model: Policy | RewardModel, directory: Path, trees: list[TokenTree]) -> Check:
+    """Whether the saved model, loaded by plain transformers, has the weights and values of the one in memory.
+
+    The weights must be equal bit for bit, unless an adapter was merged into them; the values up to rounding.
+
+    Args:
+        model: the trained model.
+        directory: the run directory, whose folder `model` holds the saved one.
+        trees: a few trees whose values are compared, one plain row each.
+    """
+    auto = AutoModelForCausalLM if isinstance(model, Policy) else AutoModelForSequenceClassification
+    saved = auto.from_pretrained(directory / "model", dtype=torch.float32, local_files_only=True)
+    saved = saved.to(model.packed.device).eval()
+    with exact(model.packed), torch.no_grad():
+        deviation = max(_deviation(model, saved, tree) for tree in trees)
+    same = model.adapter is not None or fingerprint(saved) == fingerprint(model.packed.model)
+    return result(
+        "saved-equals-trained",
+        passed=same and deviation <= 1e-4,
+        value=deviation,
+        limit=1e-4,
+        detail="" if same else "the saved weights are not those in memory",
+    )
+
+
+def _deviation(model: Policy | RewardModel, saved: torch.nn.Module, tree: TokenTree) -> float:
+    """The largest difference between the values of the first branch in memory and from the saved model."""
+    ids = torch.tensor([tree.rows()[0]], device=model.packed.device)
+    in_memory = model.packed.unpacked(tree, 0)
+    logits = saved(input_ids=ids).logits
+    if isinstance(model, RewardModel):
+        return float((model.packed.outputs_of(logits) - in_memory).abs().max())
+    start = len(tree.prompt)
+    predictions = logits[0, start - 1 : -1].float()
+    logps = predictions.gather(1, ids[0, start:, None]).squeeze(1) - predictions.logsumexp(1)
+    return float((logps - in_memory).abs().max())

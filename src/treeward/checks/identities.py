@@ -1,7 +1,8 @@
-"""Identities that hold at step 0 whatever the weights: I02 to I09, I11, I15 of the failure catalogue.
+"""Checks before the first step that run the model: identities that hold whatever the weights are, and the learning
+rate.
 
-They run in fp32 on at most four small trees: they test logic, not rounding. They run in the modes that a training step
-runs in, but for the dropout that was asked for. I09 alone looks at samples, in the run's own precision.
+The identities run in fp32 on at most four small trees, because they test logic and not rounding, and in the modes of a
+training step, without dropout. `sampled` alone looks at samples, in the run's own precision.
 """
 
 import math
@@ -13,163 +14,223 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from treeward.checks.check import Check, Stage, below
+from treeward.checks.check import Check, below, result
+from treeward.checks.registry import Stage
+from treeward.losses.preference import loss_name
 from treeward.models.policy import Policy, token_logps
-from treeward.models.reference import ReferenceModel
+from treeward.models.reference import Audit, ReferenceModel
 from treeward.models.weights import trainable
 from treeward.stats.intervals import Floats
 from treeward.stats.tables import Table
-from treeward.training.loop import Objective
+from treeward.training.objectives import Objective, prepare
 from treeward.trees.forest import pack
 from treeward.trees.forward import Precision, TreeLM, TreeModule
 from treeward.trees.rollout import Rollout
 from treeward.trees.tokens import TokenTree
 from treeward.trees.verify import GRADIENT_LIMIT, VALUE_LIMIT, Verification, perturb_zero_parameters
 
-ROWS, TOKENS = 4, 128
-VOCABULARY_ROWS = 32
-SAMPLED = {"fp32": (1e-4, 1e-4), "bf16": (1e-2, 1e-1)}
-"""How far the log-probability of a sampled token may lie from the one computed of the same ids, in nats: mean, most."""
+PROBE_TREES, PROBE_TOKENS = 4, 128
+"""Number of trees that the identities run on, and the most tokens of each."""
+VOCABULARY_TREES = 32
+"""Number of trees whose NLL is compared with a uniform guess."""
+SAMPLED_LIMITS = {"fp32": (1e-4, 1e-4), "bf16": (1e-2, 1e-1)}
+"""Limits of the mean and the largest deviation of a sampled token's log-probability from the recomputed one, in
+nats.
+"""
 
 
 def probe(trees: Sequence[TokenTree]) -> list[TokenTree]:
-    """At most four trees of at most 128 tokens (the smallest ones, if there are none so small), all different."""
-    small = [tree for tree in trees if len(tree) <= TOKENS]
-    return list(dict.fromkeys(small or sorted(trees, key=len)))[:ROWS]
+    """At most four different trees of at most 128 tokens, or the smallest trees if none is that small."""
+    small = [tree for tree in trees if len(tree) <= PROBE_TOKENS]
+    return list(dict.fromkeys(small or sorted(trees, key=len)))[:PROBE_TREES]
 
 
 @contextmanager
-def exact(model: TreeModule) -> Iterator[None]:
-    """fp32 products, for as long as identities are tested."""
-    before = model.precision
-    model.precision = "fp32"
+def exact(*models: TreeModule) -> Iterator[None]:
+    """fp32 products while identities are tested."""
+    before = [model.precision for model in models]
+    for model in models:
+        model.precision = "fp32"
     try:
         yield
     finally:
-        model.precision = before
+        for model, precision in zip(models, before, strict=True):
+            model.precision = precision
 
 
-def layout(found: Verification) -> Check:
-    """I05: the packed pass equals plain calls; an announced fallback to rows passes."""
-    detail = f"{found.backend}; gradients {found.gradient_deviation:.2g} (limit {GRADIENT_LIMIT})"
-    if found.fallback:
-        detail += f"; one row a branch: {found.fallback}"
-    return Check("I05", "tree equals rows, largest deviation", found.passed, ("F07", "F22"), "before",
-                 found.value_deviation, VALUE_LIMIT, detail)  # fmt: skip
+@contextmanager
+def prepared(model: TreeModule, objective: Objective, trees: Sequence[TokenTree]) -> Iterator[None]:
+    """fp32 products of the model and of the objective's reference, the objective prepared for these trees, in the modes
+    of a training step but without dropout.
+    """
+    reference: ReferenceModel | None = getattr(objective, "reference", None)
+    models = {id(m): m for m in (model, reference.packed if reference is not None else model)}
+    with exact(*models.values()), model.training_mode(dropout=False):
+        prepare(objective, model, trees, sum(map(len, trees)))
+        yield
+
+
+def layout(verification: Verification) -> Check:
+    """I05: packed values and gradients equal those of plain calls. A reported fallback to rows passes."""
+    detail = f"{verification.backend}; gradients {verification.gradient_deviation:.2g} (limit {GRADIENT_LIMIT})"
+    if verification.fallback:
+        detail += f"; one row a branch: {verification.fallback}"
+    return result(
+        "layout-equals-rows",
+        passed=verification.passed,
+        value=verification.value_deviation,
+        limit=VALUE_LIMIT,
+        detail=detail,
+    )
 
 
 def passes(model: TreeModule, trees: Sequence[TokenTree]) -> list[Check]:
-    """I04 and I07: padding, neighbours and repetition change no number, in the modes of a training step."""
+    """I04 and I07: padding, the rest of the batch and repetition change no value, in the modes of a training step."""
     with exact(model), model.training_mode(dropout=False), perturb_zero_parameters(model), torch.no_grad():
         together = model(pack(trees))
         again = model(pack(trees))
         alone = torch.cat([model(pack([tree])) for tree in trees])
-        layout = model.backend
+        backend = model.backend
         model.backend = "rows"
         padded = model(pack(trees))
-        model.backend = layout
-    repeat = (together - again).abs().max().item()
-    rest = max((together - other).abs().max().item() for other in (alone, padded))
+        model.backend = backend
+    repeated = (together - again).abs().max().item()
+    deviation = max((together - values).abs().max().item() for values in (alone, padded))
     return [
-        below(
-            "I04", "padding and neighbours change nothing, largest deviation", rest, 1e-4, ["F03", "F14", "F26", "F36"]
-        ),
-        below("I07", "two passes are identical, largest deviation", repeat, 0.0 if together.is_cpu else 1e-6, ["F21"]),
+        below("batch-independent", deviation, 1e-4),
+        below("passes-repeat", repeated, 0.0 if together.is_cpu else 1e-6),
     ]
 
 
 def start_value(model: TreeModule, objective: Objective, trees: Sequence[TokenTree], expected: float) -> Check:
-    """I02: the loss, as a training step computes it, has its known value where policy = reference, or the head is
-    zero.
+    """I02: the loss, computed as in a training step, has its known value at the start.
+
+    `expected` is the value where the policy equals the reference model, or the score head is zero.
     """
-    with exact(model), model.training_mode(dropout=False), torch.no_grad():
-        value = objective(pack(trees)).values.double().mean().item()
+    with prepared(model, objective, trees), torch.no_grad():
+        value = objective(model, pack(trees)).values.double().mean().item()
     deviation = abs(value - expected) / max(1.0, abs(expected))
-    detail = f"found {value:.6f}, expected {expected:.6f}"
-    return below("I02", "the first loss has its known value, deviation", deviation, 1e-4,
-                 ["F03", "F16", "F21", "F27"], detail=detail)  # fmt: skip
+    return below("first-loss-known", deviation, 1e-4, detail=f"loss {value:.6f}, expected {expected:.6f}")
+
+
+def start_value_not_declared(loss: Any) -> Check:
+    """I02 is skipped for a loss that declares no value at the start."""
+    return result("first-loss-known", passed=None, detail=f"the loss {loss_name(loss)} declares no value at the start")
+
+
+def unpacked_logps(model: TreeLM, trees: Sequence[TokenTree]) -> Tensor:
+    """The log-probability of each branch by a plain call on its own row, in order, without gradient."""
+    with torch.no_grad():
+        return torch.stack([model.unpacked(tree, n).sum().cpu() for tree in trees for n in range(len(tree.branches))])
+
+
+def stored_logps(audit: Audit) -> Check:
+    """F22: log-probabilities in the store are those of the reference model."""
+    passed = audit.passed if audit.entries else None
+    return result("stored-logps-match", passed=passed, value=audit.deviation, limit=audit.limit, detail=audit.detail)
+
+
+def policy_identities(
+    model: TreeLM, start: ReferenceModel, trees: Sequence[TokenTree], random_weights: bool
+) -> list[Check]:
+    """The identities of every method that trains a policy."""
+    checks = start_checks(model, start, trees)
+    return checks if random_weights else [*checks, knows_vocabulary(model, trees)]
 
 
 def start_checks(model: TreeLM, reference: ReferenceModel, trees: Sequence[TokenTree]) -> list[Check]:
-    """I03 and I15: log-ratios to the reference are zero, and a frozen copy shares no storage."""
+    """I03 and I15: the log-ratios to a copy of the start are zero, and a frozen copy shares no memory."""
     with exact(model), torch.no_grad():
-        own = model(pack(trees))
-        with reference.model() as start, exact(start):
-            other = start(pack(trees))
-    ratio = (own - other).abs().max().item()
+        policy_logps = model(pack(trees))
+        with reference.inference() as start, exact(start):
+            reference_logps = start(pack(trees))
+    logratio = (policy_logps - reference_logps).abs().max().item()
     shared = 0
     if reference.packed is not model:
-        own_storage = {p.data_ptr() for p in model.parameters()}
-        shared = sum(p.data_ptr() in own_storage for p in reference.packed.parameters())
+        policy_storage = {p.data_ptr() for p in model.parameters()}
+        shared = sum(p.data_ptr() in policy_storage for p in reference.packed.parameters())
     return [
-        below("I03", "log-ratios and KL to the reference are zero, largest", ratio, 1e-4, ["F20", "F22", "F34"]),
-        below("I15", "tensors that policy and reference share", shared, 0, ["F20", "F23"]),
+        below("reference-equals-start", logratio, 1e-4),
+        below("reference-has-own-weights", shared, 0),
     ]
 
 
 def accumulation(model: TreeModule, objective: Objective, trees: Sequence[TokenTree]) -> Check:
-    """I06: the loss and gradient of a batch are those of its rows, one by one."""
+    """I06: the gradient of a batch is the sum of the gradients of its trees, one by one."""
     parameters = [p for _, p in trainable(model)]
     count = sum(objective.count(tree) for tree in trees)
-    with exact(model), model.training_mode(dropout=False), perturb_zero_parameters(model):
-        whole = torch.autograd.grad(objective(pack(trees)).values.sum() / count, parameters, allow_unused=True)
-        parts = [
-            torch.autograd.grad(objective(pack([tree])).values.sum() / count, parameters, allow_unused=True)
+    with prepared(model, objective, trees), perturb_zero_parameters(model):
+        batch = torch.autograd.grad(objective(model, pack(trees)).values.sum() / count, parameters, allow_unused=True)
+        single = [
+            torch.autograd.grad(objective(model, pack([tree])).values.sum() / count, parameters, allow_unused=True)
             for tree in trees
         ]
     distance = norm = 0.0
-    for index, gradient in enumerate(whole):
+    for index, gradient in enumerate(batch):
         if gradient is not None:
-            rest = sum((part[index] for part in parts if part[index] is not None), torch.zeros_like(gradient))
-            distance += (gradient - rest).square().sum().item()
+            total = sum((part[index] for part in single if part[index] is not None), torch.zeros_like(gradient))
+            distance += (gradient - total).square().sum().item()
             norm += gradient.square().sum().item()
-    value = (distance / max(norm, 1e-30)) ** 0.5
-    return below("I06", "gradient of 1 x n against n x 1, relative", value, 1e-4, ["F19", "F43"])
+    return below("accumulation-equals-batch", (distance / max(norm, 1e-30)) ** 0.5, 1e-4)
 
 
 def reached(
-    model: TreeModule, objective: Objective, trees: Sequence[TokenTree], held: Sequence[Tensor]
+    model: TreeModule, objective: Objective, trees: Sequence[TokenTree], optimised: Sequence[Tensor]
 ) -> tuple[Check, list[str]]:
-    """I11: the optimiser holds exactly the trainable tensors, and each gets a finite non-zero gradient.
+    """I11: the optimizer holds exactly the trainable tensors, and each gets a finite gradient that is not zero.
 
-    Returns the check and the names of the tensors that no gradient reaches.
+    Args:
+        model: the model that is trained.
+        objective: the training objective.
+        trees: a batch for one backward pass.
+        optimised: the tensors that the optimizer holds.
+
+    Returns:
+        The check, and the names of the tensors without a gradient. Biases are ignored: some have none by symmetry.
     """
-    own = dict(trainable(model))
-    wrong = {id(p) for p in held} ^ {id(p) for p in own.values()}
+    parameters = dict(trainable(model))
+    mismatched = {id(p) for p in optimised} ^ {id(p) for p in parameters.values()}
     count = sum(objective.count(tree) for tree in trees)
-    with exact(model), model.training_mode(dropout=False), perturb_zero_parameters(model):
-        loss = objective(pack(trees)).values.sum() / count
-        gradients = torch.autograd.grad(loss, list(own.values()), allow_unused=True)
+    with prepared(model, objective, trees), perturb_zero_parameters(model):
+        loss = objective(model, pack(trees)).values.sum() / count
+        gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     missing = [
-        name for name, gradient in zip(own, gradients, strict=True)
+        name
+        for name, gradient in zip(parameters, gradients, strict=True)
         if not name.endswith("bias") and (gradient is None or not 0 < gradient.norm().item() < float("inf"))
-    ]  # fmt: skip
-    detail = f"{len(own)} tensors"
+    ]
+    detail = f"{len(parameters)} tensors"
     if missing:
         detail += f"; without gradient: {', '.join(missing[:4])}"
-    if wrong:
-        detail += "; the optimiser holds other tensors"
-    name = "trainable tensors without gradient or outside the optimiser"
-    return below("I11", name, len(missing) + len(wrong), 0, ["F15", "F44", "F47"], detail=detail), missing
+    if mismatched:
+        detail += "; the optimizer holds other tensors than the model"
+    return below("gradient-reaches-weights", len(missing) + len(mismatched), 0, detail=detail), missing
 
 
 def sampled(gaps: Floats, largest: Floats, lengths: Floats, precision: Precision, stage: Stage = "before") -> Check:
     """I09: the log-probabilities recorded while sampling are those of a forward pass over the same ids.
 
-    One value a response: the mean and the largest deviation of its tokens in nats, and their number.
+    Args:
+        gaps: Float[N], for each response the mean deviation of its tokens, in nats.
+        largest: Float[N], their largest deviation.
+        lengths: Float[N], their number.
+        precision: of the forward pass; it sets the limits (`SAMPLED_LIMITS`).
+        stage: when the samples were drawn.
     """
-    name = "log-probabilities of sampled tokens against those of the same ids, largest deviation, nats"
-    mean_limit, limit = SAMPLED[precision]
+    mean_limit, limit = SAMPLED_LIMITS[precision]
     mean, most = float(np.average(gaps, weights=lengths)), float(np.max(largest))
-    passed = mean <= mean_limit and most <= limit
-    detail = f"mean {mean:.2g} (limit {mean_limit}) of {lengths.sum():.0f} tokens, {precision}"
-    if not passed:
-        detail += "; the samples are not the policy's: use --model.precision fp32, or another model class"
-    return Check("I09", name, passed, ("F31", "F33", "F71"), stage, most, limit, detail)
+    return result(
+        "sampled-logps-match",
+        passed=mean <= mean_limit and most <= limit,
+        value=most,
+        limit=limit,
+        detail=f"mean {mean:.2g} (limit {mean_limit}) of {lengths.sum():.0f} tokens, {precision}",
+        stage=stage,
+    )
 
 
 def sampled_table(table: Table, precision: Precision, stage: Stage = "before") -> list[Check]:
-    """`sampled` of a table of fresh samples; nothing where their sampler recorded no log-probabilities."""
+    """`sampled` for a table of fresh samples; nothing where the sampler recorded no log-probabilities."""
     columns = table.columns
     if "gap" not in columns:
         return []
@@ -177,30 +238,79 @@ def sampled_table(table: Table, precision: Precision, stage: Stage = "before") -
 
 
 def sampled_rollout(policy: Policy, rollout: Rollout) -> list[Check]:
-    """`sampled` of a rollout, its ids computed again by the policy as it is now."""
+    """`sampled` for a rollout, whose log-probabilities are recomputed by the policy as it is now."""
     if rollout.logps is None:
         return []
-    now = [branch for tree in token_logps(policy, rollout.trees) for branch in tree]
-    off = [(a - b).abs() for a, b in zip(now, (b for tree in rollout.logps for b in tree), strict=True)]
-    gaps, largest = (np.array([f(part).item() for part in off], dtype=np.float64) for f in (torch.mean, torch.max))
-    lengths = np.array([len(part) for part in off], dtype=np.float64)
+    recomputed = [branch for tree in token_logps(policy, rollout.trees) for branch in tree]
+    recorded = [branch for tree in rollout.logps for branch in tree]
+    deviations = [(a - b).abs() for a, b in zip(recomputed, recorded, strict=True)]
+    gaps, largest = (np.array([f(row).item() for row in deviations], dtype=np.float64) for f in (torch.mean, torch.max))
+    lengths = np.array([len(row) for row in deviations], dtype=np.float64)
     return [sampled(gaps, largest, lengths, policy.packed.precision)]
 
 
 def knows_vocabulary(model: TreeLM, trees: Sequence[TokenTree]) -> Check:
-    """F09: pretrained weights read these ids better than a uniform guess, so the tokenizer is the model's own."""
-    rows = sorted(trees, key=len)[:VOCABULARY_ROWS]
+    """F09: pretrained weights predict these ids better than a uniform guess, so the tokenizer is the model's own."""
+    shortest = sorted(trees, key=len)[:VOCABULARY_TREES]
     embedding: Any = model.model.get_input_embeddings()  # type: ignore[operator]
     with torch.no_grad():
-        nll = -torch.cat([model(pack([tree])) for tree in rows]).mean().item()
-    uniform = math.log(embedding.num_embeddings)
-    detail = "" if nll < uniform else "the tokenizer is another model's, or the weights are random"
-    return below("F09", "NLL a token, against a uniform guess", nll, uniform, ["F09"], detail=detail)
+        nll = -torch.cat([model(pack([tree])) for tree in shortest]).mean().item()
+    return below("nll-below-uniform", nll, math.log(embedding.num_embeddings))
 
 
 def swapped(margins: Callable[[Sequence[TokenTree]], Tensor], trees: Sequence[TokenTree]) -> Check:
-    """I08: with the two sides of each pair exchanged every margin changes its sign."""
-    mirror = [TokenTree(t.prompt, t.branches[::-1], t.group, t.ratings[::-1]) for t in trees]
-    deviation = (margins(trees) + margins(mirror)).abs().max().item()
-    return below("I08", "swapped pairs change the sign of every margin, deviation", deviation, 1e-3,
-                 ["F05", "F18", "F27"])  # fmt: skip
+    """I08: every margin changes its sign when the two responses of its pair are swapped.
+
+    Args:
+        margins: a function of pairs that returns Float[P].
+        trees: pairs.
+    """
+    mirrored = [TokenTree(t.prompt, t.branches[::-1], t.group, t.ratings[::-1]) for t in trees]
+    deviation = (margins(trees) + margins(mirrored)).abs().max().item()
+    return below("swap-changes-sign", deviation, 1e-3)
+
+
+FACTOR = 30
+"""How far the rate may be from the usual one, as a factor."""
+WEIGHT_SCALE = 0.02
+"""The usual standard deviation of a weight."""
+MIN_REACH = 1e-3
+"""Least movement that a run must be able to give a weight, as a share of `WEIGHT_SCALE`."""
+
+
+def usual_rate(usual: tuple[float, float, float], parameters: int, random: bool) -> float:
+    """The usual learning rate for a model of this size.
+
+    Args:
+        usual: the method's rates from 1B parameters, at 100M, and under 20M.
+        parameters: number of the model's parameters.
+        random: whether the weights are random; such models count as the smallest.
+    """
+    large, middle, small = usual
+    if random or parameters < 20_000_000:
+        return small
+    return large if parameters >= 1_000_000_000 else middle
+
+
+def rate_check(usual: tuple[float, float, float], lr: float, steps: int, parameters: int, random: bool) -> Check:
+    """Whether the rate is within a factor of 30 of the usual one, and the run long enough to move a weight.
+
+    Args:
+        usual: the method's rates from 1B parameters, at 100M, and under 20M.
+        lr: the peak learning rate.
+        steps: number of optimizer steps.
+        parameters: number of the model's parameters.
+        random: whether the weights are random.
+    """
+    rate = usual_rate(usual, parameters, random)
+    reach = lr * steps / WEIGHT_SCALE
+    return result(
+        "learning-rate-usual",
+        passed=rate / FACTOR <= lr <= rate * FACTOR and reach >= MIN_REACH,
+        value=lr,
+        limit=rate * FACTOR,
+        detail=f"lr {lr:g}, usual {rate:g} for {parameters / 1e6:.1f}M parameters"
+        f"{' with random weights' if random else ''}; {steps} steps move a weight by at most about {reach:.2g} of its "
+        "scale",
+        fix=f"use about {rate:g}, or accept with --skip-check learning-rate-usual",
+    )

@@ -1,1 +1,1 @@
-"""Parsing and printing: a few lines a verb. Nothing heavy is imported before a verb is known."""
+"""The command line: parsing and printing. A command's module is imported when that command is called."""

@@ -1,4 +1,4 @@
-"""`treeward pairs [RECIPE] --model.path POLICY --data.source TEXTS --scorer JUDGE [--select.kind best-worst] ...`."""
+"""`treeward pairs [RECIPE] --model.path POLICY --data.source TEXTS --scorer SCORER [--select.kind best-worst] ...`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,24 +6,18 @@ from typing import Any
 import transformers
 import yaml
 
-from treeward.cli.parse import field_lines, overridden, parse
-from treeward.cli.training import ALLOW, recipe_of, with_model
+from treeward.cli.parse import parse, with_trained_budgets
 from treeward.runner import settings
-from treeward.runner.budgets import with_budgets
-from treeward.runner.pairs import Made, PairsRun, make_pairs
+from treeward.runner.pairs import PairsMade, PairsRun, make_pairs
 from treeward.runner.rounds import Round, rounds
 from treeward.stats.formatting import interval
 
 
 def run(verb: str, arguments: Sequence[str]) -> int:
-    """Make the data, print what it yields, and with --rounds train on it, again and again."""
+    """Make the pairs and print what the samples yield; with --rounds train on them and repeat."""
     transformers.utils.logging.disable_progress_bar()
-    words = parse(arguments, ("help", "print-config", "allow-code"))
-    if "help" in words.flags:
-        names = ", ".join(name for name in settings.recipes() if settings.recipe(name).get("command") == verb)
-        print("\n".join([str(PairsRun.__doc__), "", f"recipes: {names}", "", *field_lines(PairsRun), ALLOW]))
-        return 0
-    config = settings.build(PairsRun, with_budgets(with_model(verb, overridden(words, recipe_of(verb, words)))))
+    words = parse(arguments, ("print-config", "allow-code"))
+    config: PairsRun = with_trained_budgets(verb, words)
     if "print-config" in words.flags:
         print(yaml.safe_dump({"command": verb, **settings.dump(config)}, sort_keys=False), end="")
         return 0
@@ -33,39 +27,38 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     return 0
 
 
-def show(made: Made) -> None:
-    """The yield of the samples, and where the data is."""
+def show(made: PairsMade) -> None:
+    """What the samples yield, and where the pairs are."""
     report = made.report
-    lines: list[tuple[str, str]] = [
-        ("prompts", f"{report['prompts']}; left out: {named(report['dropped'])}; cut on the left: "
-                    f"{report['prompts_cut']}"),
-        ("score", f"{figure(report['score'])}; sd within a prompt {report['sd_within']:.3g}"),
-        ("no signal", f"{figure(report['no_signal'])} of the prompts"),
-        ("no pair", f"{figure(report['passed_over'])} of the prompts, by min_gap"),
-        ("ended", f"{figure(report['ended'])} of the samples"),
-        ("gap", f"{figure(report['gap'])}; {report['gap_in_sd']:.3g} sd, where normal scores would give best against "
-                f"worst {report['expected_gap_in_sd']:.3g}"),
-        ("length", f"chosen longer by {figure(report['length_difference'])} tokens"),
-        ("pairs", f"{report['picks']}, judged by {report['scorer']}"),
-        ("data", str(made.pairs)),
-    ]  # fmt: skip
-    for name, text in lines:
+    expected_gap = f"normal scores would give best against worst {report['expected_gap_in_sd']:.3g}"
+    lines = {
+        "prompts": f"{report['prompts']}; left out: {reasons(report['dropped'])}; cut on the left: "
+        f"{report['prompts_cut']}",
+        "score": f"{figure(report['score'])}; sd within a prompt {report['sd_within']:.3g}",
+        "no signal": f"{figure(report['no_signal'])} of the prompts",
+        "no pair": f"{figure(report['below_min_gap'])} of the prompts, by min_gap",
+        "ended": f"{figure(report['ended'])} of the samples",
+        "gap": f"{figure(report['gap'])}; {report['gap_in_sd']:.3g} sd, where {expected_gap}",
+        "length": f"chosen longer by {figure(report['length_difference'])} tokens",
+        "pairs": f"{report['picks']}, ranked by {report['scorer']}",
+        "data": str(made.pairs),
+    }
+    for name, text in lines.items():
         print(f"{name:<10} {text}")
 
 
-def show_rounds(found: Sequence[Round]) -> int:
-    """One line a round: score and, where it is known, KL against the first policy; the last sound model."""
-    sound = [each for each in found if each.facts]
-    for each in sound:
-        score = each.facts["score"]
-        kl = f", KL to the first {interval(each.facts['kl'])}" if "kl" in each.facts else ""
-        measured = f"score {interval(score)}{kl}, n={score['n']} prompts"
-        print(f"round {each.number:<4} {measured}; {each.verdict}")
-    for each in found[len(sound) :]:
-        print(f"round {each.number:<4} {each.verdict}, so no further one was begun: {each.reason}")
+def show_rounds(results: Sequence[Round]) -> int:
+    """One line a round: score and, where it was measured, KL to the first policy; then the last sound model."""
+    sound = [result for result in results if result.facts]
+    for result in sound:
+        score = result.facts["score"]
+        kl = f", KL to the first {interval(result.facts['kl'])}" if "kl" in result.facts else ""
+        print(f"round {result.number:<4} score {interval(score)}{kl}, n={score['n']} prompts; {result.verdict}")
+    for result in results[len(sound) :]:
+        print(f"round {result.number:<4} {result.verdict}, no further round: {result.reason}")
     if sound:
         print(f"model      {sound[-1].path / 'dpo' / 'model'}")
-    return max(each.exit_code for each in found)
+    return max(result.exit_code for result in results)
 
 
 def figure(facts: Mapping[str, Any] | None) -> str:
@@ -73,6 +66,6 @@ def figure(facts: Mapping[str, Any] | None) -> str:
     return "–" if facts is None else f"{interval(dict(facts))}, n={facts['n']}"
 
 
-def named(counts: Mapping[str, int]) -> str:
-    """Counts with their reasons."""
+def reasons(counts: Mapping[str, int]) -> str:
+    """How many were left out for each reason."""
     return ", ".join(f"{count} {reason}" for reason, count in counts.items()) or "none"

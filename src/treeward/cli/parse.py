@@ -1,16 +1,53 @@
-"""Words of a command line: positional ones, `--key value` overrides, and flags; and the fields that they may set."""
+"""From the words of a command line to a configuration.
 
+A command line is a recipe (a name or a YAML file) and options, `--key value`, that change its fields. Nothing heavy is
+imported before it is needed, so that `recipes`, `runs`, `report` and every `--help` start at once.
+"""
+
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from treeward.errors import UserError
+from treeward.methods import METHODS, find
 from treeward.runner import settings, trl_names
+
+log = logging.getLogger(__name__)
+
+CONFIGS = {
+    **{name: f"{method}.Config" for name, method in METHODS.items()},
+    "pairs": "treeward.runner.pairs:PairsRun",
+    "inspect": "treeward.runner.inspect:InspectRun",
+    "evaluate": "treeward.runner.evaluate:EvaluateRun",
+    "sample": "treeward.runner.sample:SampleRun",
+    "score": "treeward.runner.score:ScoreRun",
+}
+"""The config class of each command as "module:Class": help reads its source, `config_class` imports it."""
+
+
+def is_method(verb: str) -> bool:
+    """Whether this is a training method: a command, or FILE.py:NAME."""
+    return verb in METHODS or ".py:" in verb
+
+
+def is_training(verb: str) -> bool:
+    """Whether `cli.training` runs this command."""
+    return verb in METHODS or verb in ("train", "resume")
+
+
+def config_class(verb: str) -> type[Any]:
+    """The config class of a command or method; this imports it."""
+    if is_method(verb):
+        return find(verb).Config
+    module, _, name = CONFIGS[verb].partition(":")
+    return getattr(import_module(module), name)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
 class Words:
-    """`places` in order, `options` as (key, value) in order, and the `flags` that were set."""
+    """A split command line: positional words (`places`) in order, `options` as (key, value) in order, and `flags`."""
 
     places: tuple[str, ...]
     options: tuple[tuple[str, str], ...]
@@ -25,7 +62,7 @@ def parse(arguments: Sequence[str], flags: Collection[str]) -> Words:
     """
     places: list[str] = []
     options: list[tuple[str, str]] = []
-    given: set[str] = set()
+    flags_given: set[str] = set()
     rest = list(arguments)
     while rest:
         word = rest.pop(0)
@@ -34,22 +71,22 @@ def parse(arguments: Sequence[str], flags: Collection[str]) -> Words:
             continue
         key, equals, value = word[2:].partition("=")
         if key in flags:
-            given.add(key)
+            flags_given.add(key)
         elif equals:
             options.append((key, value))
         elif rest and not rest[0].startswith("--"):
             options.append((key, rest.pop(0)))
         else:
-            theirs = trl_names.suggestion(key)
-            raise UserError(f"--{key} needs a value{f'; {theirs}' if theirs else ''}")
-    return Words(tuple(places), tuple(options), frozenset(given))
+            hint = trl_names.suggestion(key)
+            raise UserError(f"--{key} needs a value{f'; {hint}' if hint else ''}")
+    return Words(tuple(places), tuple(options), frozenset(flags_given))
 
 
 def overridden(words: Words, base: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The overrides of a command line, laid on `base` (what a recipe or a run directory says) one after another.
+    """`base` (the mapping of a recipe or of a run's config.yaml) with the options of a command line.
 
     Raises:
-        UserError: what is left of `base` would run a Python file, and nothing on the command line allows that.
+        UserError: `base` would run a Python file, and the command line neither names nor allows it.
     """
     values = dict(base or {})
     texts: dict[str, list[str]] = {}
@@ -62,8 +99,76 @@ def overridden(words: Words, base: Mapping[str, Any] | None = None) -> dict[str,
     return values
 
 
-def field_lines(cls: type[Any]) -> list[str]:
-    """One line a field: its option, meaning and default."""
-    return [
-        f"  --{key.replace('_', '-'):<34} {meaning} [{default}]" for key, default, meaning in settings.describe(cls)
-    ]
+def configured(verb: str, words: Words) -> Any:
+    """The configuration of a command that takes a recipe: the recipe with the command line's options.
+
+    Raises:
+        UserError: the recipe is unknown or of another command, a key is unknown or a value wrong.
+    """
+    return settings.build(config_class(verb), with_model(verb, overridden(words, recipe_of(verb, words))))
+
+
+def with_trained_budgets(verb: str, words: Words) -> Any:
+    """The configuration of a command that uses a trained model: prompts and responses are cut as in its training.
+
+    Raises:
+        UserError: as `configured`.
+    """
+    from treeward.runner.budgets import with_budgets
+
+    values = with_model(verb, overridden(words, recipe_of(verb, words)))
+    return settings.build(config_class(verb), with_budgets(values))
+
+
+def without_recipe(verb: str, words: Words) -> Words:
+    """The words of a command that takes options only.
+
+    Raises:
+        UserError: there is a positional word.
+    """
+    if words.places:
+        raise UserError(f"{verb} does not take {words.places[0]!r}: give options, --KEY VALUE")
+    return words
+
+
+def recipe_of(verb: str, words: Words) -> dict[str, Any]:
+    """The mapping of the recipe on a command line, with its name; empty without a recipe.
+
+    Raises:
+        UserError: there is more than one recipe, it is unknown, or it is for another command.
+    """
+    if len(words.places) > 1:
+        raise UserError(f"one recipe at most, not {' '.join(words.places)!r}")
+    if not words.places:
+        return {}
+    values = settings.recipe(words.places[0])
+    command = values.pop("command", verb)
+    if command != verb:
+        raise UserError(f"recipe {words.places[0]!r} is for `treeward {command}`, not {verb}")
+    values.setdefault("name", words.places[0].rsplit("/", 1)[-1].removesuffix(".yaml"))
+    return values
+
+
+def with_model(verb: str, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same mapping, if it names a model.
+
+    Training may leave the model out where the data is the embedded world, and any command where `model.init` is random:
+    then it is the embedded world's model with random weights, and the log says so.
+
+    Raises:
+        UserError: no model is named.
+    """
+    model = values.get("model", {})
+    if not isinstance(model, Mapping) or "path" in model:
+        return values
+    from treeward.data import world
+
+    data = values.get("data", {})
+    source = str(data.get("source", "world")) if isinstance(data, Mapping) else ""
+    if str(model.get("init")) == "random" or (is_method(verb) and world.source(source) is not None):
+        log.info("model: the embedded world's, with random weights; name another with --model.path")
+        return values
+    raise UserError(
+        "model.path is not given: name a model with --model.path (a run or model directory, a hub id, or `world` for "
+        "the small embedded model with random weights)"
+    )

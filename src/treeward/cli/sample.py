@@ -3,19 +3,13 @@
 import json
 from collections.abc import Sequence
 
-from treeward.cli.parse import field_lines, overridden, parse
-from treeward.cli.training import only_options, with_model
-from treeward.runner import settings
-from treeward.runner.budgets import with_budgets
-from treeward.runner.sample import SampleRun, sample
+from treeward.cli.parse import parse, with_trained_budgets, without_recipe
+from treeward.runner.sample import sample
 
 
 def run(verb: str, arguments: Sequence[str]) -> int:
     """Print one JSON line a sample."""
-    words = parse(arguments, ("help",))
-    if "help" in words.flags:
-        print("\n".join([str(SampleRun.__doc__), "", *field_lines(SampleRun)]))
-        return 0
-    for row in sample(settings.build(SampleRun, with_budgets(with_model(verb, overridden(only_options(verb, words)))))):
+    words = parse(arguments, ())
+    for row in sample(with_trained_budgets(verb, without_recipe(verb, words))):
         print(json.dumps(row, ensure_ascii=False))
     return 0

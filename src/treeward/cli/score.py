@@ -3,25 +3,23 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from treeward.cli.parse import field_lines, overridden, parse
-from treeward.cli.training import only_options, with_model
-from treeward.runner import settings
-from treeward.runner.budgets import with_budgets
-from treeward.runner.score import ScoreRun, score
+from treeward.cli.parse import parse, with_trained_budgets, without_recipe
+from treeward.cli.show import print_json
+from treeward.runner.score import score
 from treeward.stats.formatting import interval
 
 
 def run(verb: str, arguments: Sequence[str]) -> int:
-    """Print what was scored, how fast, and the accuracy where it is known."""
-    words = parse(arguments, ("help",))
-    if "help" in words.flags:
-        print("\n".join([str(ScoreRun.__doc__), "", *field_lines(ScoreRun)]))
+    """Print how many responses were scored, how fast, and the accuracy where the data has the better response."""
+    words = parse(arguments, ("json",))
+    config = with_trained_budgets(verb, without_recipe(verb, words))
+    scored = score(config)
+    if "json" in words.flags:
+        print_json({"out": config.out, **asdict(scored)})
         return 0
-    config = settings.build(ScoreRun, with_budgets(with_model(verb, overridden(only_options(verb, words)))))
-    found = score(config)
-    rate = f", {found.fresh / found.seconds:.1f} responses/s" if found.fresh else ""
-    print(f"{found.rows} rows, {found.responses} responses{rate}")
-    if found.accuracy is not None:
-        print(f"accuracy   {interval(asdict(found.accuracy))}, n={found.accuracy.n}, ties half")
+    rate = f", {scored.fresh / scored.seconds:.1f} responses/s" if scored.fresh else ""
+    print(f"{scored.rows} rows, {scored.responses} responses{rate}")
+    if scored.accuracy is not None:
+        print(f"accuracy   {interval(asdict(scored.accuracy))}, n={scored.accuracy.n}, ties half")
     print(config.out)
     return 0

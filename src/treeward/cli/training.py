@@ -1,125 +1,81 @@
 """`treeward sft | reward | dpo [RECIPE] [--key value ...]` and `treeward resume RUN`."""
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import transformers
 import yaml
 
-from treeward.cli.parse import Words, field_lines, overridden, parse
-from treeward.data import world
+from treeward.cli.parse import Words, config_class, configured, is_method, overridden, parse, recipe_of, with_model
+from treeward.cli.show import metric_line, print_json
 from treeward.errors import UserError
+from treeward.methods import find
+from treeward.methods.method import RunConfig
+from treeward.methods.reward import RewardRun
+from treeward.runner import run as runner
 from treeward.runner import settings
-from treeward.runner.members import Ensembled, train_members
-from treeward.runner.options import RUNS, AnyRun, RewardRun
+from treeward.runner.members import TrainedEnsemble, train_members
+from treeward.runner.run import Finished, estimate, set_up, verdict_line
 from treeward.runner.sweep import Swept, axis, sweep
-from treeward.runner.train import Finished, estimate, prologue, train, verdict_line
 from treeward.runs.directory import RunDirectory, free_path
-from treeward.stats.formatting import interval, p_value, value
+from treeward.stats.formatting import interval, p_value
 
-log = logging.getLogger(__name__)
-ALLOW = "  --allow-code                         run the Python files that a recipe or a run directory names"
-FLAGS = ("help", "print-config", "dry-run", "allow-code")
-RESUME = "usage: treeward resume RUN (the run's own config.yaml stands: an option may repeat it, but change nothing)"
+FLAGS = ("print-config", "dry-run", "allow-code", "json")
+RESUME = "usage: treeward resume RUN (the run's own config.yaml counts: an option may repeat it, but change nothing)"
 
 
 def run(verb: str, arguments: Sequence[str]) -> int:
-    """One training command line."""
+    """Run one training command; returns the exit code."""
     transformers.utils.logging.disable_progress_bar()
     words = parse(arguments, FLAGS)
-    if "help" in words.flags:
-        print(help_text(verb))
-        return 0
+    if verb == "train":
+        verb, words = method_of(words)
+    as_json = "json" in words.flags
     if verb == "resume":
         return resume(words)
-    given = dict(words.options)
-    if "resume" in given:
-        return resume(Words((given["resume"],), tuple(o for o in words.options if o[0] != "resume"), words.flags))
-    if "sweep" in given:
-        return show_sweep(swept(verb, words))
-    config = configured(verb, words)
+    options = dict(words.options)
+    if "resume" in options:
+        return resume(Words((options["resume"],), tuple(o for o in words.options if o[0] != "resume"), words.flags))
+    if "sweep" in options:
+        return show_sweep(run_sweep(verb, words), as_json)
+    config: RunConfig = configured(verb, words)
     if "print-config" in words.flags:
-        print(yaml.safe_dump({"command": verb, **settings.dump(config)}, sort_keys=False), end="")
+        values = {"command": verb, **settings.dump(config)}
+        if as_json:
+            print_json(values)
+        else:
+            print(yaml.safe_dump(values, sort_keys=False), end="")
         return 0
     free_path(config.name or verb, config.out)
     if "dry-run" in words.flags:
-        return dry_run(config)
+        return dry_run(verb, config, as_json)
     if isinstance(config, RewardRun) and config.members > 1:
-        return show_members(train_members(config))
-    return show(train(config))
+        return show_members(train_members(config), as_json)
+    return show(runner.run(config, find(verb)), as_json)
 
 
-def configured(verb: str, words: Words) -> AnyRun:
-    """The configuration of a training command: its recipe with the overrides laid on it.
-
-    Raises:
-        UserError: the recipe is unknown or of another command, an unknown key or a bad value.
-    """
-    return settings.build(RUNS[verb], with_model(verb, overridden(words, recipe_of(verb, words))))
-
-
-def with_model(verb: str, values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The mapping of a command as it stands, where it names a model.
-
-    Without one, training starts from the embedded world's model with random weights where the data is the embedded
-    world too, and says so, or where random weights are asked for.
+def method_of(words: Words) -> tuple[str, Words]:
+    """The method of `treeward train --method NAME`, and the other words.
 
     Raises:
-        UserError: no model is named.
+        UserError: no method is named.
     """
-    model = values.get("model", {})
-    if not isinstance(model, Mapping) or "path" in model:
-        return values
-    data = values.get("data", {})
-    source = str(data.get("source", "world")) if isinstance(data, Mapping) else ""
-    if str(model.get("init")) == "random" or (verb in RUNS and world.source(source) is not None):
-        log.info("model: the embedded world's, with random weights; name another with --model.path")
-        return values
-    raise UserError(
-        "model.path is not given: name a model with --model.path (a run or model directory, a hub id, or `world` for "
-        "the small embedded model with random weights)"
-    )
+    options = dict(words.options)
+    if "method" not in options:
+        raise UserError("method is not given: name one with --method, such as dpo or FILE.py:NAME")
+    rest = tuple(option for option in words.options if option[0] != "method")
+    return options["method"], Words(words.places, rest, words.flags)
 
 
-def only_options(verb: str, words: Words) -> Words:
-    """The words of a command that takes no recipe.
+def run_sweep(verb: str, words: Words) -> Swept:
+    """Train at every point of the `--sweep KEY=V1,V2,...` options.
 
     Raises:
-        UserError: a word stands there that belongs to no option.
+        UserError: an axis or a point's configuration is wrong, or a flag only makes sense for one run.
     """
-    if words.places:
-        raise UserError(f"{verb} does not take {words.places[0]!r}: give options, --KEY VALUE")
-    return words
-
-
-def recipe_of(verb: str, words: Words) -> dict[str, Any]:
-    """The mapping of the recipe that a command line names, with its name; empty without one.
-
-    Raises:
-        UserError: more than one recipe, an unknown one, or one of another command.
-    """
-    if len(words.places) > 1:
-        raise UserError(f"one recipe at most, not {' '.join(words.places)!r}")
-    if not words.places:
-        return {}
-    values = settings.recipe(words.places[0])
-    command = values.pop("command", verb)
-    if command != verb:
-        raise UserError(f"recipe {words.places[0]!r} is for `treeward {command}`, not {verb}")
-    values.setdefault("name", words.places[0].rsplit("/", 1)[-1].removesuffix(".yaml"))
-    return values
-
-
-def swept(verb: str, words: Words) -> Swept:
-    """Run every point of a command line's `--sweep KEY=V1,V2,...` options.
-
-    Raises:
-        UserError: an axis or a point's configuration is wrong, or a flag asks for one run alone.
-    """
-    single = words.flags - {"allow-code"}
+    single = words.flags - {"allow-code", "json"}
     if single:
-        raise UserError(f"--sweep runs every point; leave --{min(single)} away, or the sweep")
+        raise UserError(f"--sweep trains every point: leave out --{min(single)}, or the sweep")
     axes = [axis(text) for key, text in words.options if key == "sweep"]
     rest = Words(words.places, tuple(option for option in words.options if option[0] != "sweep"), words.flags)
     base = overridden(rest, recipe_of(verb, rest))
@@ -132,98 +88,111 @@ def swept(verb: str, words: Words) -> Swept:
 
 
 def resume(words: Words) -> int:
-    """Go on with a run from its last checkpoint; its own configuration stands."""
-    if len(words.places) != 1:
+    """Continue a run from its last checkpoint with its own configuration.
+
+    Raises:
+        UserError: there is no such run, it has ended, or an option would change its configuration.
+    """
+    if len(words.places) != 1 or words.flags - {"allow-code", "json"}:
         raise UserError(RESUME)
-    directory = RunDirectory.open(words.places[0])
+    place = words.places[0]
+    directory = RunDirectory.open(place)
     if (directory.path / "receipt.json").exists():
-        raise UserError(f"{words.places[0]!r} has ended: its receipt.json is there")
+        raise UserError(f"{place!r} has ended: it has a receipt.json")
     values = settings.read_yaml(directory.path / "config.yaml", f"{str(directory.path / 'config.yaml')!r}")
     verb = str(values.pop("command", None))
-    if verb not in RUNS:
+    if not is_method(verb):
         ended = (directory.path / "report.json").exists()
-        mend = "has ended" if ended else f"goes on when the same command is given again with --out {words.places[0]}"
-        raise UserError(f"{words.places[0]!r} is of `treeward {verb}`, not of a training command; it {mend}")
-    config = settings.build(RUNS[verb], values)
-    if settings.build(RUNS[verb], overridden(words, values)) != config:
+        fix = "has ended" if ended else f"continues when the same command is given again with --out {place}"
+        raise UserError(f"{place!r} is a run of `treeward {verb}`, not of a training command; it {fix}")
+    config = settings.build(config_class(verb), values)
+    if settings.build(config_class(verb), overridden(words, values)) != config:
         raise UserError(RESUME)
-    return show(train(config, directory))
+    return show(runner.run(config, find(verb), resume=directory), "json" in words.flags)
 
 
-def dry_run(config: AnyRun) -> int:
-    """Everything up to the first step, and what the run would cost."""
-    begun = prologue(config)
-    for check in begun.checks:
+def dry_run(verb: str, config: RunConfig, as_json: bool) -> int:
+    """Everything up to the first step: the checks, the data, and what the run would cost."""
+    setup = set_up(config, find(verb))
+    cost = estimate(setup)
+    if as_json:
+        checks = [check.facts() for check in setup.checks]
+        print_json({"checks": checks, "data": str(setup.data.account), "estimate": cost})
+        return 0
+    for check in setup.checks:
         print(check)
-    print(f"data: {begun.data.account}")
-    print(f"estimate: {estimate(config, begun)}")
+    print(f"data: {setup.data.account}\nestimate: {cost}")
     return 0
 
 
-def show(finished: Finished) -> int:
-    """The last lines of a run: numbers, verdict, and where everything is."""
+def show(finished: Finished, as_json: bool) -> int:
+    """The end of a run: its metrics, its verdict, and where everything is; as JSON its receipt with `path`."""
     receipt = finished.receipt
+    if as_json:
+        print_json({"path": str(finished.path), **receipt})
+        return finished.exit_code
     for name, facts in {receipt["metric"]: receipt, **receipt["metrics"]}.items():
-        before, after, change = facts["before"], facts["after"], facts["difference"]
-        start = f"{value(before)} by construction" if before["constant"] else interval(before)
-        told = f"change {interval(change, sign=True)}, {p_value(change['p'], after['n'])}"
-        print(f"{name:<10} {start} -> {interval(after)}, n={after['n']}; {told}")
+        print(metric_line(name, facts))
     failed = [check for check in receipt["checks"] if check["passed"] is False]
     accepted = f", {len(receipt['accepted'])} accepted: {', '.join(receipt['accepted'])}" if receipt["accepted"] else ""
     if receipt["data"]["verdict"]["part"] != "test":
         print(f"held out   {verdict_line(receipt['data']['verdict'])}")
-    print(f"checks     {len(receipt['checks'])}, failed {len(failed)}{accepted}; weights moved by "
-          f"{receipt['movement']['relative_update']:.3g} of their norm")  # fmt: skip
+    moved = f"weights moved by {receipt['movement']['relative_update']:.3g} of their norm"
+    print(f"checks     {len(receipt['checks'])}, failed {len(failed)}{accepted}; {moved}")
     print(f"verdict    {receipt['verdict']}: {receipt['reason']}")
     print(f"run        {finished.path}\nreport     {finished.path / 'report.html'}")
     return finished.exit_code
 
 
-def show_sweep(found: Swept) -> int:
-    """One line a point, and where the frontier is."""
-    for name, finished in found.runs.items():
+def show_sweep(swept: Swept, as_json: bool = False) -> int:
+    """One line a point, and where the frontier is; as JSON the receipts by point."""
+    if as_json:
+        print_json(_sweep_facts(swept))
+        return swept.exit_code
+    for name, finished in swept.runs.items():
         receipt = finished.receipt
         change = interval(receipt["difference"], sign=True)
         kl = f", KL {interval(receipt['metrics']['kl']['after'])}" if "kl" in receipt["metrics"] else ""
         after = f"{receipt['metric']} {interval(receipt['after'])}, n={receipt['after']['n']}"
         print(f"{name}: {after}; change {change}{kl}; {receipt['verdict']}")
-    for name, reason in found.failed.items():
+    for name, reason in swept.failed.items():
         print(f"{name}: not trained: {reason}")
-    if len(found.runs) > 1:
-        print(f"choice     {chosen_on(len(found.runs), 'points')}")
-    print(f"sweep      {found.path}")
-    if found.frontier or found.no_frontier:
-        print(f"frontier   {found.frontier or f'none: {found.no_frontier}'}")
-    return found.exit_code
+    if len(swept.runs) > 1:
+        print(f"choice     {selection_bias(len(swept.runs), 'points')}")
+    print(f"sweep      {swept.path}")
+    if swept.frontier or swept.no_frontier:
+        print(f"frontier   {swept.frontier or f'none: {swept.no_frontier}'}")
+    return swept.exit_code
 
 
-def chosen_on(count: int, what: str) -> str:
-    """What figures of several models on the same held-out groups do not say."""
+def _sweep_facts(swept: Swept) -> dict[str, Any]:
+    return {
+        "path": str(swept.path),
+        "runs": {name: {"path": str(run.path), **run.receipt} for name, run in swept.runs.items()},
+        "failed": swept.failed,
+        "frontier": str(swept.frontier) if swept.frontier else None,
+        "no_frontier": swept.no_frontier,
+    }
+
+
+def selection_bias(count: int, what: str) -> str:
+    """A warning for whoever picks the best of several models by figures on the same held-out groups."""
     return (
         f"{count} {what} on the same held-out groups: the best by these figures was chosen on them and looks better "
         "than it is; measure it on other data before quoting it"
     )
 
 
-def show_members(found: Ensembled) -> int:
-    """Each way of joining the members, with its accuracy and its gain on the first of them."""
-    for name, facts in found.ways.items():
+def show_members(ensemble: TrainedEnsemble, as_json: bool) -> int:
+    """Each way of joining the members, with its accuracy and its gain over the first of them."""
+    if as_json:
+        members = [{"path": str(member.path), **member.receipt} for member in ensemble.members]
+        print_json({"path": str(ensemble.path), "ways": ensemble.combinations, "members": members})
+        return ensemble.exit_code
+    for name, facts in ensemble.combinations.items():
         accuracy, gain = facts["accuracy"], facts["against_member_1"]
-        told = f"against member 1 {interval(gain, sign=True)}, {p_value(gain['p'], accuracy['n'])}"
-        print(f"{name:<16} accuracy {interval(accuracy)}, n={accuracy['n']}; {told}")
-    print(f"choice     {chosen_on(len(found.ways), 'ways')}")
-    print(f"run        {found.path}\nmodel      {found.path / 'model'} (WARM)")
-    return found.exit_code
-
-
-def help_text(verb: str) -> str:
-    """Every field of the command with its default and meaning."""
-    if verb == "resume":
-        return ("treeward resume RUN: go on from the last checkpoint, bit for bit at equal threads and versions.\n"
-                f"{ALLOW}")  # fmt: skip
-    names = ", ".join(settings.recipes())
-    return "\n".join([f"{RUNS[verb].__doc__}", "", f"recipes: {names}", "", *field_lines(RUNS[verb]),
-                      "  --sweep KEY=V1,V2,...                every value (or combination) in one go, one frontier",
-                      "  --print-config                       show the resolved run and stop",
-                      "  --dry-run                            data, checks and an estimate, then stop",
-                      ALLOW])  # fmt: skip
+        difference = f"against member 1 {interval(gain, sign=True)}, {p_value(gain['p'], accuracy['n'])}"
+        print(f"{name:<16} accuracy {interval(accuracy)}, n={accuracy['n']}; {difference}")
+    print(f"choice     {selection_bias(len(ensemble.combinations), 'ways')}")
+    print(f"run        {ensemble.path}\nmodel      {ensemble.path / 'model'} (WARM)")
+    return ensemble.exit_code

@@ -1,7 +1,8 @@
-"""From rows to token trees: sources, formats, splits, rendering; and the embedded world."""
+"""From rows to trees: sources, formats, splits, rendering, inspection; and the embedded world."""
 
-from treeward.data import batched, floor, formats, inspect, lengths, prepare, render, sources, splits, store, world
+from treeward.data import figures, formats, inspect, prepare, render, sources, splits, store, world
+from treeward.data.prepare import Dataset, load
 
 __all__ = [
-    "batched", "floor", "formats", "inspect", "lengths", "prepare", "render", "sources", "splits", "store", "world",
+    "Dataset", "figures", "formats", "inspect", "load", "prepare", "render", "sources", "splits", "store", "world",
 ]  # fmt: skip

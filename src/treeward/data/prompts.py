@@ -1,16 +1,18 @@
 """Prompts to sample from: those of the data or, of texts without prompts, their first tokens.
 
-A prompt that stands in several parts is kept in the one that is held out furthest (test, validation, train), so that
-what is made of it cannot leak.
+A prompt that is in several parts is kept in only one (test before validation before train), so that what is sampled
+from it cannot leak into training.
 """
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from treeward.data import store
-from treeward.data.prepare import DataConfig, Prepared, Reading, prepare, source_rows
+from treeward.data.prepare import DataConfig, Reading, prepare, source_rows
 from treeward.data.splits import PARTS, Part, unit
+from treeward.data.store import Prepared
 from treeward.errors import UserError
 from treeward.trees.text import Prompt as Text
 from treeward.trees.text import normalised
@@ -19,19 +21,26 @@ from treeward.trees.tokens import Tokenizer, decode
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt as text (or messages) and as the ids that sampling starts from, with its group and its part."""
+    """A prompt as text (or messages) and as the ids that sampling starts from, with its group and its part.
+
+    `row` holds the data row's other columns, for scorers; it takes no part in equality.
+    """
 
     text: Text
     ids: tuple[int, ...]
     group: str
     split: Part
+    row: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
 class Opened:
-    """Every prompt once; what was left out and why; how many were cut on the left at data.max_prompt, those left out
-    among them; whether the data gave them, so that their answers should end; and how many stand in each part before a
-    selection."""
+    """Every prompt of a source once.
+
+    `dropped` counts the prompts left out, by reason; `cut` counts those cut on the left at data.max_prompt, the left
+    out ones included. `given`: the prompts came from the data, so responses should reach EOS. `parts` counts the
+    prompts of each part before a selection.
+    """
 
     prompts: list[Prompt]
     dropped: Counter[str]
@@ -47,31 +56,31 @@ def openings(config: DataConfig, tokenizer: Tokenizer, tokens: tuple[int, int]) 
     Raises:
         UserError: the source cannot be read, or nothing is left.
     """
-    data = None if _is_text(config) else prepare(config, tokenizer, "prompts")
+    data = None if _has_texts_only(config) else prepare(config, tokenizer, "prompts")
     given = data is not None and data.format != "text"
     if data is not None and given:
         prompts, dropped, cut = _given(data), data.account.dropped, data.account.cut["prompt"]
     else:
         prompts, dropped = _first_tokens(config, tokenizer, tokens)
         cut = 0
-    kept: dict[str, Prompt] = {}
+    first: dict[str, Prompt] = {}
     for prompt in sorted(prompts, key=lambda prompt: -PARTS.index(prompt.split)):
-        dropped["repeated prompts"] += prompt.group in kept
-        kept.setdefault(prompt.group, prompt)
-    if not kept:
+        dropped["repeated prompts"] += prompt.group in first
+        first.setdefault(prompt.group, prompt)
+    if not first:
         raise UserError(f"data.source {config.source!r} leaves no prompt: {dict(dropped)}")
-    left = [prompt for prompt in prompts if kept[prompt.group] is prompt]
-    return Opened(left, +dropped, cut, given, Counter(prompt.split for prompt in left))
+    distinct = [prompt for prompt in prompts if first[prompt.group] is prompt]
+    return Opened(distinct, +dropped, cut, given, Counter(prompt.split for prompt in distinct))
 
 
 def drawn(prompts: Sequence[Prompt], count: int | None, seed: int) -> list[Prompt]:
-    """This many prompts, those that come first by the hash of their names and the seed, in the order given."""
+    """`count` prompts, chosen by the hash of their groups and the seed, in the order given; None for all."""
     first = {p.group for p in sorted(prompts, key=lambda prompt: unit(prompt.group, seed, "prompts"))[:count]}
     return [prompt for prompt in prompts if prompt.group in first]
 
 
-def _is_text(config: DataConfig) -> bool:
-    """Whether the rows are texts without prompts; prepared data says so itself."""
+def _has_texts_only(config: DataConfig) -> bool:
+    """Whether the rows are texts without prompts; of prepared data `Prepared.format` tells."""
     if store.is_prepared(config.source):
         return False
     return Reading.of(source_rows(config), config, "prompts").format == "text"
@@ -79,9 +88,10 @@ def _is_text(config: DataConfig) -> bool:
 
 def _given(data: Prepared) -> list[Prompt]:
     return [
-        Prompt(text.prompt, ids.prompt, ids.group, part)
-        for part in PARTS for text, ids in zip(data.texts[part], data.parts[part], strict=True)
-    ]  # fmt: skip
+        Prompt(text.prompt, ids.prompt, ids.group, part, text.row)
+        for part in PARTS
+        for text, ids in zip(data.texts[part], data.parts[part], strict=True)
+    ]
 
 
 def _first_tokens(
@@ -89,7 +99,7 @@ def _first_tokens(
 ) -> tuple[list[Prompt], Counter[str]]:
     low, high = tokens
     data = prepare(replace(config, max_response=max(config.max_response, high + 2)), tokenizer, "sft")
-    found, dropped = [], data.account.dropped
+    prompts, dropped = [], data.account.dropped
     for part in PARTS:
         for tree in data.parts[part]:
             count = low + int(unit(tree.group, config.seed, "first tokens") * (high - low + 1))
@@ -98,5 +108,5 @@ def _first_tokens(
             if len(tree.branches[0]) <= count + 1 or not text.strip():
                 dropped["texts no longer than their opening"] += 1
                 continue
-            found.append(Prompt(text, tree.prompt + ids, normalised(text), part))
-    return found, dropped
+            prompts.append(Prompt(text, tree.prompt + ids, normalised(text), part, tree.row))
+    return prompts, dropped

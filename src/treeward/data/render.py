@@ -1,66 +1,75 @@
 """Text to ids, in one place, for training, sampling and scoring.
 
-A string prompt is tokenised as it stands; messages go through the chat template with its generation prompt. A response
-is its text alone, then the end token (the template's, else EOS) unless it is unfinished or cut. BOS stands at most
-once, in first place; a prompt without tokens becomes BOS, else EOS. Prompts are cut on the left, responses on the
-right.
+A string prompt is tokenized as it is; messages go through the chat template with its generation prompt. A response is
+its text alone, then the end token (the template's, else EOS) unless it is unfinished or cut. BOS appears at most once,
+in first place; a prompt without tokens becomes BOS, else EOS. Prompts are cut on the left, responses on the right.
 """
 
 import json
-from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from hashlib import sha256
-from typing import Any
+from itertools import islice
 
 from jinja2 import TemplateError
 
+from treeward.data.account import Account
 from treeward.errors import UserError
 from treeward.trees.text import Message, Prompt, Response, Tree
 from treeward.trees.tokens import Tokenizer, TokenTree, decode
 
 PROBE = "treeward"
+CHUNK = 512
+"""Trees whose texts are tokenized in one call. Memory holds one chunk's ids."""
+
+Ids = Sequence[int]
 
 
-@dataclass
-class Account:
-    """What rendering and filtering did to the rows: every loss is counted here and reported.
+def token_trees(
+    trees: Iterable[Tree],
+    tokenizer: Tokenizer,
+    max_prompt: int | None = None,
+    max_response: int | None = None,
+    account: Account | None = None,
+) -> Iterator[TokenTree]:
+    """The ids of trees, in order. Losses are counted in `account`: prompts and responses cut, ends scored.
 
-    `used` counts the trees, and `made` says what they are. `columns` counts the rows in which a column beside the texts
-    changes what training does; `layout` says how the columns were read, and `unread` names those that nothing reads.
-    `response_lengths` counts responses by their tokens before any cut. `leaked` counts texts that stand in training
-    and held out before they are paired, and their rows on both sides; `leaks` are three of them.
+    The texts of `CHUNK` trees are tokenized in one call: each call has a cost of its own, and a fast tokenizer can
+    spread a list of texts over the cores.
+
+    Raises:
+        UserError: the tokenizer has neither BOS nor EOS to stand for an empty prompt or to end a response, or has no
+            chat template for a prompt of messages; or a response's sampled ids are not those of its text.
     """
-
-    rows: int = 0
-    used: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    cut: Counter[str] = field(default_factory=Counter)
-    columns: Counter[str] = field(default_factory=Counter)
-    responses: int = 0
-    ended: int = 0
-    made: str = "trees"
-    layout: str = ""
-    unread: list[str] = field(default_factory=list)
-    response_lengths: Counter[int] = field(default_factory=Counter)
-    leaked: Counter[str] = field(default_factory=Counter)
-    leaks: list[str] = field(default_factory=list)
-
-    def response_length(self, share: float) -> int:
-        """The least number of tokens that this share of the responses does not exceed; 0 without responses."""
-        reached, total = 0, self.response_lengths.total()
-        for length, n in sorted(self.response_lengths.items()):
-            reached += n
-            if reached >= share * total:
-                return length
-        return 0
-
-    def __str__(self) -> str:
-        dropped = ", ".join(f"{n} {why}" for why, n in sorted(self.dropped.items())) or "none"
-        cut = ", ".join(f"{n} {what}" for what, n in sorted(self.cut.items())) or "none"
-        read = "".join(f"; {name} read in {n} rows" for name, n in sorted(self.columns.items()))
-        unread = f"; columns not read: {', '.join(self.unread)}" if self.unread else ""
-        return f"{self.rows} rows made {self.used} {self.made}; dropped: {dropped}; cut: {cut}{read}{unread}"
+    account = account if account is not None else Account()
+    bos = bos_of_plain_text(tokenizer)
+    remaining = iter(trees)
+    while chunk := list(islice(remaining, CHUNK)):
+        prompt_texts = [
+            None if _has_prompt_ids(tree, tokenizer) else prompt_text(tree.prompt, tokenizer) for tree in chunk
+        ]
+        responses = [response.text for tree in chunk for response in tree.responses]
+        ids_of = tokenize([*(text for text in prompt_texts if text), *responses], tokenizer)
+        for tree, text in zip(chunk, prompt_texts, strict=True):
+            if text is None:
+                prompt = list(tree.prompt_ids)
+            else:
+                opening = bos if isinstance(tree.prompt, str) else None
+                prompt = _opened(ids_of[text] if text else [], opening, tokenizer)
+            prompt = _cut_prompt(prompt, max_prompt, tokenizer, account)
+            branches = _branches(tree, ids_of, tokenizer, max_response, account)
+            ratings = tuple(response.ratings for response in tree.responses)
+            yield TokenTree(
+                tuple(prompt),
+                branches,
+                tree.group,
+                ratings if all(ratings) else (),
+                tree.subset,
+                tree.weight,
+                tree.margin,
+                tree.attributes,
+                tree.row,
+            )
 
 
 def token_tree(
@@ -70,67 +79,92 @@ def token_tree(
     max_response: int | None = None,
     account: Account | None = None,
 ) -> TokenTree:
-    """The ids of a tree. Losses are counted in `account`: prompts and responses cut, ends scored.
+    """`token_trees` of one tree.
 
     Raises:
-        UserError: the tokenizer has neither BOS nor EOS to stand for an empty prompt or to end a response, or has no
-            chat template for a prompt of messages; or a response's sampled ids are not those of its text.
+        UserError: as `token_trees`.
     """
-    account = account if account is not None else Account()
-    own = bool(tree.vocabulary) and tree.vocabulary == _vocabulary_of(tokenizer)
-    prompt = list(tree.prompt_ids) if own and tree.prompt_ids else prompt_ids(tree.prompt, tokenizer)
-    if max_prompt is not None and len(prompt) > max_prompt:
-        account.cut["prompt"] += 1
-        opens = len(prompt) > 1 and prompt[0] == opening_id(tokenizer) and max_prompt > 1
-        prompt = [prompt[0], *prompt[-(max_prompt - 1) :]] if opens else prompt[-max_prompt:]
-    end = end_id(tokenizer, isinstance(tree.prompt, tuple))
-    branches = []
-    for number, response in enumerate(tree.responses):
-        ids = response_ids(response, tokenizer, end, own)
-        account.response_lengths[len(ids)] += 1
-        whole = max_response is None or len(ids) <= max_response
-        ids = ids[:max_response]
-        account.responses += response.finished
-        account.ended += response.finished and (not whole or ids[-1] == end)
-        if not whole:
-            account.cut[f"response {number}"] += 1
-        branches.append(tuple(ids))
-    ratings = tuple(response.ratings for response in tree.responses)
-    judged = ratings if all(ratings) else ()
-    return TokenTree(tuple(prompt), tuple(branches), tree.group, judged, tree.subset, tree.weight, tree.margin,
-                     tree.attributes)  # fmt: skip
+    (tokens,) = token_trees([tree], tokenizer, max_prompt, max_response, account)
+    return tokens
 
 
 def prompt_ids(prompt: Prompt, tokenizer: Tokenizer) -> list[int]:
     """The ids that generation starts from; never empty."""
-    if isinstance(prompt, str):
-        ids = list(tokenizer(prompt, add_special_tokens=False).input_ids) if prompt else []
-        if adds_bos(tokenizer) and ids[:1] != [opening_id(tokenizer)]:
-            ids = [opening_id(tokenizer), *ids]
-    else:
-        ids = _templated(tokenizer, prompt, add_generation_prompt=True)
-    return ids or [start_id(tokenizer)]
+    text = prompt_text(prompt, tokenizer)
+    opening = bos_of_plain_text(tokenizer) if isinstance(prompt, str) else None
+    return _opened(tokenize([text], tokenizer)[text] if text else [], opening, tokenizer)
 
 
-def response_ids(response: Response, tokenizer: Tokenizer, end: int, own: bool = False) -> list[int]:
-    """The ids of a response with its end token, whole.
+def prompt_text(prompt: Prompt, tokenizer: Tokenizer) -> str:
+    """The text that is tokenized: the string itself, or the chat template's rendering with its generation prompt."""
+    return prompt if isinstance(prompt, str) else templated(tokenizer, prompt, add_generation_prompt=True)
 
-    `own`: the response's sampled ids, where it has any, are this tokenizer's, and stand as they were sampled.
 
-    Raises:
-        UserError: the sampled ids are not those of the text.
-    """
-    if own and response.ids:
-        ids = list(response.ids)
-        if (said := decode(ids, tokenizer)) != response.text:
-            raise UserError(
-                f"a response reads {response.text[:60]!r}, but its sampled ids {said[:60]!r}: where a text was edited, "
-                "take its ids away (chosen_ids, rejected_ids, responses_ids)"
-            )
-    else:
-        ids = list(tokenizer(response.text, add_special_tokens=False).input_ids)
-        if response.finished:
-            ids.append(end)
+def tokenize(texts: Iterable[str], tokenizer: Tokenizer) -> dict[str, list[int]]:
+    """The ids of each text, without special tokens, in one call."""
+    distinct = list(dict.fromkeys(texts))
+    rows = tokenizer(distinct, add_special_tokens=False).input_ids if distinct else []
+    return dict(zip(distinct, rows, strict=True))
+
+
+def _has_prompt_ids(tree: Tree, tokenizer: Tokenizer) -> bool:
+    """Whether the tree was sampled with this vocabulary and brings the ids of its prompt."""
+    return bool(tree.prompt_ids) and _same_vocabulary(tree, tokenizer)
+
+
+def _same_vocabulary(tree: Tree, tokenizer: Tokenizer) -> bool:
+    return bool(tree.vocabulary) and tree.vocabulary == _vocabulary_of(tokenizer)
+
+
+def _opened(ids: Ids, bos: int | None, tokenizer: Tokenizer) -> list[int]:
+    """Prompt ids that begin with `bos`, where one is given; an empty prompt becomes the start token."""
+    prompt = list(ids)
+    if bos is not None and prompt[:1] != [bos]:
+        prompt = [bos, *prompt]
+    return prompt or [start_id(tokenizer)]
+
+
+def _cut_prompt(prompt: list[int], limit: int | None, tokenizer: Tokenizer, account: Account) -> list[int]:
+    """The last `limit` ids; an opening BOS stays."""
+    if limit is None or len(prompt) <= limit:
+        return prompt
+    account.cut["prompt"] += 1
+    if limit > 1 and prompt[0] == opening_id(tokenizer):
+        return [prompt[0], *prompt[-(limit - 1) :]]
+    return prompt[-limit:]
+
+
+def _branches(
+    tree: Tree, ids_of: Mapping[str, Ids], tokenizer: Tokenizer, limit: int | None, account: Account
+) -> tuple[tuple[int, ...], ...]:
+    """The ids of each response with its end token, cut to `limit`."""
+    end = end_id(tokenizer, isinstance(tree.prompt, tuple))
+    same_vocabulary = _same_vocabulary(tree, tokenizer)
+    branches = []
+    for number, response in enumerate(tree.responses):
+        if same_vocabulary and response.ids:
+            whole = _sampled_ids(response, tokenizer)
+        else:
+            whole = [*ids_of[response.text], *([end] if response.finished else [])]
+        ids = whole[:limit]
+        account.response_lengths[len(whole)] += 1
+        account.responses += response.finished
+        is_cut = len(ids) < len(whole)
+        account.ended += response.finished and (is_cut or ids[-1] == end)
+        if is_cut:
+            account.cut[f"response {number}"] += 1
+        branches.append(tuple(ids))
+    return tuple(branches)
+
+
+def _sampled_ids(response: Response, tokenizer: Tokenizer) -> list[int]:
+    ids = list(response.ids)
+    text = decode(ids, tokenizer)
+    if text != response.text:
+        raise UserError(
+            f"a response reads {response.text[:60]!r}, but its sampled ids {text[:60]!r}: where a text was edited, "
+            "remove its ids (chosen_ids, rejected_ids, responses_ids)"
+        )
     return ids
 
 
@@ -145,25 +179,30 @@ def closing_id(tokenizer: Tokenizer) -> int | None:
 
 
 def start_id(tokenizer: Tokenizer) -> int:
-    """What stands for an empty prompt: BOS (an encoder's CLS), else EOS."""
-    found = _first(opening_id(tokenizer), closing_id(tokenizer))
-    if found is None:
+    """The token of an empty prompt: BOS (an encoder's CLS), else EOS."""
+    token = _first(opening_id(tokenizer), closing_id(tokenizer))
+    if token is None:
         raise UserError("the tokenizer has neither BOS nor EOS to open an empty prompt; set tokenizer.bos_token")
-    return found
+    return token
 
 
 def end_id(tokenizer: Tokenizer, chat: bool) -> int:
-    """What ends a response: in chats the token that the template puts after an assistant's turn, else EOS (SEP)."""
-    found = _first(_template_end(tokenizer) if chat else None, closing_id(tokenizer))
-    if found is None:
+    """The token that ends a response: in chats what the template puts after an assistant turn, else EOS (SEP)."""
+    token = _first(_template_end(tokenizer) if chat else None, closing_id(tokenizer))
+    if token is None:
         raise UserError("the tokenizer has no EOS to end a response; set tokenizer.eos_token")
-    return found
+    return token
 
 
 def adds_bos(tokenizer: Tokenizer) -> bool:
-    """Whether this tokenizer opens plain text with BOS (or CLS) by itself."""
+    """Whether this tokenizer itself opens plain text with BOS (or CLS)."""
+    return bos_of_plain_text(tokenizer) is not None
+
+
+def bos_of_plain_text(tokenizer: Tokenizer) -> int | None:
+    """The BOS (or CLS) with which this tokenizer itself opens plain text; None where it adds nothing."""
     opening = opening_id(tokenizer)
-    return opening is not None and tokenizer(PROBE).input_ids[:1] == [opening]
+    return opening if opening is not None and tokenizer(PROBE).input_ids[:1] == [opening] else None
 
 
 def vocabulary_hash(tokenizer: Tokenizer) -> str:
@@ -179,13 +218,14 @@ def _vocabulary_of(tokenizer: Tokenizer) -> str:
 def template_faults(tokenizer: Tokenizer) -> tuple[str | None, str | None]:
     """(error, remark) of the chat template: the dialogue must begin with prompt + response + end token.
 
-    A difference in the prompt part is an error; one in the response part a remark; a tail after it is neither.
+    A difference in the prompt part is an error, one in the response part a remark. A tail after it is ignored.
     """
     if not tokenizer.chat_template:
         return None, None
     question: list[Message] = [{"role": "user", "content": "Is it so?"}]
-    prompt = _templated(tokenizer, question, add_generation_prompt=True)
-    whole = _templated(tokenizer, [*question, {"role": "assistant", "content": PROBE}], add_generation_prompt=False)
+    prompt = _templated_ids(tokenizer, question, add_generation_prompt=True)
+    answered = [*question, {"role": "assistant", "content": PROBE}]
+    whole = _templated_ids(tokenizer, answered, add_generation_prompt=False)
     if whole[: len(prompt)] != prompt:
         return f"the generation prompt {tokenizer.decode(prompt)!r} does not begin {tokenizer.decode(whole)!r}", None
     answer = list(tokenizer(PROBE, add_special_tokens=False).input_ids)
@@ -200,38 +240,37 @@ def _template_end(tokenizer: Tokenizer) -> int | None:
 
 @lru_cache(maxsize=16)
 def _template_end_of(tokenizer: Tokenizer, _template: str) -> int | None:
-    spoken: list[Message] = [{"role": "user", "content": "?"}, {"role": "assistant", "content": PROBE}]
-    whole = _templated(tokenizer, spoken, add_generation_prompt=False)
+    dialogue: list[Message] = [{"role": "user", "content": "?"}, {"role": "assistant", "content": PROBE}]
+    whole = _templated_ids(tokenizer, dialogue, add_generation_prompt=False)
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     for start in range(len(whole) - 1, -1, -1):
         if PROBE in tokenizer.decode(whole[start:]):
-            tail = whole[start:]
-            return next((token for token in tail if token in special), None)
+            return next((token for token in whole[start:] if token in special), None)
     return None
 
 
-def templated(tokenizer: Tokenizer, spoken: Any, add_generation_prompt: bool) -> str:
+def templated(tokenizer: Tokenizer, messages: Sequence[Message], add_generation_prompt: bool) -> str:
     """The text that the chat template makes of messages.
 
     Raises:
-        UserError: the template is damaged, or refuses these messages.
+        UserError: there is no template, it is damaged, or it refuses these messages.
     """
+    if not tokenizer.chat_template:
+        raise UserError("the prompt is messages, but the tokenizer has no chat template; give plain text prompts")
     try:
         return str(
-            tokenizer.apply_chat_template(list(spoken), tokenize=False, add_generation_prompt=add_generation_prompt)
+            tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=add_generation_prompt)
         )
     except (TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as problem:
         # A template is a small program: beside Jinja's own errors it may fail as any expression does.
-        said = " ".join(str(problem).split())[:160] or type(problem).__name__
+        reason = " ".join(str(problem).split())[:160] or type(problem).__name__
         raise UserError(
-            f"the chat template cannot render the messages that begin {str(spoken[0]['content'])[:60]!r} ({said})"
+            f"the chat template cannot render the messages that begin {str(messages[0]['content'])[:60]!r} ({reason})"
         ) from None
 
 
-def _templated(tokenizer: Tokenizer, spoken: Any, add_generation_prompt: bool) -> list[int]:
-    if not tokenizer.chat_template:
-        raise UserError("the prompt is messages, but the tokenizer has no chat template; give plain text prompts")
-    text = templated(tokenizer, spoken, add_generation_prompt)
+def _templated_ids(tokenizer: Tokenizer, messages: Sequence[Message], add_generation_prompt: bool) -> list[int]:
+    text = templated(tokenizer, messages, add_generation_prompt)
     return list(tokenizer(text, add_special_tokens=False).input_ids)
 
 

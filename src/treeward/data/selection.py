@@ -1,11 +1,11 @@
 """Which samples of a prompt become a preference: best against worst, best against random, and the like.
 
 A selection is a frozen dataclass that takes the scores of K distinct samples of one prompt and returns tuples of their
-numbers, better first: pairs, or one whole ranking. Nothing is made where the scores say nothing. It is a function of
-the scores and a name (which alone decides what is random), so it can be run again over the same samples.
+numbers, better first: pairs, or one whole ranking. It depends on the scores and on a name, which alone decides what is
+random, so it can be run again over the same samples. `clear` then removes the picks whose scores differ too little.
 
-Best against worst of N has a known yield: under normal scores the expected gap is E[max - min] of N draws, in standard
-deviations within a prompt (`expected_gap`).
+Under normal scores the gap of best against worst of N is E[max - min] of N draws, in standard deviations within a
+prompt (`expected_gap`).
 """
 
 import random
@@ -58,7 +58,7 @@ class TopBottom:
 
 @dataclass(frozen=True)
 class AllPairs:
-    """Every pair."""
+    """Every pair of samples."""
 
     def __call__(self, scores: Sequence[float], name: str) -> Picks:
         return list(combinations(ranked(scores), 2))
@@ -81,9 +81,9 @@ def ranked(scores: Sequence[float]) -> list[int]:
 
 
 def clear(picks: Picks, scores: Sequence[float], gap: float, most: int | None) -> Picks:
-    """The picks whose ends lie at least `gap`, and more than nothing, apart in score; the first `most` of them."""
-    kept = [pick for pick in picks if scores[pick[0]] > scores[pick[-1]] and scores[pick[0]] - scores[pick[-1]] >= gap]
-    return kept[:most]
+    """The picks whose best and worst scores differ, and by at least `gap`; the first `most` of them."""
+    apart = [pick for pick in picks if scores[pick[0]] > scores[pick[-1]] and scores[pick[0]] - scores[pick[-1]] >= gap]
+    return apart[:most]
 
 
 @lru_cache

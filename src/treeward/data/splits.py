@@ -1,7 +1,8 @@
 """Training, validation and test parts, by group: seeded, and the same whatever the order of the rows.
 
-A group falls where its own hash says, so a prompt cannot stand on two sides. With expected shares new rows move no old
-ones; exact shares count rows and cut the groups, in the order of their hashes, where the count is reached.
+The part of a group follows from its hash, so a prompt cannot be in two parts. With expected shares, adding rows never
+moves existing ones. With exact shares the rows are counted and the groups cut, in the order of their hashes, where the
+count is reached.
 """
 
 import hashlib
@@ -16,14 +17,14 @@ Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
 
 Shares = Literal["expected", "exact"]
-"""Whether a share is each group's chance, or a count of rows."""
+"""Whether a share is each group's chance, or a share of the rows."""
 
 NAMES: dict[str, Part] = {
     "train": "train", "training": "train",
     "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
     "test": "test", "eval": "test", "evaluation": "test", "held-out": "test",
 }  # fmt: skip
-"""What a `split` column may say."""
+"""The values that a `split` column may have."""
 
 Use = Literal["split", "prompts", "first tokens", "pairing", "temperature", "verdict", "labels check"]
 """What a hash decides. Each use has a salt of its own, so that no choice depends on the split."""
@@ -39,20 +40,20 @@ def unit(text: str, seed: int, use: Use = "split") -> float:
 
 
 Edges = tuple[float, float]
-"""Below the first is the test part, below the second the validation part, the rest is for training."""
+"""Below the first is the test part, below the second the validation part; the rest is for training."""
 
 
 def edges(places: Sequence[float], validation: float, test: float, shares: Shares = "expected") -> Edges:
-    """Where the parts end on the unit line. `places` holds each row's `unit`, equal ones for rows of one group.
+    """Where the parts end in [0, 1). `places` is the `unit` of each row's group.
 
     With exact shares the test part, and test and validation together, have as many rows as are nearest to their share
     without cutting a group: 20 % of 8,678 groups of one row are 1,736, and 6,942 are left.
     """
     if shares == "expected":
         return test, test + validation
-    known, counts = np.unique(np.asarray(places, dtype=np.float64), return_counts=True)
+    groups, counts = np.unique(np.asarray(places, dtype=np.float64), return_counts=True)
     middles = np.cumsum(counts) - counts / 2
-    bounds = np.append(known, 1.0)
+    bounds = np.append(groups, 1.0)
     first, second = (int((middles < share * counts.sum()).sum()) for share in (test, test + validation))
     return float(bounds[first]), float(bounds[second])
 
@@ -62,11 +63,6 @@ def part_at(place: float, ends: Edges) -> Part:
     if place < ends[0]:
         return "test"
     return "validation" if place < ends[1] else "train"
-
-
-def part_of(group: str, seed: int, validation: float, test: float) -> Part:
-    """The part that this group belongs to by chance; `validation` and `test` are shares."""
-    return part_at(unit(group, seed), (test, test + validation))
 
 
 def named(value: object) -> Part:

@@ -1,16 +1,16 @@
 """The embedded world: a small grammar of film reviews with a known gold score. It needs no network.
 
 A review is an opening (the prompt) and clauses `the ASPECT VERB [not] [INTENSIFIER] ADJECTIVE`, joined by connectives
-and ended by a full stop. `gold` reads a text back with the same grammar:
+and ended by a full stop. `gold` parses a text with the same grammar:
 
     gold = 1/3 * sum of the first three clause sentiments          each in [-1, 1], a missing clause counts 0
            - 1/2 * share of words outside any clause               disfluency
            - 1/2 * share of clauses that repeat an aspect or an adjective
            - 1/2 * (the full stop is missing)
 
-It lies in [-2.5, 1], cannot be won by rambling (only three clauses pay) or by repeating, and a text without an end
+It is in [-2.5, 1]. Long texts gain nothing (only three clauses count), nor does repetition, and a text without an end
 loses. Pairs are drawn with Bradley-Terry noise, P(a over b) = sigma((gold a - gold b) / TEMPERATURE), so the accuracy
-that the best possible model reaches is known: the mean of max(P, 1 - P).
+that the best possible model reaches is exact: the mean of max(P, 1 - P).
 """
 
 import math
@@ -28,19 +28,8 @@ QUALITY = ("quiet", "loud", "new", "old", "french", "british", "small", "long", 
 KIND = ("film", "drama", "comedy", "thriller", "western", "musical", "sequel", "remake")
 MAKER = ("director", "writer", "team", "studio", "veteran", "beginner", "couple", "student")
 ASPECT = (
-    "plot",
-    "acting",
-    "music",
-    "script",
-    "ending",
-    "pacing",
-    "cast",
-    "dialogue",
-    "camera",
-    "humour",
-    "story",
-    "set",
-)
+    "plot", "acting", "music", "script", "ending", "pacing", "cast", "dialogue", "camera", "humour", "story", "set",
+)  # fmt: skip
 VERB = ("is", "was", "feels", "seems")
 NEGATION: Mapping[str, float] = {"not": -0.6, "never": -0.8}
 INTENSIFIER: Mapping[str, float] = {"very": 1.4, "truly": 1.3, "quite": 1.0, "rather": 0.8, "slightly": 0.5}
@@ -93,17 +82,17 @@ def opening(draw: random.Random) -> str:
 
 
 def continuation(draw: random.Random, prompt: str) -> str:
-    """The rest of a review: two to four clauses with distinct aspects, one mood that most clauses follow."""
+    """The rest of a review: two to four clauses with distinct aspects and one mood that most clauses share."""
     mood = draw.choice((-1, 1))
     aspects = [a for a in ASPECT if a not in prompt.split()]
     draw.shuffle(aspects)
-    clauses = [_judgement(draw, mood)]
+    clauses = [_opinion(draw, mood)]
     for aspect in aspects[: draw.randint(1, 3)]:
-        clauses.append(f"{draw.choice(CONNECTIVE)} the {aspect} {draw.choice(VERB)} {_judgement(draw, mood)}")
+        clauses.append(f"{draw.choice(CONNECTIVE)} the {aspect} {draw.choice(VERB)} {_opinion(draw, mood)}")
     return " " + " ".join(clauses) + f" {END}"
 
 
-def _judgement(draw: random.Random, mood: int) -> str:
+def _opinion(draw: random.Random, mood: int) -> str:
     if draw.random() < 0.25:
         mood = -mood
     words = []
@@ -118,12 +107,12 @@ def _judgement(draw: random.Random, mood: int) -> str:
 
 
 def corrupted(draw: random.Random, text: str) -> str:
-    """The same text with one accident: a clause said twice, words swapped, or the end missing."""
+    """The same text with one error: a clause repeated, two words swapped, or the end missing."""
     words = text.split()
-    accident = draw.choice(("repeat", "swap", "cut"))
-    if accident == "repeat":
+    error = draw.choice(("repeat", "swap", "cut"))
+    if error == "repeat":
         words = [*words[:-1], *words[-5:-1], END]
-    elif accident == "swap" and len(words) > 3:
+    elif error == "swap" and len(words) > 3:
         at = draw.randrange(len(words) - 2)
         words[at], words[at + 1] = words[at + 1], words[at]
     else:
@@ -132,7 +121,7 @@ def corrupted(draw: random.Random, text: str) -> str:
 
 
 def gold(prompt: str, response: str) -> float:
-    """The gold score of a review, in [-2.5, 1]; the formula stands at the head of this module."""
+    """The gold score of a review, in [-2.5, 1]; the formula is at the head of this module."""
     words = prompt.partition(":")[2].split() + response.split()
     ended = bool(words) and words[-1] == END
     if ended:
@@ -157,7 +146,7 @@ def gold(prompt: str, response: str) -> float:
 
 
 def _clause(words: list[str], at: int) -> tuple[str, str, float, int] | None:
-    """The clause that starts here, its connective included: aspect, adjective, sentiment, where it ends."""
+    """The clause that starts at word `at`, connective included: its aspect, adjective, sentiment and end."""
     place = at + (words[at] in CONNECTIVE and at > 0)
     head = words[place : place + 3]
     if len(head) < 3 or head[0] != "the" or head[1] not in ASPECT or head[2] not in VERB:
@@ -189,8 +178,8 @@ def texts(seed: int, count: int = 6000) -> list[dict[str, Any]]:
 def pairs(seed: int, count: int = 4000) -> list[dict[str, Any]]:
     """Preference pairs with Bradley-Terry noise; `best_accuracy` is what a perfect model expects on the row."""
     draw = random.Random(f"pairs {seed}")
-    found: list[dict[str, Any]] = []
-    while len(found) < count:
+    rows: list[dict[str, Any]] = []
+    while len(rows) < count:
         prompt = opening(draw)
         sides = [continuation(draw, prompt) for _ in range(2)]
         sides = [corrupted(draw, side) if draw.random() < 0.2 else side for side in sides]
@@ -199,27 +188,27 @@ def pairs(seed: int, count: int = 4000) -> list[dict[str, Any]]:
         p = preference(*(gold(prompt, side) for side in sides))
         chosen, rejected = sides if draw.random() < p else sides[::-1]
         best = max(p, 1 - p)
-        found.append({"prompt": prompt, "chosen": chosen, "rejected": rejected, "best_accuracy": best})
-    return found
+        rows.append({"prompt": prompt, "chosen": chosen, "rejected": rejected, "best_accuracy": best})
+    return rows
 
 
 def graded(seed: int, count: int = 4000) -> list[dict[str, Any]]:
     """Two responses a prompt with `scores`: the gold score with a rater's noise of known size, `rating_noise`."""
     draw = random.Random(f"graded {seed}")
-    found: list[dict[str, Any]] = []
-    while len(found) < count:
+    rows: list[dict[str, Any]] = []
+    while len(rows) < count:
         prompt = opening(draw)
         sides = [continuation(draw, prompt) for _ in range(2)]
         sides = [corrupted(draw, side) if draw.random() < 0.2 else side for side in sides]
         if sides[0] != sides[1]:
             scores = [gold(prompt, side) + draw.gauss(0, rating_noise(side)) for side in sides]
             scores = [min(RATINGS[1], max(RATINGS[0], score)) for score in scores]
-            found.append({"prompt": prompt, "responses": sides, "scores": scores})
-    return found
+            rows.append({"prompt": prompt, "responses": sides, "scores": scores})
+    return rows
 
 
 def rating_noise(response: str) -> float:
-    """Standard deviation of a rater's noise: an eightieth a word, so long reviews are graded less surely."""
+    """Standard deviation of a rater's noise: an eightieth a word, so long reviews are graded with less certainty."""
     return 0.0125 * len(response.split())
 
 
@@ -229,11 +218,12 @@ RATINGS = (-2.5, 2.0)
 KINDS: Mapping[str, Callable[..., list[dict[str, Any]]]] = {
     "world": pairs, "world-texts": texts, "world-graded": graded,
 }  # fmt: skip
-"""What `data.source` may call the world: its pairs, its texts, its graded responses."""
+"""The names of the world in `data.source`: its pairs, its texts, its graded responses."""
 
 
 def source(name: str) -> Callable[[int], list[dict[str, Any]]] | None:
-    """The rows that `data.source` names as the world: `world`, or with a count, `world:20000`; else None.
+    """The function that makes the rows of `world`, `world-texts` or `world-graded` (`world:20000` for that many) from a
+    seed; None for any other source.
 
     Raises:
         UserError: the count is not a whole number above 0.
@@ -242,5 +232,5 @@ def source(name: str) -> Callable[[int], list[dict[str, Any]]] | None:
     if kind not in KINDS:
         return None
     if colon and not (count.isdecimal() and int(count) > 0):
-        raise UserError(f"data.source {name!r}: after the colon stands a number of rows")
+        raise UserError(f"data.source {name!r}: after the colon comes a number of rows, such as world:20000")
     return lambda seed: KINDS[kind](seed, *([int(count)] if colon else []))

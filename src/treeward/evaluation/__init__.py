@@ -1,1 +1,1 @@
-"""Measurements before and after: tables of values by example, and what may be concluded from them."""
+"""Measurements of policies and reward models before and after training."""

@@ -1,4 +1,6 @@
-"""Reward models on held-out responses: accuracy, likelihood, calibration, ratings, and the rules a model must beat."""
+"""Measuring reward models on held-out responses: accuracy, likelihood, calibration, ratings, and trivial rules to
+beat.
+"""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +15,16 @@ from torch import Tensor
 from treeward.data.splits import unit
 from treeward.losses import risk
 from treeward.losses.heads import Attributes, Scalar, expectation
-from treeward.losses.reward import Branches, TwoHot, cross_entropy, crps, marginal_entropy, pit, preferred, to_score
+from treeward.losses.reward import (
+    Branches,
+    TwoHot,
+    cross_entropy,
+    crps,
+    log_preference,
+    marginal_entropy,
+    pit,
+    to_score,
+)
 from treeward.models.reward_model import RewardModel
 from treeward.stats import calibration
 from treeward.stats import intervals as statistics
@@ -23,11 +34,11 @@ from treeward.trees.tokens import TokenTree
 OF_PAIRS = ("accuracy", "nll", "brier")
 """Metrics of pairs; the others are of rated responses."""
 MATCHED = 0.1
-"""Two lengths are alike if they differ by less than this share of the longer."""
+"""Two responses count as equally long if their lengths differ by less than this share of the longer one."""
 
 
 @dataclass(frozen=True)
-class Judged:
+class ScoredTrees:
     """A model's outputs for every branch of some trees."""
 
     model: RewardModel
@@ -35,17 +46,17 @@ class Judged:
     outputs: Float[Tensor, "N W"]
 
     @classmethod
-    def of(cls, model: RewardModel, trees: Sequence[TokenTree]) -> "Judged":
+    def of(cls, model: RewardModel, trees: Sequence[TokenTree]) -> "ScoredTrees":
         """Score the trees, once for all tables."""
         if isinstance(model.head, Attributes):
             trees = [tree.with_attributes(model.head.names) for tree in trees]
         return cls(model, trees, model.outputs(trees))
 
     def pairs(self) -> Table | None:
-        """All ordered pairs of branches of a tree, better rated first (without ratings: in their order).
+        """All pairs of branches of a tree that differ in rank: by rating, without ratings by their order.
 
-        Columns: `accuracy` (ties half), `nll` (half ties), `brier`, both scores, `p` = P(chosen above), `longer_wins`,
-        and both lengths in tokens. None where no tree has such a pair.
+        Columns: `accuracy` (a tie counts half), `nll` (with half ties), `brier`, both scores, `p` = P(chosen above
+        rejected), `longer_wins`, and both lengths in tokens. None if no tree has such a pair.
         """
         better, worse, groups = ordered(self.trees)
         if not groups:
@@ -54,7 +65,7 @@ class Judged:
         lengths = np.array([len(branch) for tree in self.trees for branch in tree.branches], dtype=np.float64)
         both = self.outputs[[row for pair in zip(better, worse, strict=True) for row in pair]]
         tree = torch.arange(len(groups)).repeat_interleave(2)
-        log_p = preferred(Branches(both.double(), self.model.head, tree)).numpy()
+        log_p = log_preference(Branches(both.double(), self.model.head, tree)).numpy()
         columns = {
             **scored.columns, "nll": -log_p, "brier": np.square(-np.expm1(log_p)), "p": np.exp(log_p),
             "longer_wins": wins(lengths[better], lengths[worse]),
@@ -63,7 +74,7 @@ class Judged:
         return Table(groups, columns)
 
     def graded(self, scale: tuple[float, float]) -> Table | None:
-        """Rated branches against their distributions, the mean over attributes where there are several: `mae`, `crps`,
+        """Ratings against predicted distributions, the mean over attributes if there are several: `mae`, `crps`,
         `cross_entropy` (two-hot), `sd`, and `rating` and `mean_score` in bins; with one distribution a response also
         `pit`. None without ratings or distributions.
         """
@@ -88,9 +99,9 @@ class Judged:
 
 
 def ordered(trees: Sequence[TokenTree]) -> tuple[list[int], list[int], list[str]]:
-    """Branch numbers of the better and the worse side of every pair that the data tells apart, and their groups.
+    """(branch numbers of the better side, of the worse side, groups) of all pairs that the data ranks.
 
-    Of three and more branches the ratings decide, of two their order; equally rated ones are not told apart.
+    Of three or more branches the ratings decide, of two their order. Equally rated branches make no pair.
     """
     better: list[int] = []
     worse: list[int] = []
@@ -98,10 +109,10 @@ def ordered(trees: Sequence[TokenTree]) -> tuple[list[int], list[int], list[str]
     first = 0
     for tree in trees:
         count = len(tree.branches)
-        given = tree.grades if tree.ratings and count > 2 else tuple(range(count, 0, -1))
+        ranks = tree.grades if tree.ratings and count > 2 else tuple(range(count, 0, -1))
         for a, b in combinations(range(count), 2):
-            if given[a] != given[b] and not (tree.ratings and tree.grades[a] == tree.grades[b]):
-                high, low = (a, b) if given[a] > given[b] else (b, a)
+            if ranks[a] != ranks[b] and not (tree.ratings and tree.grades[a] == tree.grades[b]):
+                high, low = (a, b) if ranks[a] > ranks[b] else (b, a)
                 better.append(first + high)
                 worse.append(first + low)
                 groups.append(tree.group)
@@ -110,7 +121,7 @@ def ordered(trees: Sequence[TokenTree]) -> tuple[list[int], list[int], list[str]
 
 
 def paired(trees: Sequence[TokenTree], scores: Float[Tensor, "N"]) -> Table:
-    """`accuracy` (ties half) and both scores of every pair."""
+    """`accuracy` (a tie counts half) and both scores of every pair."""
     better, worse, groups = ordered(trees)
     values = scores.double().numpy()
     columns = {"accuracy": wins(values[better], values[worse]), "chosen": values[better], "rejected": values[worse]}
@@ -128,18 +139,20 @@ def calibration_facts(table: Table) -> dict[str, Any]:
         "reliability": [asdict(point) for point in calibration.reliability(p, table.groups)],
     }
     if half.any() and not half.all() and np.ptp(p) > 0:
-        t = calibration.temperature(p[half])
+        t = calibration.fit_temperature(p[half])
         rest = p[~half]
         facts |= {
             "temperature": t, "nll_without_temperature": float(-np.log(np.maximum(rest, 1e-300)).mean()),
-            "nll_with_temperature": float(-np.log(np.maximum(calibration.tempered(rest, t), 1e-300)).mean()),
+            "nll_with_temperature": float(-np.log(np.maximum(calibration.apply_temperature(rest, t), 1e-300)).mean()),
             "n_temperature": len(rest),
         }  # fmt: skip
     return facts
 
 
 def length_facts(table: Table) -> dict[str, Any]:
-    """How far the score is the length: rank correlation of the two differences, and accuracy at like lengths."""
+    """How much the score depends on length: the rank correlation of their differences, and accuracy at equal
+    lengths.
+    """
     chosen, rejected = table.columns["chosen_length"], table.columns["rejected_length"]
     margin = table.columns["chosen"] - table.columns["rejected"]
     alike = np.abs(chosen - rejected) < MATCHED * np.maximum(chosen, rejected)
@@ -161,26 +174,26 @@ def graded_facts(table: Table, bins: int) -> dict[str, Any]:
     tenths, and what a model that ignores its input would reach: MAE, CRPS and entropy of the marginal.
     """
     c = table.columns
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "spearman": asdict(calibration.rank_correlation(c["mean_score"], c["rating"], table.groups)),
         "spread_ranks_error": asdict(calibration.rank_correlation(c["sd"], c["mae"], table.groups)),
-        "spread_levels": [asdict(level) for level in calibration.levels(c["sd"], c["mae"], table.groups)],
+        "spread_levels": [asdict(level) for level in calibration.binned_means(c["sd"], c["mae"], table.groups)],
     }
     if "pit" in c:
         s = torch.tensor(c["rating"])
         targets = TwoHot()(s, bins)
         marginal = targets.mean(0).clamp(min=1e-12).log().expand(len(s), -1)
-        found |= {
+        facts |= {
             "pit_mean": float(c["pit"].mean()), "pit_variance": float(c["pit"].var()),
             "pit_counts": np.histogram(c["pit"], bins=10, range=(0, 1))[0].tolist(),
             "marginal_mae": float((s - s.median()).abs().mean()), "marginal_crps": float(crps(marginal, s).mean()),
             "marginal_entropy": marginal_entropy(targets),
         }  # fmt: skip
-    return found
+    return facts
 
 
 def subset_facts(table: Table, trees: Sequence[TokenTree]) -> dict[str, Any]:
-    """Accuracy of each subset that the data names, with its interval; empty where it names none."""
+    """Accuracy of each subset in the data, with its interval; empty without subsets."""
     names = {tree.group: tree.subset for tree in trees}
     groups = np.asarray(table.groups)
     of = np.array([names[group] for group in table.groups])
@@ -195,10 +208,10 @@ def against_longer_wins(table: Table) -> Comparison:
     rule = table.columns["longer_wins"]
     if statistics.share(rule, table.groups).value < 0.5:
         rule = 1 - rule
-    own = table.columns["accuracy"]
-    known = Metric("accuracy", True, "accuracy")
+    accuracy = table.columns["accuracy"]
+    about = Metric("accuracy", True, "accuracy")
     before = statistics.share(rule, table.groups)
-    return Comparison(known, before, table.interval("accuracy"), statistics.paired_share(rule, own, table.groups))
+    return Comparison(about, before, table.interval("accuracy"), statistics.paired_share(rule, accuracy, table.groups))
 
 
 def score_spread(table: Table) -> float:

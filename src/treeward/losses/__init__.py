@@ -1,4 +1,4 @@
-"""Losses and what they are made of, in torch alone. The preference losses (the DPO family) stand here by name."""
+"""Losses, score heads and divergences. They use torch only. The preference losses can be imported from here."""
 
 from treeward.losses.preference import (
     BCO,
@@ -14,6 +14,7 @@ from treeward.losses.preference import (
     APODown,
     APOZero,
     ChosenNLL,
+    FromFile,
     Hinge,
     LabelledScores,
     NormalisedSigmoid,
@@ -41,6 +42,7 @@ __all__ = [
     "AnyPairLoss",
     "AnyPreferenceLoss",
     "ChosenNLL",
+    "FromFile",
     "Hinge",
     "LabelledScores",
     "NormalisedSigmoid",

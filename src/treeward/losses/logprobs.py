@@ -1,7 +1,9 @@
-"""Log-probabilities of chosen tokens, entropies and their sums over branches.
+"""Log-probabilities of target tokens, entropies, and sums over branches.
 
-Letters: S scored tokens, N branches, V vocabulary. Everything is computed in float32 whatever the logits' dtype.
-There is no shift here: a forest says which position predicts which target (`trees.forest`), once.
+Everything is computed in float32, whatever the dtype of the logits. Logits and targets are aligned already: there is no
+shift by one here (`treeward.trees.forest` stores which position predicts which target).
+
+Notation: S scored tokens, N branches, V vocabulary.
 """
 
 from typing import Any
@@ -13,16 +15,16 @@ from torch.autograd.function import once_differentiable
 
 
 def token_logps(logits: Float[Tensor, "S V"], targets: Int[Tensor, "S"]) -> Float[Tensor, "S"]:
-    """log softmax(logits)[target], in nats, float32; differentiable once.
+    """log softmax(logits)[target] of each scored token, in nats, float32; differentiable once.
 
-    The vocabulary is wide, so neither direction holds a float32 copy of the logits: rows are taken in chunks, and the
-    gradient, softmax(logits) times minus the incoming one, plus the incoming one at the target, is written in place.
+    The vocabulary is large, so no float32 copy of all logits is made, neither forward nor backward: rows are processed
+    in chunks of `ROWS`. The gradient is (onehot(target) - softmax(logits)) times the incoming gradient.
     """
     return _TokenLogps.apply(logits, targets)  # type: ignore[no-any-return, no-untyped-call]
 
 
 ROWS = 64
-"""Rows of logits that are widened to float32 at a time."""
+"""Rows of logits that are converted to float32 at a time."""
 
 
 class _TokenLogps(torch.autograd.Function):
@@ -41,23 +43,29 @@ class _TokenLogps(torch.autograd.Function):
         gradient = torch.empty_like(logits)
         for start in range(0, len(logits), ROWS):
             rows = slice(start, start + ROWS)
-            part = (logits[rows].float() - normaliser[rows, None]).exp_().mul_(-incoming[0][rows, None])
-            part.scatter_add_(1, targets[rows, None], incoming[0][rows, None])
-            gradient[rows] = part
+            chunk = (logits[rows].float() - normaliser[rows, None]).exp_().mul_(-incoming[0][rows, None])
+            chunk.scatter_add_(1, targets[rows, None], incoming[0][rows, None])
+            gradient[rows] = chunk
         return gradient, None
 
 
 def entropies(logits: Float[Tensor, "S V"]) -> Float[Tensor, "S"]:
-    """Conditional entropy -sum_v p log p at each scored position, in nats."""
+    """The entropy of the next-token distribution, -sum_v p log p, at each scored position, in nats."""
     logps = logits.float().log_softmax(1)
     return -(logps.exp() * logps).sum(1)
 
 
 def sum_by_branch(values: Float[Tensor, "S"], scored_branch: Int[Tensor, "S"], branches: int) -> Float[Tensor, "N"]:
-    """Sum per-token values over the response they belong to; a branch without a token gets 0."""
+    """The sum of each branch's per-token values; 0 for a branch without scored tokens.
+
+    Args:
+        values: One value per scored token.
+        scored_branch: The index of each scored token's branch.
+        branches: N.
+    """
     return values.new_zeros(branches).index_add(0, scored_branch, values)
 
 
 def branch_lengths(scored_branch: Int[Tensor, "S"], branches: int) -> Int[Tensor, "N"]:
-    """The number of scored tokens of each branch: the only divisor a per-token mean may use."""
+    """The number of scored tokens of each branch, the divisor of per-token means."""
     return torch.bincount(scored_branch, minlength=branches)

@@ -1,30 +1,27 @@
-"""Losses of reward models.
+"""Losses of reward models: what they see, targets and scores of rating distributions, every loss, and the registry.
 
-What a reward loss may see of a forest: the outputs of its branches, tree by tree, and the raters' numbers.
+A loss is a frozen dataclass over the `Branches` of a forest; it returns one value per tree. `BradleyTerry`,
+`PlackettLuce` and `AllPairs` compare scores, so they train a scalar head (or a distribution through its mean score).
+The others are likelihoods and train a head with a distribution.
 
-Letters: G trees, N branches, P pairs, W outputs a branch, A attributes, B score bins.
+The file in order:
 
+1. `Branches`: the input of a loss.
+2. Targets: a rating as a distribution over the scores 1..B.
+3. Scoring rules of distributions: cross-entropy, CRPS, the probability integral transform.
+4. Losses of scores: Bradley-Terry and rankings.
+5. Likelihoods of pairs under two score distributions.
+6. Losses of ratings, alone and joined with a likelihood of pairs.
+7. The registry: the union that the command line, recipes, the type checker and the tests read.
 
----
-Graded targets: a rating on a stated scale as a distribution over scores 1..B, and its likelihood.
-
-Letters: N branches, A attributes, B score bins, s a score on 1..B (a real number), phi its fraction.
-
-
----
-Losses of reward models: Bradley-Terry, rankings, likelihoods of score distributions, ratings, and both together.
-
-Each is a frozen dataclass over the `Branches` of a forest and gives one number a tree. A scalar head is taught by
-`BradleyTerry`, `PlackettLuce` or `AllPairs`, a distribution by the others (or, through its mean score, by these).
-
-Letters: G trees, N branches, P pairs, W outputs a branch, A attributes, B score bins.
-
+Notation: G trees, N branches, P pairs, W outputs per branch, A attributes, B score bins; c the chosen and r the
+rejected response of a pair; s a score on 1..B (a real number), phi its fractional part.
 """
 
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -34,13 +31,20 @@ from torch.nn.functional import logsigmoid, softplus
 from treeward.errors import UserError
 from treeward.losses.heads import AnyHead, Attributes, Scalar
 
+# --------------------------------------------------------------------------- input
+
 
 @dataclass(frozen=True)
 class Branches:
-    """All that a reward loss may see of a forest. Branches stand tree by tree, in a pair the chosen one first.
+    """All that a reward loss sees of a forest. Branches are in the order of their trees; of a pair, chosen first.
 
-    `ratings` are the raters' numbers on their own scale, one column an attribute, NaN in the rows of a tree without.
-    `margins` are those that trees bring with them, NaN where one brings none. None: no tree has any.
+    Attributes:
+        outputs: The reward model's outputs for each branch.
+        head: Turns outputs into scores or distributions.
+        tree: The index of each branch's tree, ascending from 0.
+        ratings: The raters' numbers on their own scale, one column per attribute; NaN for the branches of a tree
+            without ratings. None: no tree has ratings.
+        margins: The margin given with each tree in the data, NaN where there is none. None: no tree has one.
     """
 
     outputs: Float[Tensor, "N W"]
@@ -51,59 +55,63 @@ class Branches:
 
     @property
     def trees(self) -> int:
-        """G."""
+        """G, the number of trees."""
         return int(self.tree[-1]) + 1 if len(self.tree) else 0
 
     def scores(self) -> Float[Tensor, "N"]:
-        """The head's scalar, or its mean score."""
+        """The score of each branch: a scalar head's output, or the mean of a distribution."""
         return self.head.scores(self.outputs)
 
     def log_probs(self) -> Float[Tensor, "N A B"]:
-        """The head's distributions; a scalar head has none."""
+        """The log-probabilities of the scores 1..B, for each attribute. A scalar head has none."""
         assert not isinstance(self.head, Scalar), "a scalar head has no distribution"
         return self.head.log_probs(self.outputs)
 
     def pair(self, values: Float[Tensor, "N *d"]) -> tuple[Float[Tensor, "P *d"], Float[Tensor, "P *d"]]:
-        """Values of chosen and of rejected, where every tree is a pair."""
+        """The values of the chosen and of the rejected branches. Every tree must be a pair."""
         assert len(values) == 2 * self.trees, "every tree is a pair"
         return values[0::2], values[1::2]
 
-    def grades(self) -> Float[Tensor, "N"]:
-        """The mean rating of each branch, NaN where its tree has none."""
+    def mean_ratings(self) -> Float[Tensor, "N"]:
+        """The mean rating of each branch over the attributes; NaN without ratings."""
         if self.ratings is None:
             return torch.full_like(self.tree, torch.nan, dtype=torch.float32)
         return self.ratings.mean(1)
 
     def order(self) -> Float[Tensor, "N"]:
-        """What ranks the branches of a tree, higher is better: mean rating, in a tree without ratings their order."""
-        grades = self.grades()
-        return torch.where(grades.isnan(), -torch.arange(len(grades), device=grades.device).to(grades.dtype), grades)
+        """A number that ranks the branches of a tree, higher is better: the mean rating, else best first."""
+        ratings = self.mean_ratings()
+        best_first = -torch.arange(len(ratings), device=ratings.device).to(ratings.dtype)
+        return torch.where(ratings.isnan(), best_first, ratings)
 
     def only_pairs(self) -> "Branches":
-        """The trees with two branches alone, without what was said of them."""
-        rows = torch.bincount(self.tree, minlength=self.trees)[self.tree] == 2
-        tree = torch.arange(int(rows.sum()) // 2, device=self.tree.device).repeat_interleave(2)
-        return Branches(self.outputs[rows], self.head, tree)
+        """The trees with two branches, without their ratings and margins."""
+        in_pair = torch.bincount(self.tree, minlength=self.trees)[self.tree] == 2
+        tree = torch.arange(int(in_pair.sum()) // 2, device=self.tree.device).repeat_interleave(2)
+        return Branches(self.outputs[in_pair], self.head, tree)
 
     def tree_mean(self, values: Float[Tensor, "N"]) -> Float[Tensor, "G"]:
-        """The mean of a tree's branches."""
+        """The mean of each tree's branches."""
         return self.tree_sum(values) / torch.bincount(self.tree, minlength=self.trees)
 
     def tree_sum(self, values: Float[Tensor, "N"]) -> Float[Tensor, "G"]:
-        """The sum over a tree's branches."""
+        """The sum over each tree's branches."""
         return values.new_zeros(self.trees).index_add(0, self.tree, values)
+
+
+# --------------------------------------------------------------------------- targets
 
 
 @runtime_checkable
 class Target(Protocol):
-    """A distribution over 1..B for each score s in [1, B]."""
+    """Turns each score s in [1, B] into a distribution over 1..B."""
 
     def __call__(self, s: Float[Tensor, "*n"], bins: int) -> Float[Tensor, "*n B"]: ...
 
 
 @dataclass(frozen=True)
 class OneHot:
-    """All mass on the nearest bin, halves going up; with an ordinal head this is the ordinal likelihood."""
+    """All probability on the nearest bin, halves rounded up. With an ordinal head: the ordinal likelihood."""
 
     def __call__(self, s: Float[Tensor, "*n"], bins: int) -> Float[Tensor, "*n B"]:
         nearest = (s + 0.5).floor().clamp(1, bins).long()
@@ -112,7 +120,7 @@ class OneHot:
 
 @dataclass(frozen=True)
 class TwoHot:
-    """Mass 1 - phi on floor(s) and phi on floor(s) + 1: its mean is s exactly."""
+    """Probability 1 - phi on floor(s) and phi on floor(s) + 1. The mean is exactly s."""
 
     def __call__(self, s: Float[Tensor, "*n"], bins: int) -> Float[Tensor, "*n B"]:
         grid = torch.arange(1, bins + 1, device=s.device, dtype=s.dtype)
@@ -121,8 +129,10 @@ class TwoHot:
 
 @dataclass(frozen=True)
 class HLGauss:
-    """A normal distribution around s cut into bins and renormalised over [1/2, B + 1/2]  (Imani and White 2018;
-    Farebrother et al. 2024, arXiv:2403.03950). Its mean is pulled inwards at the ends, by 0.37 bins at s = 1.
+    """A normal distribution around s, cut into bins and renormalised over [1/2, B + 1/2].
+
+    Imani and White 2018; Farebrother et al. 2024, arXiv:2403.03950. Near the ends of the scale the mean is pulled
+    inwards, by 0.37 bins at s = 1.
     """
 
     sigma: float = 0.75
@@ -138,21 +148,32 @@ class HLGauss:
         return below.diff(dim=-1) / (below[..., -1:] - below[..., :1])
 
 
-AnyTarget = OneHot | TwoHot | HLGauss
+AnyTarget: TypeAlias = OneHot | TwoHot | HLGauss
 """The targets by their names: one-hot, two-hot, hl-gauss."""
 
 
-def to_score(grades: Float[Tensor, "*n"], scale: tuple[float, float], bins: int) -> Float[Tensor, "*n"]:
-    """s = 1 + (B - 1) (g - low) / (high - low).
+def to_score(ratings: Float[Tensor, "*n"], scale: tuple[float, float], bins: int) -> Float[Tensor, "*n"]:
+    """Ratings as scores: s = 1 + (B - 1) (rating - low) / (high - low), in [1, B].
+
+    Args:
+        ratings: Numbers on the raters' scale.
+        scale: The lowest and the highest possible rating.
+        bins: B.
 
     Raises:
-        UserError: a grade lies outside the scale, or is missing (NaN).
+        UserError: A rating is outside the scale, or missing (NaN).
     """
     low, high = scale
-    wrong = ~((grades >= low) & (grades <= high))
-    if bool(wrong.any()):
-        raise UserError(f"a rating is {grades[wrong][0].item():g}; the stated scale is [{low:g}, {high:g}]")
-    return 1 + (bins - 1) * (grades - low) / (high - low)
+    outside = ~((ratings >= low) & (ratings <= high))
+    if bool(outside.any()):
+        raise UserError(
+            f"a rating is {ratings[outside][0].item():g}; the stated scale is [{low:g}, {high:g}]: set loss.scale, or "
+            "correct the data"
+        )
+    return 1 + (bins - 1) * (ratings - low) / (high - low)
+
+
+# --------------------------------------------------------------------------- scoring rules of distributions
 
 
 def cross_entropy(log_probs: Float[Tensor, "*n B"], targets: Float[Tensor, "*n B"]) -> Float[Tensor, "*n"]:
@@ -162,22 +183,28 @@ def cross_entropy(log_probs: Float[Tensor, "*n B"], targets: Float[Tensor, "*n B
 
 
 def crps(log_probs: Float[Tensor, "*n B"], s: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """Continuous ranked probability score of a distribution over 1..B, for the outcome s, in bins  (Gneiting and
-    Raftery 2007): sum_{k<B} [h_k F(k)^2 + (1 - h_k)(1 - F(k))^2] with h_k = clip(s - k, 0, 1)
-    = E|Y - s| - E|Y - Y'| / 2.
+    """Continuous ranked probability score of a distribution over 1..B for the outcome s, in bins.
+
+        sum_{k<B} [h_k F(k)^2 + (1 - h_k)(1 - F(k))^2],   h_k = clip(s - k, 0, 1)
+
+    This equals E|Y - s| - E|Y - Y'| / 2 (Gneiting and Raftery 2007). Lower is better.
     """
-    below = log_probs.exp().cumsum(-1)[..., :-1]
-    grid = torch.arange(1, log_probs.shape[-1], device=s.device, dtype=below.dtype)
+    cdf = log_probs.exp().cumsum(-1)[..., :-1]
+    grid = torch.arange(1, log_probs.shape[-1], device=s.device, dtype=cdf.dtype)
     h = (s[..., None] - grid).clamp(0, 1)
-    return (h * below.square() + (1 - h) * (1 - below).square()).sum(-1)
+    return (h * cdf.square() + (1 - h) * (1 - cdf).square()).sum(-1)
 
 
 def pit(log_probs: Float[Tensor, "*n B"], s: Float[Tensor, "*n"], uniform: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """Randomised probability integral transform, F(k - 1) + v p(k): uniform if the model is calibrated  (Smith 1985;
-    Czado, Gneiting and Held 2009).
+    """Randomised probability integral transform, F(k - 1) + v p(k). It is uniform if the model is calibrated.
 
-    The bin k is drawn from the score's two-hot target, as in training: floor(s) + 1 with probability phi, else
-    floor(s). Both come from `uniform`, in [0, 1): k by whether it is below 1 - phi, v by how far it lies in that part.
+    Smith 1985; Czado, Gneiting and Held 2009. The bin k is drawn from the score's two-hot target, as in training:
+    floor(s) + 1 with probability phi, else floor(s). v is uniform in [0, 1).
+
+    Args:
+        log_probs: The model's log-probabilities of the scores 1..B.
+        s: The outcomes.
+        uniform: One random number in [0, 1) per outcome; k and v are both computed from it.
     """
     probabilities = log_probs.exp()
     down = s.floor().clamp(1, log_probs.shape[-1])
@@ -190,33 +217,43 @@ def pit(log_probs: Float[Tensor, "*n B"], s: Float[Tensor, "*n"], uniform: Float
 
 
 def marginal_entropy(targets: Float[Tensor, "n B"]) -> float:
-    """Entropy of the mean target, in nats: the cross-entropy of a model that ignores its input."""
+    """Entropy of the mean target, in nats: the lowest cross-entropy of a model that ignores its input."""
     mean = targets.mean(0)
     return -math.fsum(p * math.log(p) for p in mean.tolist() if p > 0)
 
 
+# --------------------------------------------------------------------------- losses of scores
+
+
 @runtime_checkable
 class RewardLoss(Protocol):
-    """One number a tree; `at_start` is its known mean for outputs of zero, in closed form."""
+    """What every reward loss offers."""
 
-    def __call__(self, branches: Branches) -> Float[Tensor, "G"]: ...
-    def at_start(self, zeros: Branches) -> float: ...
+    def __call__(self, branches: Branches) -> Float[Tensor, "G"]:
+        """One loss per tree."""
+        ...
+
+    def at_start(self, zeros: Branches) -> float:
+        """The mean loss of these trees for outputs of zero, where training starts, in closed form."""
+        ...
 
 
 @dataclass(frozen=True)
 class BradleyTerry:
-    """-log sigma(r_w - r_l - xi) + c (r_w + r_l - 2m)^2  (Bradley and Terry 1952; centring: Eisenstein et al. 2023,
-    arXiv:2312.09244; margin: Llama 2, arXiv:2307.09288, equation 2).
+    """Bradley and Terry 1952, with a margin (Llama 2, arXiv:2307.09288, equation 2) and centring (Eisenstein et al.
+    2023, arXiv:2312.09244).
 
-    The margin xi is that of `asked_margins`, pair by pair. m is the middle of the head's scale: 0 for a scalar head,
-    (B + 1) / 2 for a distribution over scores 1..B, whose sum of two mean scores cannot be 0.
+        -log sigma(r_c - r_r - xi) + c (r_c + r_r - 2m)^2
+
+    xi is the pair's margin (`pair_margins`). m is the middle of the head's scale: 0 for a scalar head, (B + 1) / 2 for
+    a distribution over 1..B.
     """
 
     margin: float = 0.0
-    """xi_0: largest margin asked for; 0 is none. Above 0.5 an untrained model cannot reach it and learns length."""
+    """Largest margin xi; 0 is no margin. Above 0.5 an untrained model cannot reach it and learns length instead."""
     centre: float = 0.0
-    """c: pulls the mean of a pair's two scores towards the middle of the scale, which leaves the pair's preference
-    probability free. 0 or 0.01."""
+    """c: pulls the mean of a pair's two scores towards the middle of the scale; their difference is left free. 0 or
+    0.01."""
 
     def __post_init__(self) -> None:
         check_margin("loss.margin", self.margin)
@@ -235,20 +272,23 @@ class BradleyTerry:
         return self.centre * (chosen + rejected - 2 * branches.head.middle).square()
 
     def _margins(self, branches: Branches) -> Float[Tensor, "P"]:
-        better, worse = branches.pair(branches.grades())
-        return asked_margins(self.margin, (better - worse).to(branches.outputs.dtype), branches.margins)
+        chosen, rejected = branches.pair(branches.mean_ratings())
+        return pair_margins(self.margin, (chosen - rejected).to(branches.outputs.dtype), branches.margins)
 
 
 @dataclass(frozen=True)
 class PlackettLuce:
-    """-sum_i [s_i - log sum_{j not above i} e^(s_j)] over the ranked branches of a tree  (Plackett 1975; ties by
-    Breslow 1974): the likelihood of the whole ranking, best first. Two branches: Bradley-Terry.
+    """The negative log-likelihood of a tree's ranking (Plackett 1975; ties by Breslow 1974).
+
+        -sum_i [s_i - log sum_{j not above i} e^(s_j)]
+
+    Of two branches it is Bradley-Terry.
     """
 
     def __call__(self, branches: Branches) -> Float[Tensor, "G"]:
         scores = branches.scores()
-        left = torch.where(_not_above(branches), scores[None, :], -torch.inf).logsumexp(1)
-        return branches.tree_sum(left - scores)
+        normaliser = torch.where(_not_above(branches), scores[None, :], -torch.inf).logsumexp(1)
+        return branches.tree_sum(normaliser - scores)
 
     def at_start(self, zeros: Branches) -> float:
         return _mean(zeros.tree_sum(_not_above(zeros).sum(1).to(zeros.outputs.dtype).log()))
@@ -256,8 +296,9 @@ class PlackettLuce:
 
 @dataclass(frozen=True)
 class AllPairs:
-    """Mean over all ordered pairs of a tree's branches of -log sigma(s_i - s_j), i above j  (Ouyang et al. 2022,
-    arXiv:2203.02155, equation 1); equally rated pairs are left out.
+    """The mean of -log sigma(s_i - s_j) over all pairs of a tree's branches with i ranked above j.
+
+    Ouyang et al. 2022, arXiv:2203.02155, equation 1. Pairs with equal ratings are left out.
     """
 
     def __call__(self, branches: Branches) -> Float[Tensor, "G"]:
@@ -266,19 +307,66 @@ class AllPairs:
         return branches.tree_sum(values.sum(1)) / branches.tree_sum(above.sum(1).to(values.dtype)).clamp(min=1)
 
     def at_start(self, zeros: Branches) -> float:
-        """ln 2; a tree whose branches are all rated alike costs nothing."""
-        told_apart = zeros.tree_sum(_above(zeros).any(1).to(zeros.outputs.dtype)) > 0
-        return math.log(2) * _mean(told_apart)
+        """ln 2 times the share of trees whose branches are not all rated equal."""
+        ranked = zeros.tree_sum(_above(zeros).any(1).to(zeros.outputs.dtype)) > 0
+        return math.log(2) * _mean(ranked)
+
+
+def check_margin(name: str, margin: float) -> None:
+    """Check a largest margin; a raw rating gap is refused.
+
+    Raises:
+        UserError: The margin is outside [0, 1].
+    """
+    if not 0 <= margin <= 1:
+        raise UserError(
+            f"{name} is {margin}; it must be in [0, 1], and 0.5 is already large. It is not a rating gap: the gap is "
+            "scaled, margin * min(gap, 1), so that the model does not learn its size"
+        )
+
+
+def pair_margins(
+    margin: float, rating_gaps: Float[Tensor, "P"], given: Float[Tensor, "P"] | None = None
+) -> Float[Tensor, "P"]:
+    """The margin of each pair: the one given in the data, else margin * min(rating gap, 1), else `margin`.
+
+    Args:
+        margin: The largest margin of the configuration.
+        rating_gaps: The chosen minus the rejected rating; NaN where a pair has no ratings. Where the ratings contradict
+            the order (a gap below 0) the margin is 0.
+        given: The margins of the data; NaN where a pair has none.
+    """
+    from_ratings = torch.where(rating_gaps.isnan(), margin, margin * rating_gaps.clamp(0, 1))
+    return from_ratings if given is None else torch.where(given.isnan(), from_ratings, given)
+
+
+def _same_tree(branches: Branches) -> Tensor:
+    return branches.tree[:, None] == branches.tree[None, :]
+
+
+def _above(branches: Branches) -> Tensor:
+    """[i, j] is True if j is in i's tree and ranked below i."""
+    order = branches.order()
+    return _same_tree(branches) & (order[None, :] < order[:, None])
+
+
+def _not_above(branches: Branches) -> Tensor:
+    """[i, j] is True if j is in i's tree and ranked no higher than i."""
+    order = branches.order()
+    return _same_tree(branches) & (order[None, :] <= order[:, None])
+
+
+# --------------------------------------------------------------------------- likelihoods of pairs
 
 
 @dataclass(frozen=True)
 class _PairLikelihood(ABC):
-    """-log P(chosen scores above rejected), the two scores drawn from their own distributions, independently."""
+    """Base of -log P(chosen scores above rejected), for two scores drawn independently from their distributions."""
 
     entropy: float = 0.0
-    """lambda_H: weight of the bonus for wide distributions, loss - lambda_H [H(p_c) + H(p_r)]."""
+    """lambda_H: weight of the entropy bonus, loss - lambda_H [H(p_c) + H(p_r)]."""
     smoothness: float = 0.0
-    """lambda_s: weight of the squared second differences of log p, which keep neighbouring scores alike."""
+    """lambda_s: weight of the squared second differences of log p, which smooth the distribution."""
 
     def __post_init__(self) -> None:
         for name in ("entropy", "smoothness"):
@@ -287,30 +375,30 @@ class _PairLikelihood(ABC):
 
     @abstractmethod
     def nll(self, win: Float[Tensor, "P"], tie: Float[Tensor, "P"], lose: Float[Tensor, "P"]) -> Float[Tensor, "P"]:
-        """The loss from log P(above), log P(equal), log P(below)."""
+        """The loss from the log-probabilities that chosen is above, equal to, and below rejected."""
 
     def __call__(self, branches: Branches) -> Float[Tensor, "G"]:
         log_probs = branches.log_probs()
         assert log_probs.shape[1] == 1, "a pair likelihood compares one distribution a response"
         chosen, rejected = branches.pair(log_probs[:, 0])
-        return self.nll(*outcomes(chosen, rejected)) + self._shape(chosen) + self._shape(rejected)
+        return self.nll(*outcomes(chosen, rejected)) + self._regulariser(chosen) + self._regulariser(rejected)
 
     def at_start(self, zeros: Branches) -> float:
         start = zeros.log_probs()[:1, 0]
-        return self.equal(start.exp().square().sum().item()) + 2 * _mean(self._shape(start))
+        return self.nll_of_equal(start.exp().square().sum().item()) + 2 * _mean(self._regulariser(start))
 
-    def equal(self, tie: float) -> float:
-        """The loss where both distributions are the same and two draws are equal with probability `tie`."""
+    def nll_of_equal(self, tie: float) -> float:
+        """The loss if both distributions are the same; `tie` is the probability that two draws are equal."""
         return math.log(2)
 
-    def _shape(self, log_probs: Float[Tensor, "P B"]) -> Float[Tensor, "P"]:
-        bent = log_probs.diff(n=2, dim=1).square().sum(1)
-        return self.smoothness * bent - self.entropy * -(log_probs.exp() * log_probs).sum(1)
+    def _regulariser(self, log_probs: Float[Tensor, "P B"]) -> Float[Tensor, "P"]:
+        curvature = log_probs.diff(n=2, dim=1).square().sum(1)
+        return self.smoothness * curvature - self.entropy * -(log_probs.exp() * log_probs).sum(1)
 
 
 @dataclass(frozen=True)
 class HalfTies(_PairLikelihood):
-    """-log(win + tie / 2): ln 2 for equal distributions of any shape; the default."""
+    """-log(win + tie / 2), the default. It is ln 2 for equal distributions of any shape."""
 
     def nll(self, win: Float[Tensor, "P"], tie: Float[Tensor, "P"], lose: Float[Tensor, "P"]) -> Float[Tensor, "P"]:
         return -torch.logaddexp(win, tie - math.log(2))
@@ -318,41 +406,65 @@ class HalfTies(_PairLikelihood):
 
 @dataclass(frozen=True)
 class Strict(_PairLikelihood):
-    """-log(win): not the likelihood of a forced choice; drives mass to the end bins, -log((B-1)/(2B)) when uniform."""
+    """-log(win). It is -log((B - 1) / (2B)) for uniform distributions.
+
+    This is not the likelihood of a forced choice: it pushes probability into the end bins.
+    """
 
     def nll(self, win: Float[Tensor, "P"], tie: Float[Tensor, "P"], lose: Float[Tensor, "P"]) -> Float[Tensor, "P"]:
         return -win
 
-    def equal(self, tie: float) -> float:
+    def nll_of_equal(self, tie: float) -> float:
         return -math.log((1 - tie) / 2)
 
 
 @dataclass(frozen=True)
 class Conditional(_PairLikelihood):
-    """-log(win / (win + lose)): given that the two scores differ."""
+    """-log(win / (win + lose)), the likelihood given that the two scores differ."""
 
     def nll(self, win: Float[Tensor, "P"], tie: Float[Tensor, "P"], lose: Float[Tensor, "P"]) -> Float[Tensor, "P"]:
         return softplus(lose - win)
 
 
-AnyPairLikelihood = HalfTies | Strict | Conditional
+AnyPairLikelihood: TypeAlias = HalfTies | Strict | Conditional
+"""The likelihoods of pairs by their names: half-ties, strict, conditional."""
+
+
+def outcomes(
+    chosen: Float[Tensor, "P B"], rejected: Float[Tensor, "P B"]
+) -> tuple[Float[Tensor, "P"], Float[Tensor, "P"], Float[Tensor, "P"]]:
+    """log P(chosen above rejected), log P(equal), log P(chosen below rejected) for two independent scores.
+
+    Computed in log space, in time linear in B. Values and gradients are finite for logits of +-1000.
+
+    Args:
+        chosen: The log-probabilities of the chosen response's scores 1..B.
+        rejected: The same of the rejected response.
+    """
+    rejected_log_cdf, chosen_log_cdf = rejected.logcumsumexp(1), chosen.logcumsumexp(1)
+    win = (chosen[:, 1:] + rejected_log_cdf[:, :-1]).logsumexp(1)
+    lose = (rejected[:, 1:] + chosen_log_cdf[:, :-1]).logsumexp(1)
+    return win, (chosen + rejected).logsumexp(1), lose
+
+
+# --------------------------------------------------------------------------- losses of ratings
 
 
 @dataclass(frozen=True)
 class Graded:
-    """Cross-entropy of the rating's target distribution, the mean over a tree's branches and attributes."""
+    """Cross-entropy with the ratings' target distributions, the mean over a tree's branches and attributes."""
 
     target: AnyTarget = field(default_factory=TwoHot)
     """How a rating becomes a distribution over the bins."""
     scale: tuple[float, float] = (0.0, 4.0)
-    """Lowest and highest rating that the raters could give; they become scores 1 and B."""
+    """Lowest and highest rating that raters could give; they become the scores 1 and B."""
 
     def __post_init__(self) -> None:
         if not self.scale[0] < self.scale[1]:
-            raise UserError(f"loss.scale is {list(self.scale)}; it is [lowest, highest]")
+            raise UserError(f"loss.scale is {list(self.scale)}; it must be [lowest, highest]")
 
     def cross_entropies(self, branches: Branches) -> Float[Tensor, "N"]:
-        """One number a branch, the mean over its attributes."""
+        """One cross-entropy per branch, the mean over its attributes, in nats."""
         log_probs = branches.log_probs()
         assert branches.ratings is not None, "graded losses need ratings"
         return cross_entropy(log_probs, self._targets(branches.ratings, log_probs)).mean(1)
@@ -368,7 +480,7 @@ class Graded:
         return _mean(cross_entropy(start[0], mean_target))
 
     def _targets(self, ratings: Float[Tensor, "N R"], log_probs: Float[Tensor, "N A B"]) -> Float[Tensor, "N A B"]:
-        """One target an attribute; a head with one distribution is taught the mean rating."""
+        """The target distribution of each attribute; with a single distribution, that of the mean rating."""
         attributes, bins = log_probs.shape[1:]
         if attributes == 1:
             ratings = ratings.mean(1, keepdim=True)
@@ -377,7 +489,7 @@ class Graded:
 
 @dataclass(frozen=True)
 class Joint:
-    """pair + weight * [CE(chosen) + CE(rejected)]: order and grades together, so that the spread has a meaning."""
+    """pair + weight * [CE(chosen) + CE(rejected)]: learns from the order and from the ratings together."""
 
     pair: AnyPairLikelihood = field(default_factory=HalfTies)
     """The pair likelihood."""
@@ -397,69 +509,21 @@ class Joint:
         return self.pair.at_start(zeros) + 2 * self.weight * self.graded.at_start(zeros)
 
 
-AnyRewardLoss = BradleyTerry | PlackettLuce | AllPairs | HalfTies | Strict | Conditional | Graded | Joint
+# --------------------------------------------------------------------------- registry
+
+AnyRewardLoss: TypeAlias = BradleyTerry | PlackettLuce | AllPairs | HalfTies | Strict | Conditional | Graded | Joint
 """The losses by their names: bradley-terry, plackett-luce, all-pairs, half-ties, strict, conditional, graded, joint."""
 
 
-def check_margin(name: str, margin: float) -> None:
-    """Refuse a margin that is a raw rating gap.
+def log_preference(branches: Branches) -> Float[Tensor, "P"]:
+    """log P(chosen preferred to rejected), as the model states it, without margins and regularisers.
 
-    Raises:
-        UserError: it lies outside [0, 1].
-    """
-    if not 0 <= margin <= 1:
-        raise UserError(
-            f"{name} is {margin}; it lies in [0, 1], and 0.5 is already large: a raw rating gap teaches "
-            "the gap's size, so it is scaled, margin * min(gap, 1)"
-        )
-
-
-def asked_margins(margin: float, gap: Float[Tensor, "P"], own: Float[Tensor, "P"] | None = None) -> Float[Tensor, "P"]:
-    """What is asked for of each pair: its `own` margin, else margin * min(gap, 1) of its rating gap, else `margin`.
-
-    NaN in `own` or `gap` where a pair has none; a pair whose ratings contradict its order is asked for 0.
-    """
-    found = torch.where(gap.isnan(), margin, margin * gap.clamp(0, 1))
-    return found if own is None else torch.where(own.isnan(), found, own)
-
-
-def outcomes(
-    chosen: Float[Tensor, "P B"], rejected: Float[Tensor, "P B"]
-) -> tuple[Float[Tensor, "P"], Float[Tensor, "P"], Float[Tensor, "P"]]:
-    """log P(chosen above), log P(equal), log P(chosen below) of two independent scores, from log-probabilities.
-
-    In log space and by slices, in time linear in B: finite, with finite gradients, for logits of +-1000.
-    """
-    below_rejected, below_chosen = rejected.logcumsumexp(1), chosen.logcumsumexp(1)
-    win = (chosen[:, 1:] + below_rejected[:, :-1]).logsumexp(1)
-    lose = (rejected[:, 1:] + below_chosen[:, :-1]).logsumexp(1)
-    return win, (chosen + rejected).logsumexp(1), lose
-
-
-def preferred(branches: Branches) -> Float[Tensor, "P"]:
-    """log P(chosen above rejected): Bradley-Terry's for a scalar head, with half ties for a distribution.
-
-    Several attributes have no joint distribution; theirs is Bradley-Terry's of the scores.
+    A distribution: P(above) + P(equal) / 2. A scalar head: Bradley-Terry's sigma(r_c - r_r). Several attributes have no
+    joint distribution, so theirs is Bradley-Terry's of the scores too.
     """
     if isinstance(branches.head, Scalar | Attributes):
         return logsigmoid(torch.sub(*branches.pair(branches.scores())))
     return -HalfTies()(branches)
-
-
-def _same_tree(branches: Branches) -> Tensor:
-    return branches.tree[:, None] == branches.tree[None, :]
-
-
-def _above(branches: Branches) -> Tensor:
-    """[i, j] True where j is of i's tree and ranks below i."""
-    order = branches.order()
-    return _same_tree(branches) & (order[None, :] < order[:, None])
-
-
-def _not_above(branches: Branches) -> Tensor:
-    """[i, j] True where j is of i's tree and ranks no higher than i."""
-    order = branches.order()
-    return _same_tree(branches) & (order[None, :] <= order[:, None])
 
 
 def _mean(values: Tensor) -> float:

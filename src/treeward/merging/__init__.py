@@ -1,1 +1,5 @@
-"""merging"""
+"""Arithmetic in weight space."""
+
+from treeward.merging.arithmetic import Weights, average
+
+__all__ = ["Weights", "average"]

@@ -1,39 +1,48 @@
-"""Averages of weights, on state dictionaries of equal keys and shapes."""
+"""Arithmetic on weights: state dictionaries with equal keys and shapes."""
 
 from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from treeward.errors import UserError
 
-Weights = Mapping[str, Tensor]
+Weights: TypeAlias = Mapping[str, Tensor]
+"""A state dictionary: parameters and buffers by name."""
 
 
 def average(members: Sequence[Weights]) -> dict[str, Tensor]:
-    """The mean of each tensor over the members, summed in float64; other than floating tensors must be equal.
+    """The mean of each tensor over the members: weight-averaged reward models (Rame et al. 2024, arXiv:2401.12187).
 
-    Weight-averaged reward models (Rame et al. 2024, arXiv:2401.12187): M copies give the copy, and heads that are
-    linear in shared features give exactly the ensemble's mean score.
+    The sum is taken in float64 and the mean has the dtype of the first member. Integer and boolean tensors are not
+    averaged; they must be equal. The average of reward models whose heads are linear in the same features gives exactly
+    the mean score of the ensemble.
+
+    Args:
+        members: At least one state dictionary.
 
     Raises:
-        UserError: there are no members, or their keys or shapes differ; the first difference is named.
+        UserError: There are no members, or their keys, shapes or integer tensors differ; the first difference is named.
     """
     if not members:
-        raise UserError("there are no members to average")
+        raise UserError("members is empty; name at least one model to average")
     first = members[0]
-    for number, other in enumerate(members[1:], 1):
-        if other.keys() != first.keys():
-            raise UserError(f"member {number} differs in {sorted(other.keys() ^ first.keys())[0]!r}")
+    for number, member in enumerate(members[1:], 1):
+        if member.keys() != first.keys():
+            name = sorted(member.keys() ^ first.keys())[0]
+            raise UserError(f"member {number} and member 0 differ: only one has {name!r}; average models of one kind")
     return {name: _mean(name, [member[name] for member in members]) for name in first}
 
 
 def _mean(name: str, tensors: Sequence[Tensor]) -> Tensor:
     shapes = {tuple(tensor.shape) for tensor in tensors}
     if len(shapes) > 1:
-        raise UserError(f"{name!r} has the shapes {sorted(shapes)}; members must be alike")
+        raise UserError(f"{name!r} has the shapes {sorted(shapes)}; average models of equal shapes")
     if not tensors[0].is_floating_point():
         if any(not torch.equal(tensors[0], tensor) for tensor in tensors[1:]):
-            raise UserError(f"{name!r} is not floating and differs between members")
+            raise UserError(
+                f"{name!r} is of type {tensors[0].dtype} and differs between members; it cannot be averaged"
+            )
         return tensors[0].clone()
     return (torch.stack([tensor.double() for tensor in tensors]).sum(0) / len(tensors)).to(tensors[0].dtype)

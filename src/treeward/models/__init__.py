@@ -1,1 +1,1 @@
-"""What is loaded, trained and saved: policies, reward models, references, samplers."""
+"""Models: policies, reward models, reference models and samplers; how they are loaded, run and saved."""

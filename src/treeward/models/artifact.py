@@ -1,8 +1,8 @@
-"""What a saved model carries beside its weights: `treeward.json`, and a reward model's card with the lines to a score.
+"""The files beside saved weights: `treeward.json`, and a reward model's card with the code that computes a score.
 
-The weights load with plain transformers. Of every model the file holds the fingerprint of its vocabulary and, where a
-run trained it, the budgets of its data. Of a reward model it also says what the logits mean, how text must be rendered
-for them, and how good they were measured to be.
+The weights load with plain transformers. `treeward.json` has the hash of the vocabulary and, where a run trained the
+model, the token budgets of its data. For a reward model it also has the head, the chat template that text must be
+rendered with, and the measured accuracy.
 """
 
 import hashlib
@@ -18,36 +18,41 @@ from torch import nn
 
 from treeward.data.render import vocabulary_hash
 from treeward.errors import UserError
-from treeward.losses.heads import AnyHead, Attributes, Categorical, Logistic, Ordinal, Scalar, rising
-from treeward.models.heads import head_hash
+from treeward.losses.heads import AnyHead, Attributes, Categorical, Logistic, Ordinal, Scalar, rising_thresholds
 from treeward.models.loading import description, model_directory
+from treeward.models.weights import head_hash
 from treeward.trees.tokens import Tokenizer
 
 NAME = "treeward.json"
 KINDS: dict[str, Any] = {
-    "scalar": Scalar, "categorical": Categorical, "ordinal": Ordinal, "logistic": Logistic, "attributes": Attributes,
-}  # fmt: skip
+    "scalar": Scalar,
+    "categorical": Categorical,
+    "ordinal": Ordinal,
+    "logistic": Logistic,
+    "attributes": Attributes,
+}
+"""The classes of the heads by their names in `treeward.json`."""
 
 
 @dataclass(frozen=True)
 class Budgets:
-    """The longest prompt and response in tokens that a model was trained with: data.max_prompt, data.max_response."""
+    """The longest prompt and response, in tokens, of a model's training (data.max_prompt, data.max_response)."""
 
     max_prompt: int
     max_response: int
 
     @classmethod
     def of(cls, facts: Mapping[str, Any] | None) -> "Budgets | None":
-        """Those of a `treeward.json`; None where it has none."""
+        """The budgets of a `treeward.json`; None where it has none."""
         return cls(**facts["budgets"]) if facts and "budgets" in facts else None
 
     def facts(self) -> dict[str, Any]:
-        """As they stand in `treeward.json`."""
+        """The entry for `treeward.json`."""
         return {"budgets": asdict(self)}
 
 
 def write_policy(directory: Path, tokenizer: Tokenizer, budgets: Budgets | None) -> None:
-    """Write the `treeward.json` of a policy: its vocabulary's fingerprint and, where a run trained it, its budgets."""
+    """Write the `treeward.json` of a policy: the hash of its vocabulary and, where a run trained it, its budgets."""
     facts = {"schema": 1, "tokenizer": vocabulary_hash(tokenizer), **(budgets.facts() if budgets else {})}
     (directory / NAME).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
@@ -56,11 +61,14 @@ def write(
     directory: Path,
     module: nn.Module,
     head: AnyHead,
-    free: torch.Tensor | None,
+    thresholds: torch.Tensor | None,
     tokenizer: Tokenizer,
     budgets: Budgets | None,
 ) -> None:
-    """Write the `treeward.json` of a reward model and the model card beside saved weights."""
+    """Write the `treeward.json` of a reward model and its model card.
+
+    `thresholds` are an ordinal head's unconstrained parameters.
+    """
     facts: dict[str, Any] = {
         "schema": 1,
         **(budgets.facts() if budgets else {}),
@@ -70,17 +78,17 @@ def write(
         "template": _hash(tokenizer.chat_template or ""),
         "head_hash": head_hash(module),
     }
-    if free is not None:
-        facts["head"]["thresholds"] = rising(free.detach()).tolist()
+    if thresholds is not None:
+        facts["head"]["thresholds"] = rising_thresholds(thresholds.detach()).tolist()
     (directory / NAME).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     (directory / "README.md").write_text(card(facts["head"]), encoding="utf-8")
 
 
 def annotate(directory: Path, facts: Mapping[str, Any]) -> None:
-    """Add what was measured (`accuracy`, `normalisation`, `data`) to a saved artifact."""
+    """Add measured facts (`accuracy`, `normalisation`, `data`) to a saved `treeward.json`."""
     file = directory / NAME
-    found = json.loads(file.read_text(encoding="utf-8"))
-    file.write_text(json.dumps({**found, **facts}, indent=2) + "\n", encoding="utf-8")
+    saved = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**saved, **facts}, indent=2) + "\n", encoding="utf-8")
 
 
 def read(path: str) -> dict[str, Any] | None:
@@ -97,17 +105,17 @@ def read_reward(path: str) -> dict[str, Any] | None:
     """The `treeward.json` of a reward model; None where there is none, or where it is a policy's.
 
     Raises:
-        UserError: the file is damaged, or lacks what a reward model needs.
+        UserError: the file is damaged, or lacks an entry of a reward model.
     """
     facts = read(path)
     if facts is None or "head" not in facts:
         return None
-    lacking = [name for name in ("tokenizer", "template", "head_hash") if not isinstance(facts.get(name), str)]
+    missing = [name for name in ("tokenizer", "template", "head_hash") if not isinstance(facts.get(name), str)]
     if not isinstance(facts["head"], dict):
-        lacking.append("head")
-    if lacking:
+        missing.append("head")
+    if missing:
         file = Path(model_directory(path)).expanduser() / NAME
-        raise UserError(f"{str(file)!r} is damaged: it does not say {lacking[0]!r}")
+        raise UserError(f"{str(file)!r} is damaged: it has no {missing[0]!r}; save the model again")
     return facts
 
 
@@ -120,7 +128,7 @@ def head_of(facts: Mapping[str, Any]) -> tuple[AnyHead, torch.Tensor | None]:
     fields = dict(facts["head"])
     kind, thresholds = fields.pop("kind", None), fields.pop("thresholds", None)
     if not isinstance(kind, str) or kind not in KINDS:
-        raise UserError(f"{NAME} has a head of kind {kind!r}; known are {', '.join(KINDS)}")
+        raise UserError(f"{NAME} has a head of kind {kind!r}; it must be one of {', '.join(KINDS)}")
     try:
         head: AnyHead = pydantic.TypeAdapter(KINDS[kind]).validate_python(fields)
         numbers = pydantic.TypeAdapter(list[pydantic.FiniteFloat] | None).validate_python(thresholds)
@@ -135,30 +143,32 @@ def check_tokenizer(facts: Mapping[str, Any], tokenizer: Tokenizer, path: str) -
     """Refuse a tokenizer or chat template other than the one the model was trained with.
 
     Raises:
-        UserError: either differs, with the mend.
+        UserError: either differs.
     """
-    for name, own in (
-        ("tokenizer", vocabulary_hash(tokenizer)), ("template", _hash(tokenizer.chat_template or "")),
-    ):  # fmt: skip
-        if facts[name] != own:
+    hashes = {"tokenizer": vocabulary_hash(tokenizer), "template": _hash(tokenizer.chat_template or "")}
+    for name, digest in hashes.items():
+        if facts[name] != digest:
             raise UserError(
-                f"model.path {path!r} was trained with another {name}; leave model.tokenizer away, or set "
+                f"model.path {path!r} was trained with another {name}; leave model.tokenizer out, or set "
                 "model.any_tokenizer to true to accept the difference"
             )
 
 
 def check_head(facts: Mapping[str, Any], module: nn.Module, path: str) -> None:
-    """Refuse weights whose head is not the one that was saved.
+    """Refuse weights whose head differs from the saved one.
 
     Raises:
-        UserError: the head's hash differs.
+        UserError: the hash of the head differs.
     """
     if facts["head_hash"] != head_hash(module):
-        raise UserError(f"model.path {path!r}: the head's weights are not those that {NAME} was written for")
+        raise UserError(
+            f"model.path {path!r}: the head's weights are not those that {NAME} was written for; use files that were "
+            "saved together"
+        )
 
 
 def card(head: Mapping[str, Any]) -> str:
-    """A model card with the lines that turn logits into a score."""
+    """The model card, with the code that turns logits into a score."""
     lines = "\n".join(_lines(head))
     return f"""---
 library_name: transformers
@@ -168,8 +178,8 @@ tags: [reward-model, treeward]
 
 # A reward model, trained with treeward
 
-A higher score is better. `text` is the prompt as the chat template renders it (plain text as it stands), then the
-response and its end token. `treeward.json` says how it was trained and measured.
+A higher score is better. `text` is the prompt as the chat template renders it (plain text unchanged), then the
+response and its end token. `treeward.json` has the facts of its training and its measured accuracy.
 
 ```python
 import torch

@@ -1,38 +1,36 @@
-"""Where and in which precision a model runs; chosen by rule, printed, and overridable."""
+"""The device and the precision of a model: what `auto` chooses, and how fast matrix products are here."""
 
-import ctypes
-import sys
 import time
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from treeward.errors import UserError
 from treeward.trees.forward import Precision
 
-AskedPrecision = Literal["auto", "fp32", "bf16"]
-AskedDevice = Literal["auto", "cpu", "cuda", "mps"]
+PrecisionOption = Literal["auto", "fp32", "bf16"]
+DeviceOption = Literal["auto", "cpu", "cuda", "mps"]
 SMALL = 10_000_000
-"""Models below this many parameters run fp32 under `auto`: casting costs more than it saves."""
+"""Models below this many parameters run in fp32 under `auto`, because casts cost more than bf16 saves."""
 
 
-def choose_device(asked: AskedDevice) -> torch.device:
-    """The device asked for, or the fastest there is.
+def choose_device(option: DeviceOption) -> torch.device:
+    """The device of an option; for `auto` the first available of cuda, mps and cpu.
 
     Raises:
-        UserError: the device asked for is not there.
+        UserError: this machine does not have the device.
     """
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if asked == "auto":
-        asked = "cuda" if there["cuda"] else "mps" if there["mps"] else "cpu"
-    if not there[asked]:
-        raise UserError(f"model.device is {asked!r}, which this machine does not have; use auto or cpu")
-    return torch.device(asked)
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if option == "auto":
+        option = "cuda" if available["cuda"] else "mps" if available["mps"] else "cpu"
+    if not available[option]:
+        raise UserError(f"model.device is {option!r}, which this machine does not have; use auto or cpu")
+    return torch.device(option)
 
 
 def native_bf16(device: torch.device) -> bool:
-    """Whether the hardware multiplies bfloat16 itself: CUDA 8.0 and later, AVX512-BF16, AMX."""
+    """Whether the hardware multiplies bfloat16 natively: CUDA 8.0 and later, AVX512-BF16, AMX."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":
@@ -41,22 +39,22 @@ def native_bf16(device: torch.device) -> bool:
     return False
 
 
-def choose_precision(asked: AskedPrecision, device: torch.device, parameters: int) -> Precision:
-    """fp32, or bf16 products over fp32 weights where that is native and the model is large enough.
+def choose_precision(option: PrecisionOption, device: torch.device, parameters: int) -> Precision:
+    """The precision of an option; for `auto` bf16 products where the hardware has them and the model is large enough.
 
     Raises:
-        UserError: bf16 was asked for on a device without it.
+        UserError: the option is bf16 and the device is MPS.
     """
-    if asked == "bf16" and device.type == "mps":
+    if option == "bf16" and device.type == "mps":
         raise UserError("model.precision is 'bf16', but MPS runs fp32; use auto or fp32")
-    if asked != "auto":
-        return asked
+    if option != "auto":
+        return option
     return "bf16" if parameters >= SMALL and native_bf16(device) else "fp32"
 
 
 @dataclass(frozen=True)
 class ProductSpeed:
-    """Matrix products measured here, in 1e9 operations a second, and the largest relative bf16 error seen."""
+    """Measured speed of matrix products, in 1e9 operations a second, and the largest relative error of bf16."""
 
     fp32: float
     bf16: float
@@ -64,7 +62,7 @@ class ProductSpeed:
 
 
 def measure_products(device: torch.device, size: int = 1024, repeats: int = 5) -> ProductSpeed:
-    """Time a square product in fp32 and in bf16 on this device, and compare their values."""
+    """Time the product of two square matrices in fp32 and in bf16 on this device, and compare the results."""
     a = torch.randn(size, size, device=device, generator=torch.Generator(device).manual_seed(0))
     speeds = {}
     results = {}
@@ -80,17 +78,3 @@ def measure_products(device: torch.device, size: int = 1024, repeats: int = 5) -
     exact = results[torch.float32]
     error = ((results[torch.bfloat16] - exact).abs().max() / exact.abs().max()).item()
     return ProductSpeed(speeds[torch.float32], speeds[torch.bfloat16], error)
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep freed memory for the next step instead of handing it back to the kernel.
-
-    Every step allocates the same large tensors; mapping them anew costs a page fault for each 4 KiB (measured: 28 %
-    of a GPT-2 124M step on two cores). Peak memory hardly changes. Without glibc it does nothing.
-    """
-    if sys.platform.startswith("linux"):
-        libc: Any = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):
-            trim_threshold, mmap_max = -1, -4
-            libc.mallopt(mmap_max, 0)
-            libc.mallopt(trim_threshold, 2**31 - 1)

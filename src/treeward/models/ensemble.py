@@ -1,4 +1,4 @@
-"""Several reward models as one judge, by their scores or by their weights.
+"""Several reward models as one, by their scores or by their weights.
 
 Scores: mean, worst case, or mean minus a multiple of the variance (Coste et al. 2024, arXiv:2310.02743). Weights: WARM
 (Rame et al. 2024, arXiv:2401.12187), one model at inference. Members share tokenizer, template and head.
@@ -20,7 +20,11 @@ from treeward.trees.tokens import TokenTree
 
 @dataclass(frozen=True)
 class Ensemble:
-    """M reward models. `centres` and `scales` are each member's mean and standard deviation on one held-out set."""
+    """M reward models. `centres` and `scales` are each member's mean and standard deviation on the same held-out set.
+
+    Raises:
+        UserError: the members differ in head, tokenizer or template.
+    """
 
     members: Sequence[RewardModel]
     centres: Sequence[float] = ()
@@ -31,7 +35,7 @@ class Ensemble:
 
     @classmethod
     def standardised(cls, members: Sequence[RewardModel], trees: Sequence[Tree | TokenTree]) -> "Ensemble":
-        """Members brought to mean 0 and standard deviation 1 on these held-out trees, so that none outweighs another.
+        """Members scaled to mean 0 and standard deviation 1 on these held-out trees, so that none outweighs another.
 
         Raises:
             UserError: a member gives all of them the same score.
@@ -39,15 +43,17 @@ class Ensemble:
         scores = cls(members).scores(trees)
         centres, scales = scores.mean(1).tolist(), scores.std(1).tolist()
         if min(scales) == 0:
-            raise UserError(f"member {scales.index(0.0)} gives every text the same score; it has no scale")
+            raise UserError(
+                f"member {scales.index(0.0)} gives every text the same score, so it has no scale; leave it out"
+            )
         return cls(members, centres, scales)
 
     def scores(self, trees: Sequence[Tree | TokenTree]) -> Float[Tensor, "M N"]:
-        """Every member's score of every branch, raw unless standardised."""
-        found = torch.stack([member.score(trees) for member in self.members])
+        """Every member's score of every branch: raw, or standardised where the ensemble has centres and scales."""
+        scores = torch.stack([member.score(trees) for member in self.members])
         if not self.centres:
-            return found
-        return (found - torch.tensor(self.centres)[:, None]) / torch.tensor(self.scales)[:, None]
+            return scores
+        return (scores - torch.tensor(self.centres)[:, None]) / torch.tensor(self.scales)[:, None]
 
 
 def mean(scores: Float[Tensor, "M N"]) -> Float[Tensor, "N"]:
@@ -56,7 +62,7 @@ def mean(scores: Float[Tensor, "M N"]) -> Float[Tensor, "N"]:
 
 
 def worst(scores: Float[Tensor, "M N"]) -> Float[Tensor, "N"]:
-    """min_i r_i: the most sceptical member."""
+    """min_i r_i, the lowest score of a member."""
     return scores.amin(0)
 
 
@@ -66,12 +72,12 @@ def uncertainty_weighted(scores: Float[Tensor, "M N"], weight: float) -> Float[T
 
 
 def spread(scores: Float[Tensor, "M N"]) -> Float[Tensor, "N"]:
-    """Population standard deviation over members: doubt about the model, not about the labels."""
+    """Population standard deviation over members: uncertainty of the model, not of the labels."""
     return scores.std(0, correction=0)
 
 
 def warm(members: Sequence[RewardModel]) -> RewardModel:
-    """The first member with the average of all members' weights; the members' own weights stay as they are.
+    """A copy of the first member with the average of all members' weights.
 
     Raises:
         UserError: the members are not alike, or have adapters (merge them first: load their `model/`).
@@ -80,9 +86,9 @@ def warm(members: Sequence[RewardModel]) -> RewardModel:
     if any(member.adapter is not None for member in members):
         raise UserError("a member has an adapter; load its merged `model/` directory instead")
     averaged = average([member.packed.state_dict() for member in members])
-    found = members[0].copy()
-    found.packed.load_state_dict(averaged)
-    return found
+    merged = members[0].copy()
+    merged.packed.load_state_dict(averaged)
+    return merged
 
 
 def _check_alike(members: Sequence[RewardModel]) -> None:
@@ -91,7 +97,11 @@ def _check_alike(members: Sequence[RewardModel]) -> None:
     first = members[0]
     for number, other in enumerate(members[1:], 1):
         if other.head != first.head:
-            raise UserError(f"member {number} has the head {other.head}, member 0 {first.head}; members must be alike")
+            raise UserError(
+                f"member {number} has the head {other.head}, member 0 {first.head}; members must have the same head"
+            )
         same = other.tokenizer.get_vocab() == first.tokenizer.get_vocab()
         if not same or other.tokenizer.chat_template != first.tokenizer.chat_template:
-            raise UserError(f"member {number} has another tokenizer or template than member 0; members must be alike")
+            raise UserError(
+                f"member {number} has another tokenizer or chat template than member 0; members must have the same"
+            )

@@ -1,7 +1,7 @@
-"""What a model's directory says by its files alone, without importing torch: its tokenizer and its vocabulary.
+"""The tokenizer and the vocabulary size of a model directory, read without importing torch.
 
 `AutoTokenizer` and `AutoConfig` import torch, which takes seconds and is not needed to count tokens. Both functions
-give None where only those classes can tell; `models.loading` then answers.
+return None where those classes are needed; the caller then uses `models.loading`.
 """
 
 import json
@@ -14,11 +14,10 @@ from treeward.data import world
 from treeward.trees.tokens import Tokenizer
 
 GENERIC = ("PreTrainedTokenizer", "TokenizersBackend")
-"""Names of the class that takes tokenizer.json as it is."""
+"""Names of the class that uses tokenizer.json unchanged."""
 DECLARED = (None, "gpt2", "llama")
-"""Model types, and no model at all, for which AutoTokenizer takes the class that tokenizer_config.json declares. For
-others it may take the model type's own, which can give other ids.
-"""
+"""Model types (None: no model) for which AutoTokenizer uses the class that tokenizer_config.json declares. For others
+it may use the model type's own class, which can give other ids."""
 
 
 def tokenizer_of(path: str) -> Tokenizer | None:
@@ -41,15 +40,15 @@ def tokenizer_of(path: str) -> Tokenizer | None:
 
 
 def embedding_rows_of(path: str) -> int | None:
-    """How many token ids the model in this directory has embeddings for, by its config.json."""
+    """How many token ids the model in this directory has embeddings for, according to its config.json."""
     if path == "world":
         return len(world.vocabulary())
-    plan = _mapping(Path(path).expanduser() / "config.json")
-    if plan is None or "model_type" not in plan:
+    config = _mapping(Path(path).expanduser() / "config.json")
+    if config is None or "model_type" not in config:
         return None
-    if any(isinstance(part, dict) and part.keys() & {"vocab_size", "model_type"} for part in plan.values()):
-        return None  # a model of several parts
-    rows = plan.get("vocab_size")
+    if any(isinstance(part, dict) and part.keys() & {"vocab_size", "model_type"} for part in config.values()):
+        return None  # a model of several parts, each with a configuration
+    rows = config.get("vocab_size")
     return rows if isinstance(rows, int) else None
 
 
@@ -57,16 +56,16 @@ def _load(cls: Any, path: str) -> Tokenizer | None:
     try:
         return cls.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # models.loading names what is wrong
+        return None  # models.loading reports what is wrong
     except Exception as problem:
-        if type(problem) is Exception:  # what the tokenizers library raises for a file that it cannot read
+        if type(problem) is Exception:  # raised by the tokenizers library for a file that it cannot read
             return None
         raise
 
 
 def _mapping(path: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return value if isinstance(value, dict) else None

@@ -16,11 +16,13 @@ from transformers import AutoModelForSequenceClassification
 
 from treeward.data.render import end_id
 from treeward.errors import UserError
-from treeward.losses.heads import AnyHead, Scalar, freed
-from treeward.models import adapters, artifact, vocabulary
-from treeward.models.heads import output_layer, outside_backbone, zero_head
+from treeward.losses.heads import AnyHead, Scalar, free_parameters
+from treeward.models import artifact, loading, vocabulary
+from treeward.models.device import DeviceOption, PrecisionOption
 from treeward.models.loading import ModelConfig, load, seeded
-from treeward.models.policy import TOKEN_BUDGET, in_order, tokenised
+from treeward.models.policy import TOKEN_BUDGET, in_order, precision_for, split_adapter, tokenized
+from treeward.models.weights import output_layer, outside_backbone, zero_head
+from treeward.trees.forest import Backend
 from treeward.trees.forward import TreeScorer
 from treeward.trees.text import Tree
 from treeward.trees.tokens import Tokenizer, TokenTree
@@ -28,31 +30,58 @@ from treeward.trees.verify import verify_once
 
 
 class RewardModel:
-    """A backbone and its head. `tree` is the module that is trained, `adapter` the PeftModel or None."""
+    """A sequence-classification model whose outputs score responses, with its tokenizer.
 
-    def __init__(self, tree: TreeScorer, tokenizer: Tokenizer, adapter: Any | None = None) -> None:
-        self.packed = tree
-        self.tokenizer = tokenizer
+    `model` is the public model: a transformers `...ForSequenceClassification`, or the `PeftModel` around it. `packed`
+    is the module that runs it over forests.
+
+    Args:
+        model: The public model.
+        tokenizer: Its tokenizer.
+        head: What the model's outputs mean; by default one scalar.
+        precision: Precision of the matrix products: "fp32", "bf16" or "auto".
+        backend: "tree" or "rows" to force a layout; None chooses one and verifies it.
+        dropout: Dropout probability while training.
+
+    Raises:
+        UserError: `model` is not a module, for example a path (use `RewardModel.load`).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        head: AnyHead | None = None,
+        *,
+        precision: PrecisionOption = "auto",
+        backend: Backend | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        adapter, base = split_adapter(model)
         self.adapter = adapter
+        packed = TreeScorer(base, precision_for(base, precision), backend, head or Scalar(), dropout)
+        self.packed = packed.to(next(base.parameters()).device)
+        self.tokenizer = tokenizer
         self.reads_whole = False
         """Whether it was trained on whole texts, without prompts."""
         self.budgets: artifact.Budgets | None = None
-        """The budgets of the data that it was trained with, where a run trained it."""
+        """Longest prompt and response of the data it was trained on; None if unknown."""
 
     @classmethod
-    def load(cls, path: str | Path, *, seed: int = 0, **options: Any) -> "RewardModel":
-        """Load a trained reward model from a directory (what `save` wrote, or a run's) or a hub id; `options` are the
-        fields of `ModelConfig`.
+    def load(
+        cls, path: str | Path, *, precision: PrecisionOption = "auto", device: DeviceOption = "auto"
+    ) -> "RewardModel":
+        """Load a trained reward model from a directory (what `save` wrote, or a run's) or a hub id.
 
         Raises:
-            UserError: nothing loadable is there, it has no trained head, or the tokenizer is not the one it was
-                trained with.
+            UserError: nothing loadable is there, it has no trained head, or the tokenizer is not the one it was trained
+                with.
         """
-        return cls.trained(ModelConfig.of(path, options), seed)
+        return cls.trained(ModelConfig.of(path, {"precision": precision, "device": device}))
 
     @classmethod
     def trained(cls, config: ModelConfig, seed: int = 0) -> "RewardModel":
-        """As `load`, from a `model` section."""
+        """`load` for a `model` section of a configuration."""
         model = cls.from_config(config, seed)
         if not model.has_trained_head:
             raise UserError(f"model.path {config.path!r} has no trained head; train one with `treeward reward`")
@@ -62,38 +91,47 @@ class RewardModel:
 
     @classmethod
     def from_config(cls, config: ModelConfig, seed: int = 0, head: AnyHead | None = None) -> "RewardModel":
-        """The model that a run's `model` section describes; a head that is not in the weights starts at zero.
+        """The model of a `model` section. A head that is not in the weights starts at zero.
 
-        `head` None is the saved model's own, else a scalar.
+        `head` None is the saved model's head, else a scalar.
 
         Raises:
-            UserError: as `load`, or the saved model's head is another one.
+            UserError: as `load`, or the saved model has another head.
         """
         saved = None if config.random else artifact.read_reward(config.path)
-        own, thresholds = artifact.head_of(saved) if saved else (None, None)
-        if own is not None and head is not None and head != own:
-            raise UserError(f"model.path {config.path!r} has the head {own}; it cannot be trained as {head}")
-        head = own or head or Scalar()
+        saved_head, thresholds = artifact.head_of(saved) if saved else (None, None)
+        if saved_head is not None and head is not None and head != saved_head:
+            raise UserError(
+                f"model.path {config.path!r} has the head {saved_head} and cannot be trained as {head}; leave head out"
+            )
+        head = saved_head or head or Scalar()
         loaded = load(config, _Loader, seed, num_labels=head.width)
         vocabulary.check_end(config, loaded.tokenizer, loaded.model)
         if saved and not config.any_tokenizer:
             artifact.check_tokenizer(saved, loaded.tokenizer, config.path)
         if saved:
             artifact.check_head(saved, loaded.model, config.path)
-        module: Any = loaded.model
-        module.config.pad_token_id = padding_id(loaded.tokenizer)
+        model: Any = loaded.model
+        model.config.pad_token_id = padding_id(loaded.tokenizer)
         if config.train == "head":
-            module.base_model.requires_grad_(False)
-        trained_whole = tuple(sorted({name.partition(".")[0] for name in outside_backbone(module)}))
-        with seeded(config, seed):
-            adapter = adapters.put_on(module, config.lora, "SEQ_CLS", trained_whole) if config.lora else None
-        tree = TreeScorer(module, loaded.precision, loaded.backend, head, config.dropout).to(module.device)
-        if thresholds is not None and tree.thresholds is not None:
-            tree.thresholds.data.copy_(freed(thresholds))
-        found = cls(tree, loaded.tokenizer, adapter)
-        found.reads_whole = (saved or {}).get("data", {}).get("format") == "text"
-        found.budgets = artifact.Budgets.of(saved)
-        return found
+            model.base_model.requires_grad_(False)
+        fully_trained = tuple(sorted({name.partition(".")[0] for name in outside_backbone(model)}))
+        if config.lora is not None:
+            with seeded(config, seed):
+                model = loading.add_lora(model, config.lora, "SEQ_CLS", fully_trained)
+        reward_model = cls(
+            model, loaded.tokenizer, head, precision=loaded.precision, backend=loaded.backend, dropout=config.dropout
+        )
+        if thresholds is not None and reward_model.packed.thresholds is not None:
+            reward_model.packed.thresholds.data.copy_(free_parameters(thresholds))
+        reward_model.reads_whole = (saved or {}).get("data", {}).get("format") == "text"
+        reward_model.budgets = artifact.Budgets.of(saved)
+        return reward_model
+
+    @property
+    def model(self) -> Any:
+        """The public model: what was passed to the constructor."""
+        return self.packed.model if self.adapter is None else self.adapter
 
     @property
     def head(self) -> AnyHead:
@@ -102,7 +140,7 @@ class RewardModel:
 
     @property
     def has_trained_head(self) -> bool:
-        """Whether the head has weights: it starts at zero."""
+        """Whether the head is trained: an untrained one is all zeros."""
         return bool(output_layer(self.packed.model).weight.any())
 
     @property
@@ -111,12 +149,12 @@ class RewardModel:
         return TOKEN_BUDGET[self.packed.device.type]
 
     def outputs(self, trees: Sequence[Tree | TokenTree]) -> Float[Tensor, "N W"]:
-        """What the head reads of every branch, in order; no gradient is kept. Text is cut at the model's budgets.
+        """The head's inputs for every branch, in order, without gradient. Text is cut at the model's budgets.
 
         Raises:
             UserError: a path is longer than the model's positions.
         """
-        token_trees = tokenised(trees, self.tokenizer, self.budgets)
+        token_trees = tokenized(trees, self.tokenizer, self.budgets)
         with torch.no_grad():
             verify_once(self.packed, token_trees, self.token_budget)
             return in_order(token_trees, self.packed.forests(token_trees, self.token_budget), self.packed)
@@ -137,12 +175,13 @@ class RewardModel:
         """
         if isinstance(self.head, Scalar):
             raise UserError("this reward model has a scalar head and no distribution; train one with another head.kind")
-        found = self.head.log_probs(self.outputs(trees)).exp()
-        return found[:, 0] if found.shape[1] == 1 else found
+        probabilities = self.head.log_probs(self.outputs(trees)).exp()
+        return probabilities[:, 0] if probabilities.shape[1] == 1 else probabilities
 
     def copy(self) -> "RewardModel":
-        """The same model with weights of its own."""
-        twin = RewardModel(copy.deepcopy(self.packed), self.tokenizer, copy.deepcopy(self.adapter))
+        """The same model with its own weights."""
+        twin = RewardModel(copy.deepcopy(self.model), self.tokenizer, self.head, precision=self.packed.precision)
+        twin.packed.load_state_dict(self.packed.state_dict())
         twin.reads_whole, twin.budgets = self.reads_whole, self.budgets
         return twin
 
@@ -156,8 +195,8 @@ class RewardModel:
         Raises:
             UserError: a file stands at that place.
         """
-        directory = adapters.directory_for(directory)
-        adapters.save(self.adapter, self.packed.model, directory, adapter_directory)
+        directory = loading.save_directory(directory)
+        loading.save_model(self.adapter, self.packed.model, directory, adapter_directory)
         tokenizer = copy.deepcopy(self.tokenizer)
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding_id(self.tokenizer))
         tokenizer.save_pretrained(directory)
@@ -183,6 +222,8 @@ class _Loader:
     def from_pretrained(path: str, **named: Any) -> nn.Module:
         try:
             module, info = AutoModelForSequenceClassification.from_pretrained(path, **named)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as problem:
             raise UserError(f"its head has another width: {str(problem).splitlines()[0]}") from None
         outside = set(outside_backbone(module))

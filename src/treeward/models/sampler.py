@@ -1,11 +1,11 @@
-"""Samples: from a policy by our own decoding loop, or from a script for tests.
+"""Sampling: from a policy by our own decoding loop, or from a script for tests.
 
-Plain sampling at a temperature: top-k, top-p and penalties are left out, since the log-probability of a sample would
-no longer be the policy's. The prompt is prefilled once for its K samples, where the cache can be repeated; the next
-token is drawn by inverting the cumulative distribution. Sampled ids are kept, each with the log-probability that it was
-drawn with; text is made only where someone reads it.
+Tokens are sampled from softmax(logits / temperature). There is no top-k, top-p or penalty, because the log-probability
+of a sample would no longer be the policy's. The prompt is prefilled once for its K samples where the cache can be
+repeated. The next token is drawn by inverting the cumulative distribution. A sample is its ids, with the
+log-probability of each; text is decoded only where it is needed.
 
-Letters: N rows, V vocabulary, L tokens of a branch, G prompts, W their padded width.
+Letters: N rows, V vocabulary, L tokens of a branch, G prompts, W their padded width, K samples a prompt.
 """
 
 import hashlib
@@ -29,22 +29,32 @@ from treeward.stats.intervals import Floats
 from treeward.trees.forward import TreeLM
 from treeward.trees.rollout import Rollout
 from treeward.trees.tokens import Tokenizer, TokenTree
-from treeward.trees.verify import FAILURES, FEWEST, VALUE_LIMIT, out_of_memory, verify_once
+from treeward.trees.verify import (
+    CALL_ERRORS,
+    PROBE_TOKENS,
+    VALUE_LIMIT,
+    first_line,
+    is_out_of_memory,
+    verify_once,
+)
 
 log = logging.getLogger(__name__)
 
-CACHES = ("past_key_values", "cache_params")
-"""What public classes call the cache that they return and take."""
-LOOK = 8
-"""Tokens between two looks at whether all rows have ended, where a look makes the host wait for the device."""
+CACHE_NAMES = ("past_key_values", "cache_params")
+"""The names under which public classes return and take their cache."""
+END_CHECK_TOKENS = 8
+"""Tokens between two checks whether all rows have ended, since on a GPU each check makes the host wait for the device.
+On the CPU every token is checked."""
+CACHE_TEST_TOKENS = 6
+"""Tokens that are decoded to compare a cache with a plain call."""
 
 
 @dataclass(frozen=True)
 class Noise:
-    """The numbers that samples are drawn with: a function of what they are drawn for, and of nothing else.
+    """The random numbers of samples, as a function of seed, member, step, prompt, sample index and position only.
 
-    Neither the batch, nor the order of the prompts, the layout or the number of processes has a part in them. `step` is
-    the optimiser step of the weights that are sampled, `member` the number of the model among several.
+    They do not depend on the batch, the order of the prompts, the layout or the number of processes. `step` is the
+    optimizer step of the weights that are sampled, `member` the number of the model among several.
     """
 
     seed: int
@@ -52,11 +62,11 @@ class Noise:
     step: int = 0
 
     def uniforms(self, row: str, sample: int, count: int) -> Floats:
-        """`count` numbers in [0, 1), one a position, of the `sample`-th response to `row`; the first ones are the same
-        whatever the count.
+        """`count` numbers in [0, 1), one a position, for the `sample`-th response to `row`. A larger count only adds
+        numbers at the end.
 
-        Philox-4x64 under a key that is a hash of everything named (Salmon et al. 2011, "Parallel random numbers: as
-        easy as 1, 2, 3"): the p-th number is the p-th output of the counter.
+        Philox-4x64 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") with a hash of all arguments as
+        its key: the p-th number is the p-th output of the counter.
         """
         facts = repr(("treeward sampling", self.seed, self.member, self.step, row, sample))
         key = int.from_bytes(hashlib.sha256(facts.encode()).digest()[:16], "little")
@@ -65,30 +75,34 @@ class Noise:
 
 
 def row_ids(prompts: Sequence[TokenTree]) -> list[str]:
-    """The name of each row that its noise hangs on: its group and its prompt's ids.
+    """The names by which `Noise` tells prompts apart: group, ids of the prompt, and a count of equal ones before.
 
-    Rows that are alike in both count through in the order of their standing, so that no two of one call share their
-    noise. Whoever spreads such rows over several calls gives them groups of their own.
+    So equal prompts of one call get noise of their own. Equal prompts in several calls get the same noise unless their
+    groups differ.
     """
-    seen: Counter[tuple[str, tuple[int, ...]]] = Counter()
+    counts: Counter[tuple[str, tuple[int, ...]]] = Counter()
     names = []
     for tree in prompts:
-        alike = tree.group, tree.prompt
-        names.append(repr((*alike, seen[alike])))
-        seen[alike] += 1
+        key = tree.group, tree.prompt
+        names.append(repr((*key, counts[key])))
+        counts[key] += 1
     return names
 
 
 @runtime_checkable
 class Sampler(Protocol):
-    """Prompts in, trees with K branches out, in order."""
+    """Samples K = `samples` branches for each prompt, in order."""
 
     def __call__(self, prompts: Sequence[TokenTree], samples: int, noise: Noise) -> Rollout: ...
 
 
 @dataclass(frozen=True)
 class DecodeSampler:
-    """Samples from a policy. A response ends at an end token, which it keeps, or after `max_new_tokens`."""
+    """Samples from a policy.
+
+    A response ends with the first of `end_ids`, or after `max_new_tokens`. `batch` is the number of rows that are
+    decoded at a time.
+    """
 
     packed: TreeLM
     end_ids: tuple[int, ...]
@@ -102,18 +116,18 @@ class DecodeSampler:
 
     @classmethod
     def of(cls, policy: Policy, max_new_tokens: int = 64, temperature: float = 1.0) -> "DecodeSampler":
-        """A sampler of the policy as it is at each call."""
+        """A sampler of this policy; every call uses its weights at that time."""
         return cls(policy.packed, policy.end_ids, max_new_tokens, temperature, tokenizer=policy.tokenizer)
 
     def __call__(self, prompts: Sequence[TokenTree], samples: int, noise: Noise) -> Rollout:
-        """K = `samples` branches for each prompt; `row_ids` says which noise belongs to which prompt.
+        """Sample K = `samples` branches for each prompt, with the noise of `row_ids(prompts)`.
 
-        The layout is verified first, for paths as long as the longest sample may become, and the class's cache against
-        a plain call. Prompts of different lengths are padded on the left, out of sight and with positions of their own,
-        where the layout is the tree; for any other model, prompts of one length are decoded together.
+        The layout is verified first, for paths as long as the longest possible sample, and the class's cache is
+        compared with a plain call. In the tree layout prompts of different lengths are decoded together, padded on the
+        left with the padding masked; in any other layout only prompts of equal length are.
 
         Raises:
-            UserError: a sample might be longer than the model's positions, or the layout is not that of plain calls.
+            UserError: a sample might be longer than the model's positions, or the layout deviates from plain calls.
             FloatingPointError: the model's logits are not finite.
         """
         longest = max((len(tree.prompt) for tree in prompts), default=0) + self.max_new_tokens
@@ -126,164 +140,171 @@ class DecodeSampler:
             return Rollout([], self.tokenizer, [], [])
         with torch.no_grad():
             verify_once(self.packed, self._probes([tree.prompt for tree in prompts]))
-            self._find_cache(max((tree.prompt for tree in prompts), key=len))
+            self._detect_cache(max((tree.prompt for tree in prompts), key=len))
         names = row_ids(prompts)
-        done: dict[int, list[_Sampled]] = {}
-        mixed = self.packed.backend == "tree" and bool(self.packed.cache)
-        for places in _batches(prompts, max(1, self.batch // samples), mixed):
-            uniforms = [noise.uniforms(names[p], k, self.max_new_tokens) for p in places for k in range(samples)]
-            rows = self._decode([prompts[place].prompt for place in places], samples, np.stack(uniforms))
-            done |= {place: rows[n * samples : (n + 1) * samples] for n, place in enumerate(places)}
+        sampled: dict[int, list[_Sampled]] = {}
+        mixed_lengths = self.packed.backend == "tree" and bool(self.packed.cache_name)
+        for batch in _batches(prompts, max(1, self.batch // samples), mixed_lengths):
+            uniforms = [noise.uniforms(names[n], k, self.max_new_tokens) for n in batch for k in range(samples)]
+            rows = self._decode([prompts[n].prompt for n in batch], samples, np.stack(uniforms))
+            sampled |= {n: rows[i * samples : (i + 1) * samples] for i, n in enumerate(batch)}
         return Rollout(
             [
-                TokenTree(tree.prompt, tuple(ids for ids, _, _ in done[n]), tree.group, row=tree.row)
+                TokenTree(tree.prompt, tuple(ids for ids, _, _ in sampled[n]), tree.group, row=tree.row)
                 for n, tree in enumerate(prompts)
             ],
             self.tokenizer,
-            [[logps for _, logps, _ in done[n]] for n in range(len(prompts))],
-            [[drawn for _, _, drawn in done[n]] for n in range(len(prompts))],
+            [[logps for _, logps, _ in sampled[n]] for n in range(len(prompts))],
+            [[drawn_logps for _, _, drawn_logps in sampled[n]] for n in range(len(prompts))],
         )
 
     def _probes(self, prompts: Sequence[tuple[int, ...]]) -> list[TokenTree]:
-        """Trees of two branches made of the prompts' own ids; one of the longest prompt with the longest sample."""
+        """Trees of two branches made of the prompts' own ids, one of them with the longest path that may be sampled."""
         longest = max(prompts, key=len)
         sample = (longest * math.ceil(self.max_new_tokens / len(longest)))[: self.max_new_tokens]
-        few = min(FEWEST, self.max_new_tokens)
+        length = min(PROBE_TOKENS, self.max_new_tokens)
 
-        def start(ids: tuple[int, ...]) -> tuple[int, ...]:
-            return (ids * few)[:few]
+        def first_ids(ids: tuple[int, ...]) -> tuple[int, ...]:
+            return (ids * length)[:length]
 
         return [
-            TokenTree(longest, (sample, start(longest[::-1]))),
-            *(TokenTree(prompt, (start(prompt), start(prompt[::-1]))) for prompt in prompts),
+            TokenTree(longest, (sample, first_ids(longest[::-1]))),
+            *(TokenTree(prompt, (first_ids(prompt), first_ids(prompt[::-1]))) for prompt in prompts),
         ]
 
-    def _find_cache(self, prompt: tuple[int, ...]) -> None:
-        """Find out, once a model, by what name its class returns a cache that it takes again; "" where it has none that
-        gives the numbers of a plain call: then each step runs the whole row.
+    def _detect_cache(self, prompt: tuple[int, ...]) -> None:
+        """Set `cache_name` once for each model: the name of a cache that gives the numbers of a plain call, else "".
+
+        Without such a cache each step of decoding runs the whole row again.
         """
-        if self.packed.cache is not None:
+        if self.packed.cache_name is not None:
             return
-        steps = 6
-        prompt = prompt[: 32 if self.packed.positions is None else max(1, min(32, self.packed.positions - steps))]
+        positions, steps = self.packed.positions, CACHE_TEST_TOKENS
+        prompt = prompt[: 32 if positions is None else max(1, min(32, positions - steps))]
         ids = torch.tensor([prompt + (prompt * steps)[:steps]], device=self.packed.device)
         precision, self.packed.precision = self.packed.precision, "fp32"
         reason = "it returns none"
         try:
             plain = self.packed.model(input_ids=ids).logits[0, len(prompt) - 1 : -1]
-            stepwise = _Decoding(self.packed, ids[:, : len(prompt)], _positions(ids[:, : len(prompt)]))
-            logits = [stepwise.logits, *(stepwise.step(ids[:, n]) for n in range(len(prompt), ids.shape[1] - 1))]
-            sides = [token_logps(side, ids[0, len(prompt) :]) for side in (plain, torch.cat(logits))]
-            off = (sides[0] - sides[1]).abs().max().item()
-            self.packed.cache, reason = stepwise.name, f"it is off by {off:.2g} nats"
-            if not off <= VALUE_LIMIT:
-                self.packed.cache = ""
-        except FAILURES as problem:
-            if out_of_memory(problem):
+            decoder = _Decoder(self.packed, ids[:, : len(prompt)], _positions(ids[:, : len(prompt)]))
+            stepwise = [decoder.logits, *(decoder.step(ids[:, n]) for n in range(len(prompt), ids.shape[1] - 1))]
+            logps = [token_logps(logits, ids[0, len(prompt) :]) for logits in (plain, torch.cat(stepwise))]
+            deviation = (logps[0] - logps[1]).abs().max().item()
+            self.packed.cache_name, reason = decoder.cache_name, f"it is off by {deviation:.2g} nats"
+            if not deviation <= VALUE_LIMIT:
+                self.packed.cache_name = ""
+        except CALL_ERRORS as problem:
+            if is_out_of_memory(problem):
                 raise
-            self.packed.cache, reason = "", (str(problem).strip() or type(problem).__name__).splitlines()[0][:160]
+            self.packed.cache_name, reason = "", first_line(problem)
         finally:
             self.packed.precision = precision
-        if not self.packed.cache:
+        if not self.packed.cache_name:
             log.info("%s is decoded without its cache, which is slower: %s", type(self.packed.model).__name__, reason)
 
     def _decode(
         self, prompts: Sequence[tuple[int, ...]], samples: int, uniforms: Float[np.ndarray, "N L"]
     ) -> list["_Sampled"]:
-        """The rows of one batch, K of each prompt after one another; all their noise is given, so that the device never
-        waits for it.
+        """The K samples of each prompt of one batch, one after another.
+
+        All random numbers are given in advance, so that the device never waits for the host to draw them.
         """
         device = self.packed.device
-        ends = torch.tensor(self.end_ids, device=device)
-        shared = samples if self.packed.backend == "tree" and self.packed.cache else 1
-        if shared == 1:
+        end_ids = torch.tensor(self.end_ids, device=device)
+        repeats = samples if self.packed.backend == "tree" and self.packed.cache_name else 1
+        if repeats == 1:
             prompts = [prompt for prompt in prompts for _ in range(samples)]
-        noise = torch.from_numpy(uniforms).to(_wide(device)).to(device)
-        columns: list[Tensor] = []
+        noise = torch.from_numpy(uniforms).to(_widest_float(device)).to(device)
+        tokens: list[Tensor] = []
         logps: list[Tensor] = []
-        drawn: list[Tensor] = []
-        every = 1 if device.type == "cpu" else LOOK
-        with torch.no_grad(), self.packed.products():
-            decoding = _Decoding(self.packed, *_left_padded(prompts, device))
-            decoding.repeat(shared)
-            done = torch.zeros(len(noise), dtype=torch.bool, device=device)
-            for place in range(self.max_new_tokens):
-                logits = decoding.step(columns[-1]) if columns else decoding.logits
-                columns.append(draw(logits, self.temperature, noise[:, place]))
-                logps.append(token_logps(logits, columns[-1]))
+        drawn_logps: list[Tensor] = []
+        check_every = 1 if device.type == "cpu" else END_CHECK_TOKENS
+        with torch.no_grad(), self.packed.autocast():
+            decoder = _Decoder(self.packed, *_left_padded(prompts, device))
+            decoder.repeat(repeats)
+            ended = torch.zeros(len(noise), dtype=torch.bool, device=device)
+            for position in range(self.max_new_tokens):
+                logits = decoder.step(tokens[-1]) if tokens else decoder.logits
+                tokens.append(draw(logits, self.temperature, noise[:, position]))
+                logps.append(token_logps(logits, tokens[-1]))
                 if self.temperature != 1:
-                    drawn.append(token_logps(logits.float() / self.temperature, columns[-1]))
-                done |= torch.isin(columns[-1], ends)
-                if place % every == every - 1 or place == self.max_new_tokens - 1:
-                    _check_finite(logps[-every:])
-                    if bool(done.all()):
+                    drawn_logps.append(token_logps(logits.float() / self.temperature, tokens[-1]))
+                ended |= torch.isin(tokens[-1], end_ids)
+                if position % check_every == check_every - 1 or position == self.max_new_tokens - 1:
+                    _check_finite(logps[-check_every:])
+                    if bool(ended.all()):
                         break
-        policy = torch.stack(logps, 1).cpu()
-        warped = torch.stack(drawn, 1).cpu() if drawn else policy
-        rows = [_until_end(row, set(self.end_ids)) for row in torch.stack(columns, 1).tolist()]
-        return [(ids, policy[n, : len(ids)], warped[n, : len(ids)]) for n, ids in enumerate(rows)]
+        of_policy = torch.stack(logps, 1).cpu()
+        of_drawn = torch.stack(drawn_logps, 1).cpu() if drawn_logps else of_policy
+        rows = [_until_end(row, set(self.end_ids)) for row in torch.stack(tokens, 1).tolist()]
+        return [(ids, of_policy[n, : len(ids)], of_drawn[n, : len(ids)]) for n, ids in enumerate(rows)]
 
 
 _Sampled = tuple[tuple[int, ...], Tensor, Tensor]
-"""The ids of a response, and by token the log-probability under the policy and under what was sampled from."""
+"""The ids of a response, and the log-probability of each under the policy and under the distribution sampled from."""
 
 
-class _Decoding:
-    """Rows that are continued token by token: with the class's cache or, where it has none that is right, whole.
+class _Decoder:
+    """Rows that are continued token by token: with the class's cache, or by running the whole row where it has none.
 
-    `logits` are those after the prompt. Positions and masks are passed wherever the class takes them: some count them
-    by themselves while decoding, others (Bamba) start at 0 again with every token.
+    `logits` are those after the prompt. Mask and positions are passed wherever the class takes them: some classes count
+    positions by themselves while decoding, others (Bamba) restart at 0 with every token.
     """
 
-    def __init__(self, tree: TreeLM, rows: Int[Tensor, "G W"], places: dict[str, Tensor]) -> None:
-        takes = signature(tree.model.forward).parameters
-        self.model = tree.model
+    def __init__(self, packed: TreeLM, rows: Int[Tensor, "G W"], mask_and_positions: dict[str, Tensor]) -> None:
+        parameters = signature(packed.model.forward).parameters
+        self.model = packed.model
         self.rows = rows
-        self.places = {name: value for name, value in places.items() if name in takes}
-        self.last: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
-        self.name = ""
+        self.mask_and_positions = {name: value for name, value in mask_and_positions.items() if name in parameters}
+        self.last_only: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
+        self.cache_name = ""
         self.logits: Tensor
-        if tree.cache == "":
-            self.logits = self._whole()
+        if packed.cache_name == "":
+            self.logits = self._run_whole_rows()
             return
-        out: Any = self.model(input_ids=rows, use_cache=True, **self.last, **self.places)
+        out: Any = self.model(input_ids=rows, use_cache=True, **self.last_only, **self.mask_and_positions)
         self.logits = out.logits[:, -1]
-        self.name = next((name for name in CACHES if name in takes and out.get(name) is not None), "")
-        self.cache = out.get(self.name)
+        names = (name for name in CACHE_NAMES if name in parameters and out.get(name) is not None)
+        self.cache_name = next(names, "")
+        self.cache = out.get(self.cache_name)
 
     def repeat(self, times: int) -> None:
-        """Each row this many times, one after another."""
+        """Repeat each row this many times, the copies one after another."""
         if times > 1:
             self.cache.batch_repeat_interleave(times)
-            self.places = {name: value.repeat_interleave(times, 0) for name, value in self.places.items()}
+            self.mask_and_positions = {
+                name: value.repeat_interleave(times, 0) for name, value in self.mask_and_positions.items()
+            }
             self.logits = self.logits.repeat_interleave(times, 0)
 
-    def step(self, chosen: Int[Tensor, "N"]) -> Float[Tensor, "N V"]:
+    def step(self, tokens: Int[Tensor, "N"]) -> Float[Tensor, "N V"]:
         """The logits after one more token of each row."""
-        if not self.name:
-            self.rows = torch.cat([self.rows, chosen[:, None]], 1)
-            return self._whole()
-        self.places = _next_places(self.places)
-        out: Any = self.model(input_ids=chosen[:, None], use_cache=True, **{self.name: self.cache}, **self.places)
-        self.cache = out[self.name]
+        if not self.cache_name:
+            self.rows = torch.cat([self.rows, tokens[:, None]], 1)
+            return self._run_whole_rows()
+        self.mask_and_positions = _next_mask_and_positions(self.mask_and_positions)
+        cache = {self.cache_name: self.cache}
+        out: Any = self.model(input_ids=tokens[:, None], use_cache=True, **cache, **self.mask_and_positions)
+        self.cache = out[self.cache_name]
         return out.logits[:, -1]  # type: ignore[no-any-return]
 
-    def _whole(self) -> Float[Tensor, "N V"]:
-        return self.model(input_ids=self.rows, use_cache=False, **self.last).logits[:, -1]  # type: ignore[no-any-return]
+    def _run_whole_rows(self) -> Float[Tensor, "N V"]:
+        out: Any = self.model(input_ids=self.rows, use_cache=False, **self.last_only)
+        return out.logits[:, -1]  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
 class ScriptedSampler:
-    """A sampler for tests: it answers each prompt (by its ids) with the branches of a script, in turn."""
+    """A sampler for tests: it answers each prompt with the branches that `script` has for its ids, in turn."""
 
     script: Mapping[tuple[int, ...], Sequence[tuple[int, ...]]]
     tokenizer: Tokenizer = None
 
     def __call__(self, prompts: Sequence[TokenTree], samples: int, noise: Noise) -> Rollout:
-        lines = [self.script[tree.prompt] for tree in prompts]
+        answers = [self.script[tree.prompt] for tree in prompts]
         trees = [
-            TokenTree(tree.prompt, tuple(line[k % len(line)] for k in range(samples)), tree.group, row=tree.row)
-            for tree, line in zip(prompts, lines, strict=True)
+            TokenTree(tree.prompt, tuple(branches[k % len(branches)] for k in range(samples)), tree.group, row=tree.row)
+            for tree, branches in zip(prompts, answers, strict=True)
         ]
         return Rollout(trees, self.tokenizer)
 
@@ -302,34 +323,34 @@ def check_sampling(max_new_tokens: int, temperature: float) -> None:
 
 def draw(logits: Float[Tensor, "N V"], temperature: float, uniforms: Float[Tensor, "N"]) -> Int[Tensor, "N"]:
     """One token a row from softmax(logits / temperature): the first whose cumulative probability exceeds the row's
-    uniform number, which lies in [0, 1].
+    uniform number in [0, 1].
 
-    Probabilities are added up in float64, where the device has it: in float32 the tail of a wide vocabulary gets lost.
-    A token of probability 0 is never drawn: it adds nothing to the sum, and the number sought stays below the whole.
+    Probabilities are added in float64 where the device has it; in float32 the tail of a large vocabulary is lost. A
+    token of probability 0 is never drawn: it adds nothing to the sum, and the target is below the total.
     """
-    cumulative = (logits.float() / temperature).softmax(1).cumsum(1, dtype=_wide(logits.device))
-    whole = cumulative[:, -1:]
-    sought = torch.minimum(uniforms.to(whole)[:, None] * whole, torch.nextafter(whole, torch.zeros_like(whole)))
-    return torch.searchsorted(cumulative, sought, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
+    cumulative = (logits.float() / temperature).softmax(1).cumsum(1, dtype=_widest_float(logits.device))
+    total = cumulative[:, -1:]
+    target = torch.minimum(uniforms.to(total)[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, target, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
 
 
-def _wide(device: torch.device) -> torch.dtype:
-    """float64, which MPS does not have."""
+def _widest_float(device: torch.device) -> torch.dtype:
+    """float64, except on MPS, which does not have it."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _check_finite(logps: Sequence[Float[Tensor, "N"]]) -> None:
     if not bool(torch.stack(list(logps)).isfinite().all()):
         raise FloatingPointError(
-            "the policy's logits are NaN or infinite, so nothing can be sampled: its weights are broken, or products "
-            "overflow (try model.precision fp32)"
+            "the policy's logits are NaN or infinite, so nothing can be sampled: its weights are broken, or matrix "
+            "products overflow (try model.precision fp32)"
         )
 
 
 def _left_padded(
     prompts: Sequence[tuple[int, ...]], device: torch.device
 ) -> tuple[Int[Tensor, "G W"], dict[str, Tensor]]:
-    """Prompts as rows with their positions and, for unequal lengths, the mask that hides the padding."""
+    """Prompts as rows, their positions and, where lengths differ, the mask of the padding on the left."""
     width = max(map(len, prompts))
     rows = torch.tensor([(0,) * (width - len(prompt)) + prompt for prompt in prompts], device=device)
     if min(map(len, prompts)) == width:
@@ -344,28 +365,30 @@ def _positions(rows: Int[Tensor, "G W"]) -> dict[str, Tensor]:
     return {"position_ids": torch.arange(rows.shape[1], device=rows.device).expand(rows.shape)}
 
 
-def _next_places(places: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Mask and positions of the next token, each where there is one."""
-    found = {}
-    if "attention_mask" in places:
-        mask = places["attention_mask"]
-        found["attention_mask"] = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
-    if "position_ids" in places:
-        found["position_ids"] = places["position_ids"][:, -1:] + 1
-    return found
+def _next_mask_and_positions(current: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Mask and position of the next token, each if it is in `current`."""
+    following = {}
+    if "attention_mask" in current:
+        mask = current["attention_mask"]
+        following["attention_mask"] = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+    if "position_ids" in current:
+        following["position_ids"] = current["position_ids"][:, -1:] + 1
+    return following
 
 
-def _batches(prompts: Sequence[TokenTree], size: int, mixed: bool) -> Iterator[list[int]]:
+def _batches(prompts: Sequence[TokenTree], size: int, mixed_lengths: bool) -> Iterator[list[int]]:
+    """The indices of the prompts that are decoded together, shortest prompts first."""
     by_length: dict[int, list[int]] = {}
-    for place, tree in sorted(enumerate(prompts), key=lambda item: len(item[1].prompt)):
-        by_length.setdefault(0 if mixed else len(tree.prompt), []).append(place)
-    for places in by_length.values():
-        for start in range(0, len(places), size):
-            yield places[start : start + size]
+    for index, tree in sorted(enumerate(prompts), key=lambda item: len(item[1].prompt)):
+        by_length.setdefault(0 if mixed_lengths else len(tree.prompt), []).append(index)
+    for indices in by_length.values():
+        for start in range(0, len(indices), size):
+            yield indices[start : start + size]
 
 
-def _until_end(row: Sequence[int], ends: set[int]) -> tuple[int, ...]:
-    for place, token in enumerate(row):
-        if token in ends:
-            return tuple(row[: place + 1])
+def _until_end(row: Sequence[int], end_ids: set[int]) -> tuple[int, ...]:
+    """The row up to its first end token, which is included."""
+    for index, token in enumerate(row):
+        if token in end_ids:
+            return tuple(row[: index + 1])
     return tuple(row)

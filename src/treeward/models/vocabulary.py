@@ -1,7 +1,7 @@
-"""Whether a tokenizer is the model's own: by its tokens, by the special ids of the model's configuration, by its size.
+"""Check that a tokenizer belongs to the model: its tokens, the special ids of the model's configuration, its size.
 
-A foreign tokenizer gives valid ids that mean other tokens to the model, so nothing crashes and the loss still falls.
-Weights that are drawn at random have no vocabulary yet, and any tokenizer that fits the embedding serves.
+A tokenizer of another model gives valid ids that mean other tokens, so nothing crashes and the loss still falls. Random
+weights have no vocabulary yet, and any tokenizer that fits the embedding will do.
 """
 
 from collections.abc import Mapping
@@ -11,17 +11,17 @@ from typing import Any
 from treeward.data.render import adds_bos, closing_id, end_id, vocabulary_hash
 from treeward.errors import UserError
 from treeward.models import artifact
-from treeward.models.loading import ModelConfig, own_tokenizer
+from treeward.models.loading import ModelConfig, replaced_tokenizer
 from treeward.trees.tokens import Tokenizer
 
 SPARE_ROWS, SPARE_SHARE = 1024, 0.05
-"""Embeddings are padded to round sizes: Phi-2 has 905 rows more than tokens, DeepSeek-LLM 2.3 % more. A gap counts only
-beyond both."""
+"""A model may have this many embedding rows, or this share of them, without a token, because embeddings are padded to
+round sizes: Phi-2 has 905 rows more than tokens, DeepSeek-LLM 2.3 % more."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One comparison: what was counted, how many, the most that is sound, and the first case in words."""
+    """The result of one comparison: what was counted, how many cases, how many are allowed, and the first case."""
 
     name: str
     count: int
@@ -30,21 +30,20 @@ class Finding:
 
     @property
     def passed(self) -> bool:
-        """Whether the count keeps its limit."""
+        """Whether there are no more cases than allowed."""
         return self.count <= self.limit
 
 
 def compare(config: ModelConfig, tokenizer: Tokenizer, module: Any) -> list[Finding]:
-    """What speaks for or against this tokenizer; empty where the weights have no vocabulary yet, or where
-    `model.any_tokenizer` accepts every tokenizer."""
+    """Compare the tokenizer with the model; empty for random weights and where `model.any_tokenizer` accepts all."""
     if config.random or config.any_tokenizer:
         return []
     saved = artifact.read(config.path) or {}
     if saved.get("tokenizer") == vocabulary_hash(tokenizer):
         return [Finding("tokens that differ from those it was trained with", 0, 0, "the saved fingerprint is equal")]
-    own = own_tokenizer(config)
-    tokens = _tokens(config, tokenizer, own) if own is not None else None
-    special = _special_ids(config, tokenizer, module, agree=tokens is None or not tokens.passed)
+    original = replaced_tokenizer(config)
+    tokens = _tokens(config, tokenizer, original) if original is not None else None
+    special = _special_ids(config, tokenizer, module, compare_ends=tokens is None or not tokens.passed)
     return [*([tokens] if tokens else []), special, _size(config, tokenizer, module)]
 
 
@@ -52,7 +51,7 @@ def refuse_foreign(config: ModelConfig, tokenizer: Tokenizer, module: Any) -> No
     """Refuse a tokenizer of another model.
 
     Raises:
-        UserError: it is another model's; the names, sizes and first difference are said.
+        UserError: it is another model's; the message has the names, sizes and the first difference.
     """
     for finding in compare(config, tokenizer, module):
         if not finding.passed:
@@ -63,10 +62,10 @@ def refuse_foreign(config: ModelConfig, tokenizer: Tokenizer, module: Any) -> No
 
 
 def check_end(config: ModelConfig, tokenizer: Tokenizer, module: Any) -> None:
-    """Refuse a tokenizer that cannot end a response.
+    """Refuse a tokenizer without an end token.
 
     Raises:
-        UserError: it has neither EOS nor an encoder's SEP; a token that could be EOS is named.
+        UserError: it has neither EOS nor an encoder's SEP; the message names a token that could be EOS.
     """
     if closing_id(tokenizer) is not None:
         return
@@ -79,44 +78,48 @@ def check_end(config: ModelConfig, tokenizer: Tokenizer, module: Any) -> None:
     )
 
 
-def _tokens(config: ModelConfig, tokenizer: Tokenizer, own: Tokenizer) -> Finding:
-    """Ordinary tokens that stand at another id; special and added ones may be renamed by who fine-tunes a model."""
-    ours, theirs = _by_id(tokenizer), _by_id(own)
-    special = {id for each in (tokenizer, own) for id in (*each.all_special_ids, *each.added_tokens_decoder)}
-    other = sorted(id for id in ours.keys() & theirs.keys() if ours[id] != theirs[id] and id not in special)
+def _tokens(config: ModelConfig, tokenizer: Tokenizer, original: Tokenizer) -> Finding:
+    """Ordinary tokens with another id. Special and added tokens are left out, since fine-tuning often renames them."""
+    ours, theirs = _by_id(tokenizer), _by_id(original)
+    special = {id for both in (tokenizer, original) for id in (*both.all_special_ids, *both.added_tokens_decoder)}
+    different = sorted(id for id in ours.keys() & theirs.keys() if ours[id] != theirs[id] and id not in special)
     detail = f"model.tokenizer {config.tokenizer!r} has {len(ours)} tokens, the model {config.path!r} has {len(theirs)}"
-    if other:
-        first = other[0]
+    if different:
+        first = different[0]
         detail += f"; the first that differs is id {first}: {ours[first]!r} here, {theirs[first]!r} in the model's own"
-    return Finding("tokens that differ from the model's own tokenizer", len(other), 0, detail)
+    return Finding("tokens that differ from the model's own tokenizer", len(different), 0, detail)
 
 
-def _special_ids(config: ModelConfig, tokenizer: Tokenizer, module: Any, agree: bool) -> Finding:
-    """Special ids of the model's configuration that the tokenizer lacks or, with `agree`, gives to other tokens."""
+def _special_ids(config: ModelConfig, tokenizer: Tokenizer, module: Any, compare_ends: bool) -> Finding:
+    """Special ids of the configuration that the tokenizer lacks or, with `compare_ends`, uses for other tokens."""
     ids, rows = _by_id(tokenizer), module.get_input_embeddings().num_embeddings
-    named = _configured(module, rows)
+    configured = _configured(module, rows)
     name = config.tokenizer or config.path
     where = f"the configuration of {config.path!r} ({rows} embedding rows)"
-    lacking = [
+    missing = [
         f"{where} has {kind} {id}, which the tokenizer of {name!r} ({len(ids)} tokens) does not have"
-        for kind, several in named.items() for id in sorted(several) if id not in ids
-    ]  # fmt: skip
-    other: list[str] = []
-    if agree and not lacking:
+        for kind, values in configured.items()
+        for id in sorted(values)
+        if id not in ids
+    ]
+    different: list[str] = []
+    if compare_ends and not missing:
         ends = {closing_id(tokenizer), end_id(tokenizer, chat=bool(tokenizer.chat_template))}
         pairs = [("eos_token_id", ends)]
         if adds_bos(tokenizer):
             pairs.append(("bos_token_id", {tokenizer.bos_token_id}))
         for kind, ours in pairs:
-            theirs = named.get(kind, set())
+            theirs = configured.get(kind, set())
             if theirs and ours != {None} and not ours & theirs:
                 first = min(theirs)
                 given = ", ".join(f"{id} {ids.get(id)!r}" for id in sorted(id for id in ours if id is not None))
-                other.append(f"{where} has {kind} {first} ({ids[first]!r}), the tokenizer of {name!r} "
-                             f"({len(ids)} tokens) has {given}")  # fmt: skip
-    detail = (lacking + other + [f"{len(ids)} tokens, {rows} embedding rows"])[0]
+                different.append(
+                    f"{where} has {kind} {first} ({ids[first]!r}), the tokenizer of {name!r} ({len(ids)} tokens) has "
+                    f"{given}"
+                )
+    detail = (missing + different + [f"{len(ids)} tokens, {rows} embedding rows"])[0]
     name = "special ids of the configuration that the tokenizer does not share"
-    return Finding(name, len(lacking + other), 0, detail)
+    return Finding(name, len(missing + different), 0, detail)
 
 
 def _size(config: ModelConfig, tokenizer: Tokenizer, module: Any) -> Finding:
@@ -131,17 +134,17 @@ def _size(config: ModelConfig, tokenizer: Tokenizer, module: Any) -> Finding:
 
 
 def _configured(module: Any, rows: int) -> dict[str, set[int]]:
-    """The special ids by their names in config.json and generation_config.json that lie within the embedding.
+    """The special ids of config.json and generation_config.json that have an embedding, by their names.
 
-    An id beyond it is a default that its class fills in, and no token of this model.
+    An id without an embedding is a default of the configuration class and no token of this model.
     """
-    found: dict[str, set[int]] = {}
+    special_ids: dict[str, set[int]] = {}
     for source in (module.config, getattr(module, "generation_config", None)):
         for kind in ("eos_token_id", "bos_token_id", "pad_token_id"):
             value = getattr(source, kind, None)
             ids = value if isinstance(value, list) else [value]
-            found.setdefault(kind, set()).update(id for id in ids if isinstance(id, int) and 0 <= id < rows)
-    return found
+            special_ids.setdefault(kind, set()).update(id for id in ids if isinstance(id, int) and 0 <= id < rows)
+    return special_ids
 
 
 def _end_candidate(tokenizer: Tokenizer, module: Any) -> str | None:

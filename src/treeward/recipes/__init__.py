@@ -1,1 +1,4 @@
-"""Recipes: one YAML a run. Names are found with `treeward RECIPES`; any key can be overridden."""
+"""Recipes: one YAML file a run. `treeward recipes` lists them, and any key can be overridden on the command line.
+
+Each has a comment line `# Expect (shown by treeward recipes): ...`, which the list prints.
+"""

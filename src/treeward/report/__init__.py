@@ -1,1 +1,1 @@
-"""Pages from run directories: one self-contained HTML file, figures inside. No torch."""
+"""Pages and figures, from run directories. Imports runs and stats only."""

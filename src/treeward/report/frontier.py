@@ -1,9 +1,9 @@
-"""Several runs as one frontier: score against KL with intervals, and a table of what each cost.
+"""The frontier of several runs: score against KL with intervals, and a table of their figures.
 
-All of it is read from run directories. The runs must have been measured on the same prompts by the same scorer, with
-samples drawn alike. A broken run's numbers mean nothing: it stands at the end of the table, and on no frontier. Pooled
-entropy and distinct-n are computed again here, from the sampled ids, at the smallest token budget of all the runs, so
-that every row of the table can be compared with every other.
+Everything is read from run directories. The runs must have been measured on the same prompts, by the same scorer, with
+the same sampling options. The numbers of a broken run mean nothing: it is last in the table and not on the frontier.
+Pooled entropy and distinct-n depend on the number of tokens, so they are computed here from the sampled ids, at the
+smallest token budget of all runs.
 """
 
 import json
@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from treeward.errors import UserError
-from treeward.report import frontier_figure
+from treeward.report import figures
 from treeward.report.html import write_html
 from treeward.stats import diversity
 from treeward.stats.frontier import Point, over_seeds, standings
@@ -25,16 +25,17 @@ from treeward.stats.intervals import Floats, Interval, by_group
 DIVERSITY = ("token_entropy", "distinct_1", "distinct_2", "distinct_3")
 START = "start"
 BROKEN = "broken"
-_OWN = ("seed", "name", "out")
-"""Fields in which runs of one setting may differ."""
-_DRAWN = ("samples", "max_new_tokens", "temperature")
-"""Fields of the evaluation in which runs of one frontier must not differ."""
+RUN_FIELDS = ("seed", "name", "out")
+"""Fields in which runs of the same setting may differ."""
+SAMPLING_FIELDS = ("samples", "max_new_tokens", "temperature")
+"""Fields of the evaluation that must be equal in all runs of a frontier."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One model: its point, its mean score a prompt (prompts in sorted order), and every figure with its interval;
-    `verdict` and `config` are empty for the start.
+    """One model: its point, its mean score of each prompt (prompts sorted), and its figures with intervals.
+
+    `verdict` and `config` are empty for the start model.
     """
 
     point: Point
@@ -46,7 +47,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Runs:
-    """Runs that may be compared: names, receipts, configurations and samples, in order."""
+    """Runs that can be compared: names, receipts, configurations and samples, in the same order."""
 
     names: Sequence[str]
     receipts: Sequence[Mapping[str, Any]]
@@ -59,7 +60,7 @@ class Runs:
 
         Raises:
             UserError: a run has not ended, has no score or KL, or was measured on other prompts, by another scorer or
-                on samples that were drawn otherwise.
+                with other sampling options.
         """
         if not paths:
             raise UserError("no run is named; a frontier needs at least one run directory")
@@ -71,12 +72,12 @@ class Runs:
         ]
         for path, receipt, rows in zip(paths, receipts, samples, strict=True):
             _comparable(path, receipt, rows, paths[0], receipts[0], samples[0])
-        drawn = [{name: config.get("evaluation", {}).get(name) for name in _DRAWN} for config in configs]
-        for path, own in zip(paths, drawn, strict=True):
-            if own != drawn[0]:
+        sampling = [{name: config.get("evaluation", {}).get(name) for name in SAMPLING_FIELDS} for config in configs]
+        for path, options in zip(paths, sampling, strict=True):
+            if options != sampling[0]:
                 raise UserError(
-                    f"{str(path)!r} was sampled with {_said(own)}, {str(paths[0])!r} with {_said(drawn[0])}; compare "
-                    "runs of one evaluation section"
+                    f"{str(path)!r} was sampled with {_listed(options)}, {str(paths[0])!r} with "
+                    f"{_listed(sampling[0])}; compare runs of one evaluation section"
                 )
         starts = [config.get("model", {}).get("path") for config in configs]
         for path, start in zip(paths, starts, strict=True):
@@ -88,9 +89,9 @@ class Runs:
         return cls(_names(paths), receipts, configs, samples)
 
     def rows(self) -> list[Row]:
-        """The start, then every run, the broken ones last."""
-        measured = diversity.measured(self.pools)
-        found = []
+        """The start model, then every run, broken ones last."""
+        measured = diversity.measure(self.pools)
+        rows = []
         for place in range(len(self.names) + 1):
             receipt = self.receipts[max(0, place - 1)]
             side = "after" if place else "before"
@@ -99,21 +100,24 @@ class Runs:
             figures["perplexity"] = _side(receipt["diversity"].get("perplexity"), side)
             config = self.configs[place - 1] if place else {}
             point = Point(
-                self.names[place - 1] if place else START, _interval(figures["score"]), _interval(figures["kl"]),
-                family_of(config) if place else START, config.get("seed"),
-            )  # fmt: skip
+                self.names[place - 1] if place else START,
+                _interval(figures["score"]),
+                _interval(figures["kl"]),
+                family_of(config) if place else START,
+                config.get("seed"),
+            )
             scores = _scores(self.samples[max(0, place - 1)], side)
-            found.append(Row(point, scores, figures, receipt["verdict"] if place else "", config))
-        return sorted(found, key=lambda row: row.verdict == BROKEN)
+            rows.append(Row(point, scores, figures, receipt["verdict"] if place else "", config))
+        return sorted(rows, key=lambda row: row.verdict == BROKEN)
 
     @property
     def pools(self) -> list[diversity.Pool]:
-        """The sampled ids of the start and of every run."""
+        """The sampled ids of the start model and of every run."""
         return [_pool(self.samples[0], "before"), *(_pool(rows, "after") for rows in self.samples)]
 
 
 def write_frontier(paths: Sequence[Path], out: Path) -> Path:
-    """Write the page of several runs to `out` (HTML) and its figure beside it as PNG.
+    """Write the page of several runs to `out` (HTML), and its figure beside it as PNG.
 
     Raises:
         UserError: as `Runs.read`.
@@ -124,35 +128,43 @@ def write_frontier(paths: Sequence[Path], out: Path) -> Path:
     curve = runs.receipts[0].get("best_of_n", {}).get("curve", [])
     points = [row.point for row in sound]
     out.parent.mkdir(parents=True, exist_ok=True)
-    picture = frontier_figure.draw(points, curve, short(str(runs.receipts[0]["scorer"])), out.with_suffix(".png"))
+    picture = figures.draw(points, curve, short(str(runs.receipts[0]["scorer"])), out.with_suffix(".png"))
     return write_html(
-        "frontier.html", out, title=out.stem, columns=columns(rows), rows=rows,
+        "frontier.html",
+        out,
+        title=out.stem,
+        columns=columns(rows),
+        rows=rows,
         standings=standings(points, [row.scores for row in sound]),
-        budget=min(pool.tokens for pool in runs.pools), between=_between_runs(sound[1:]), vars=vars,
-        scorer=runs.receipts[0]["scorer"], picture=picture, best_of_n=len(curve) > 1,
-        colours=frontier_figure.page_colours([point.family for point in points[1:]]),
-    )  # fmt: skip
+        budget=min(pool.tokens for pool in runs.pools),
+        between=_between_runs(sound[1:]),
+        vars=vars,
+        scorer=runs.receipts[0]["scorer"],
+        picture=picture,
+        best_of_n=len(curve) > 1,
+        colours=figures.page_colours([point.family for point in points[1:]]),
+    )
 
 
 def short(scorer: str) -> str:
-    """A scorer's name without the folders that lead to it: reward/model of /data/reward/model."""
+    """The last two parts of a scorer's path: reward/model of /data/reward/model."""
     return "/".join(Path(scorer).parts[-2:])
 
 
 def columns(rows: Sequence[Row]) -> list[str]:
-    """The figures that the table shows, in order."""
+    """The figures in the table, in order."""
     judges = [name for name in rows[0].figures if name.startswith("judge:")]
     fixed = ["score", *judges, "kl", "kl_token", "token_entropy", "entropy", *DIVERSITY[1:], "perplexity", "self_bleu"]
     return [name for name in [*fixed, "repetition", "length", "ended"] if rows[0].figures.get(name) is not None]
 
 
 def every(receipt: Mapping[str, Any]) -> dict[str, Any]:
-    """All compared metrics of a receipt, the main one first."""
+    """The metrics of a receipt by name, the main one first."""
     return {receipt["metric"]: receipt, **receipt["metrics"]}
 
 
 def family_of(config: Mapping[str, Any]) -> str:
-    """What the runs of one colour share: the command, its loss, and its divergence with that one's own numbers."""
+    """The command, loss and divergence (with its parameters) of a run; runs of a family have one colour."""
     loss: Mapping[str, Any] = config.get("loss") or {}
     divergence: Mapping[str, Any] = config.get("divergence") or {}
     words = [config.get("command"), loss.get("kind")]
@@ -162,7 +174,7 @@ def family_of(config: Mapping[str, Any]) -> str:
 
 
 def setting_of(config: Mapping[str, Any]) -> str:
-    """The family with the loss's own numbers and the rate, such as "dpo sigmoid, beta 0.1, lr 1e-05"."""
+    """The family with the parameters of the loss and the learning rate: "dpo sigmoid, beta 0.1, lr 1e-05"."""
     loss: Mapping[str, Any] = config.get("loss") or {}
     numbers = [f"{k} {v:g}" for k, v in loss.items() if isinstance(v, int | float) and not isinstance(v, bool)]
     rate = [f"lr {config['lr']:g}"] if "lr" in config else []
@@ -189,27 +201,27 @@ def _scores(rows: Sequence[Mapping[str, Any]], side: str) -> Floats:
 
 
 def _between_runs(rows: Sequence[Row]) -> list[Point]:
-    """Settings that were run under several seeds: the mean and the interval between runs."""
-    settings = [json.dumps({k: v for k, v in r.config.items() if k not in _OWN}, sort_keys=True) for r in rows]
-    several = [i for i, setting in enumerate(settings) if settings.count(setting) > 1]
-    chosen = [replace(rows[i].point, label=settings[i]) for i in several]
-    names = {settings[i]: setting_of(rows[i].config) for i in several}
-    return [replace(point, label=names[point.label]) for point in over_seeds(chosen)]
+    """For each setting with runs of several seeds: the mean over the runs and its interval."""
+    settings = [json.dumps({k: v for k, v in r.config.items() if k not in RUN_FIELDS}, sort_keys=True) for r in rows]
+    repeated = [i for i, setting in enumerate(settings) if settings.count(setting) > 1]
+    points = [replace(rows[i].point, label=settings[i]) for i in repeated]
+    names = {settings[i]: setting_of(rows[i].config) for i in repeated}
+    return [replace(point, label=names[point.label]) for point in over_seeds(points)]
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """The directories' names, or their whole paths where two have one name or one is called as the start."""
+    """The names of the directories; their whole paths if two names are equal or one is "start"."""
     names = [path.name for path in paths]
     return names if len({START, *names}) == len(names) + 1 else [str(path.absolute()) for path in paths]
 
 
-def _said(values: Mapping[str, Any]) -> str:
+def _listed(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
 def _file(path: Path, name: str) -> Path:
     if not (path / name).exists():
-        raise UserError(f"{str(path)!r} has no {name}: it is not a run that has ended; leave it out or finish it")
+        raise UserError(f"{str(path)!r} has no {name}: the run has not ended; leave it out or finish it")
     return path / name
 
 
@@ -218,21 +230,22 @@ def _comparable(
     receipt: Mapping[str, Any],
     rows: Sequence[Mapping[str, Any]],
     first: Path,
-    other: Mapping[str, Any],
-    others: Sequence[Mapping[str, Any]],
+    first_receipt: Mapping[str, Any],
+    first_rows: Sequence[Mapping[str, Any]],
 ) -> None:
-    have = every(receipt)
+    """Refuse a run that cannot be compared with the first one, by their receipts and samples."""
+    metrics = every(receipt)
     scored = bool(rows) and "ids_after" in rows[0] and rows[0].get("score_after") is not None
-    if "score" not in have or "kl" not in have or not scored:
+    if "score" not in metrics or "kl" not in metrics or not scored:
         raise UserError(
-            f"{str(path)!r} has no score and KL: run it with evaluation.scorer, at temperature 1, and this version"
+            f"{str(path)!r} has no score and KL: run it again with evaluation.scorer and evaluation.temperature 1"
         )
-    if receipt["scorer"] != other["scorer"]:
+    if receipt["scorer"] != first_receipt["scorer"]:
         raise UserError(
-            f"{str(path)!r} was scored by {receipt['scorer']!r}, {str(first)!r} by {other['scorer']!r}; compare runs "
-            "of one evaluation.scorer"
+            f"{str(path)!r} was scored by {receipt['scorer']!r}, {str(first)!r} by {first_receipt['scorer']!r}; "
+            "compare runs of one evaluation.scorer"
         )
-    if {(row["group"], row["prompt"]) for row in rows} != {(row["group"], row["prompt"]) for row in others}:
+    if {(row["group"], row["prompt"]) for row in rows} != {(row["group"], row["prompt"]) for row in first_rows}:
         raise UserError(
             f"{str(path)!r} was measured on other prompts than {str(first)!r}; compare runs of one data section and "
             "one evaluation.prompts"

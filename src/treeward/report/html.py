@@ -1,4 +1,4 @@
-"""Writing a page: one self-contained HTML file from a template, the common style and the formats of numbers."""
+"""Writes a page: one self-contained HTML file from a template, with the common style and number formats."""
 
 import os
 from collections.abc import Mapping
@@ -10,17 +10,19 @@ import jinja2
 from markupsafe import Markup
 
 from treeward.runs.directory import whole
-from treeward.stats import formatting as meanings
-from treeward.stats import formatting as numbers
+from treeward.stats import formatting
 
 
 def write_html(template: str, out: Path, **facts: Any) -> Path:
-    """Fill a template of this package and write `out`, whole or not at all."""
+    """Fill a template of this package and write it to `out`, completely or not at all."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {
-        "number": numbers.number, "measured": measured, "label": meanings.label, "meaning": meanings.meaning,
-    }  # fmt: skip
-    environment.globals["p_value"] = numbers.p_value
+        "number": formatting.number,
+        "measured": measured,
+        "label": formatting.label,
+        "meaning": formatting.meaning,
+    }
+    environment.globals["p_value"] = formatting.p_value
     folder = resources.files("treeward.report")
     style = Markup((folder / "style.css").read_text(encoding="utf-8"))
     text = environment.from_string((folder / template).read_text(encoding="utf-8")).render(style=style, **facts)
@@ -32,12 +34,12 @@ def write_html(template: str, out: Path, **facts: Any) -> Path:
 
 
 def measured(facts: Mapping[str, Any] | None, sign: bool = False) -> Markup:
-    """A value with its interval in small print and, where that is unreliable, a word that says so."""
+    """A value with its interval in small print, and a warning where the interval is unreliable."""
     if facts is None or facts["value"] is None:
         return Markup("–")
-    value = Markup("<b>{}</b>").format(numbers.value(facts, sign))
+    value = Markup("<b>{}</b>").format(formatting.value(facts, sign))
     if facts.get("constant"):
         return value + Markup(" <small>by construction</small>")
-    interval = Markup(" <small>{}</small>").format(numbers.bounds(facts, sign))
-    note = "" if numbers.reliable(facts) else Markup(' <small class="warn">{}</small>').format(numbers.UNRELIABLE)
+    interval = Markup(" <small>{}</small>").format(formatting.bounds(facts, sign))
+    note = "" if formatting.reliable(facts) else Markup(' <small class="warn">{}</small>').format(formatting.UNRELIABLE)
     return value + interval + note

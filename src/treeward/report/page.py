@@ -1,5 +1,6 @@
-"""A run, or several stages of one, as a self-contained page: what was run, verdicts, numbers with intervals, curves,
-samples.
+"""The page of a run, or of several runs as stages: what was run, verdict, metrics with intervals, curves, samples.
+
+Everything is read from the files of the run directories; the page is one self-contained HTML file.
 """
 
 import json
@@ -17,30 +18,35 @@ from treeward.stats.formatting import number
 
 SHOWN_SAMPLES = 6
 DEFAULT_LOSSES = {"scalar": "bradley-terry", "attributes": "graded"}
-"""The loss of a reward run whose configuration names none, by its head; half-ties for the others."""
+"""The loss of a reward run without one in its configuration, by its head; half-ties for other heads."""
 ACCEPTED = "accepted"
-"""How the detail of a check begins that failed and was accepted by the user."""
+"""The detail of a check that failed and that the user accepted begins with this word."""
 
 
 def write_page(run: Path, stages: Sequence[Path] | None = None, title: str | None = None) -> Path:
-    """Write `run/report.html` from the run directories `stages` (the run itself, if none are named).
+    """Write `run/report.html` from the run directories `stages`, by default the run itself.
 
     Raises:
-        UserError: a stage has no receipt yet.
+        UserError: a stage has no receipt.
     """
     facts = [stage_facts(stage) for stage in stages or [run]]
     return write_html("page.html", run / "report.html", title=title or run.name, stages=facts)
 
 
 def stage_facts(run: Path) -> dict[str, Any]:
-    """What the page shows of one run directory."""
+    """What the page shows of one run directory.
+
+    Raises:
+        UserError: the run has no receipt.
+    """
     if not (run / "receipt.json").exists():
         raise UserError(f"{str(run)!r} has no receipt.json: the run has not ended")
     receipt = json.loads((run / "receipt.json").read_text(encoding="utf-8"))
     metrics = _lines(run / "metrics.jsonl")
     samples = _lines(run / "samples.jsonl")
-    rows = _rows(receipt)
-    accepted = [c["id"] for c in receipt["checks"] if c["passed"] is None and c["detail"].startswith(ACCEPTED)]
+    rows = _metric_rows(receipt)
+    checks = [{**check, "slug": check.get("slug", "")} for check in receipt["checks"]]
+    accepted = [c["id"] for c in checks if c["passed"] is None and c["detail"].startswith(ACCEPTED)]
     return {
         "name": run.name,
         "receipt": receipt,
@@ -50,56 +56,71 @@ def stage_facts(run: Path) -> dict[str, Any]:
         "rows": rows,
         "curves": [figures.svg(figure) for figure in figures.curves(metrics, receipt["metric"])] if metrics else [],
         "frontier": _frontier(receipt, metrics),
-        "reliability": figures.svg(figures.reliability(receipt["calibration"]["reliability"]))
-        if "calibration" in receipt else "",
-        "spread": [figures.svg(figure) for figure in figures.spread(receipt["graded"])]
-        if "spread_levels" in receipt.get("graded", {}) else [],
-        "samples": _telling(samples),
+        "reliability": _reliability(receipt),
+        "spread": _spread(receipt),
+        "samples": _spread_over_changes(samples),
         "sampled": len(samples),
-        "failed": [check for check in receipt["checks"] if check["passed"] is False],
+        "checks": checks,
+        "failed": [check for check in checks if check["passed"] is False],
         "accepted": list(dict.fromkeys(accepted)),
-        "skipped": sum(check["passed"] is None for check in receipt["checks"]) - len(accepted),
-    }  # fmt: skip
+        "skipped": sum(check["passed"] is None for check in checks) - len(accepted),
+    }
 
 
 def why(reason: str) -> str:
-    """What a verdict's reason says beside the main metric's numbers, which the page shows by itself."""
+    """A verdict's reason without the numbers of the main metric, which stand above it on the page."""
     rest = re.sub(r"^\S+ \S+ -> .*?, n=\d+[,;:]? ?", "", reason)
-    return re.sub(r"^by (.*) alone$", r"scored by \1 alone: no second judge has looked at these samples", rest)
+    return re.sub(
+        r"^by (.*) alone$", r"scored by \1 only: no judge that training never used has scored these samples", rest
+    )
 
 
 def about(run: Path, receipt: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """What was run, a line each: model, data, loss, rate, steps, batch, measurement, machine and date; what the
-    directory does not say is left out.
+    """What was run: command, model, data, loss, learning rate, steps, batch, scorers, machine and date, a line each.
+
+    Lines that the directory has no value for are left out.
     """
     config = yaml.safe_load(_text(run / "config.yaml")) or {}
     environment = json.loads(_text(run / "environment.json") or "{}")
     model, data = config.get("model", {}), config.get("data", {})
-    judged = config.get("evaluation", {})
+    evaluation = config.get("evaluation", {})
     steps = metrics[-1]["step"] if metrics else None
     lines = {
         "command": f"treeward {receipt['command']}, seed {config['seed']}" if "seed" in config else "",
         "model": _joined(
-            model.get("path"), "random weights" if _random(model) else "",
+            model.get("path"),
+            "random weights" if _random(model) else "",
             f"LoRA of rank {model['lora']['r']}" if model.get("lora") else "",
             "only the head trains" if model.get("train") == "head" else "",
         ),
-        "data": _joined(data.get("source"), f"{number(receipt['data']['used'])} of {number(receipt['data']['rows'])} "
-                        "rows used"),
-        "held out": _judged_on(receipt["data"].get("verdict")),
+        "data": _joined(
+            data.get("source"), f"{number(receipt['data']['used'])} of {number(receipt['data']['rows'])} rows used"
+        ),
+        "held out": _verdict_groups(receipt["data"].get("verdict")),
         "loss": _joined(_loss(config), _divergence(config), _head(config)),
-        "learning rate": _joined(f"{config['lr']:g}", config.get("schedule"),
-                                 f"{config['warmup']:.0%} warm-up" if config.get("warmup") else "")
-                         if "lr" in config else "",
-        "steps": _joined(number(steps) if steps is not None else "",
-                         f"{config['epochs']:g} epochs" if config.get("epochs") and not config.get("steps") else ""),
+        "learning rate": _learning_rate(config),
+        "steps": _joined(number(steps) if steps is not None else "", _epochs(config)),
         "batch": f"{config['batch_size']} prompts a step" if "batch_size" in config else "",
-        "samples scored by": _joined(receipt["scorer"], *judged.get("judges", ())) if receipt["scorer"] else "",
+        "samples scored by": _joined(receipt["scorer"], *evaluation.get("judges", ())) if receipt["scorer"] else "",
         "machine": _joined(environment.get("device"), environment.get("precision"), _layout(environment)),
-        "date": _joined(environment.get("started", "").replace("T", " ").replace("+00:00", " UTC"),
-                        f"{receipt['seconds'] / 60:.1f} minutes" if "seconds" in receipt else ""),
-    }  # fmt: skip
+        "date": _joined(
+            environment.get("started", "").replace("T", " ").replace("+00:00", " UTC"),
+            f"{receipt['seconds'] / 60:.1f} minutes" if "seconds" in receipt else "",
+        ),
+    }
     return {name: line for name, line in lines.items() if line}
+
+
+def _learning_rate(config: Mapping[str, Any]) -> str:
+    if "lr" not in config:
+        return ""
+    warmup = f"{config['warmup']:.0%} warm-up" if config.get("warmup") else ""
+    return _joined(f"{config['lr']:g}", config.get("schedule"), warmup)
+
+
+def _epochs(config: Mapping[str, Any]) -> str:
+    epochs = config.get("epochs")
+    return f"{epochs:g} epoch{'' if epochs == 1 else 's'}" if epochs and not config.get("steps") else ""
 
 
 def _text(path: Path) -> str:
@@ -110,12 +131,12 @@ def _joined(*parts: Any) -> str:
     return ", ".join(str(part) for part in parts if part)
 
 
-def _judged_on(part: Mapping[str, Any] | None) -> str:
-    """The held-out groups that gave the verdict, where the receipt names them."""
+def _verdict_groups(part: Mapping[str, Any] | None) -> str:
+    """The held-out groups that gave the verdict; empty for a receipt without them."""
     if not part:
         return ""
-    chose = f"{number(part['chosen_on'])} others chose the checkpoint" if part.get("chosen_on") else ""
-    return _joined(f"{number(part['groups'])} groups (prompts) in the {part['part']} part", chose)
+    others = f"{number(part['chosen_on'])} others chose the checkpoint" if part.get("chosen_on") else ""
+    return _joined(f"{number(part['groups'])} groups (prompts) in the {part['part']} part", others)
 
 
 def _random(model: Mapping[str, Any]) -> bool:
@@ -151,31 +172,46 @@ def _layout(environment: Mapping[str, Any]) -> str:
     return f"layout {environment['layout']}" if "layout" in environment else ""
 
 
-def _rows(receipt: dict[str, Any]) -> list[dict[str, Any]]:
+def _metric_rows(receipt: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every metric of a receipt, the main one first."""
     main = {key: receipt[key] for key in ("higher_is_better", "before", "after", "difference")}
-    every = {receipt["metric"]: main, **receipt["metrics"]}
+    metrics = {receipt["metric"]: main, **receipt["metrics"]}
     nll = "nll_pair" if receipt["command"] == "reward" else "nll_token"
     return [
         {"key": nll if name == "nll" else name, "main": name == receipt["metric"], **facts}
-        for name, facts in every.items()
+        for name, facts in metrics.items()
     ]
+
+
+def _reliability(receipt: Mapping[str, Any]) -> str:
+    """The reliability diagram of a reward model; empty for other runs."""
+    if "calibration" not in receipt:
+        return ""
+    return figures.svg(figures.reliability(receipt["calibration"]["reliability"]))
+
+
+def _spread(receipt: Mapping[str, Any]) -> list[str]:
+    """The figures of a distribution over ratings; none for other runs."""
+    if "spread_levels" not in receipt.get("graded", {}):
+        return []
+    return [figures.svg(figure) for figure in figures.spread(receipt["graded"])]
 
 
 def _frontier(receipt: dict[str, Any], metrics: list[dict[str, Any]]) -> str:
-    every = {receipt["metric"]: receipt, **receipt["metrics"]}
-    if "kl" not in every or "score" not in every:
+    """Score against KL, before and after; empty where one of them was not measured."""
+    measured = {receipt["metric"]: receipt, **receipt["metrics"]}
+    if "kl" not in measured or "score" not in measured:
         return ""
-    points = [
-        (name, every["kl"][side], every["score"][side]) for name, side in (("start", "before"), ("trained", "after"))
-    ]
+    sides = (("start", "before"), ("trained", "after"))
+    points = [(name, measured["kl"][side], measured["score"][side]) for name, side in sides]
     path = [
         (row["validation/kl"], row["validation/score"]) for row in metrics if row.get("validation/score") is not None
     ]
     return figures.svg(figures.frontier(points, path))
 
 
-def _telling(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Samples evenly over the order of change, so that both ends are seen: largest fall, largest rise, then inwards."""
+def _spread_over_changes(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Some samples, evenly spaced in the order of their change in score: largest fall, largest rise, then inwards."""
     if not samples:
         return []
     if samples[0].get("score_after") is not None:

@@ -1,1 +1,1 @@
-"""Prompt and response in, score out: the judges of a policy's samples."""
+"""Scorers: a rollout in, one number a response out."""

@@ -1,1 +1,1 @@
-"""runner"""
+"""What the commands do: one `run` for every training method, and the commands around it."""

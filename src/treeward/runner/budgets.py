@@ -1,6 +1,6 @@
-"""The budgets of a model: those that a run trained it with, and those of the commands that read data for it later.
+"""The token budgets of a model: those that it was trained with, and those of commands that use it afterwards.
 
-Prompts and responses that are cut at other lengths than in training are other texts to the model, and its figures move.
+A prompt or response that is cut at another length than in training is another text to the model, and figures differ.
 """
 
 import logging
@@ -12,21 +12,21 @@ import yaml
 from treeward.data import store
 from treeward.data.prepare import DataConfig
 from treeward.models.artifact import Budgets, read
-from treeward.runner.settings import Repeated
+from treeward.runner.settings import last_value
 
 log = logging.getLogger(__name__)
 
 
 def trained_with(config: DataConfig) -> Budgets:
-    """The budgets at which the data of a training run was cut; prepared data says its own."""
-    made = store.options(config.source) if store.is_prepared(config.source) else vars(config)
-    return Budgets(made["max_prompt"], made["max_response"])
+    """The budgets at which the data of a training run is cut; prepared data was cut when it was prepared."""
+    options = store.options(config.source) if store.is_prepared(config.source) else vars(config)
+    return Budgets(options["max_prompt"], options["max_response"])
 
 
 def with_budgets(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A command's mapping with the budgets of its model's `treeward.json` filled in where it names none.
+    """A command's mapping in which missing budgets are those of the model's `treeward.json`.
 
-    Another value than the model's stands, and is reported. Prepared data was cut when it was prepared.
+    A budget that differs from the model's is used as given, with a warning. Prepared data keeps its own budgets.
 
     Raises:
         UserError: the model is a run directory without a model.
@@ -34,23 +34,18 @@ def with_budgets(values: Mapping[str, Any]) -> dict[str, Any]:
     model, data = values.get("model", {}), values.get("data", {})
     if not isinstance(model, Mapping) or not isinstance(data, Mapping) or "path" not in model:
         return dict(values)
-    budgets = Budgets.of(read(str(_last(model["path"]))))
-    if budgets is None or store.is_prepared(str(_last(data.get("source", "")))):
+    budgets = Budgets.of(read(str(last_value(model["path"]))))
+    if budgets is None or store.is_prepared(str(last_value(data.get("source", "")))):
         return dict(values)
     filled = dict(data)
     for name, trained in vars(budgets).items():
-        given = yaml.safe_load(str(_last(data[name]))) if name in data else None
+        given = yaml.safe_load(str(last_value(data[name]))) if name in data else None
         if given is None:
             filled[name] = trained
         elif given != trained:
             log.warning("data.%s is %s; the model was trained with %d", name, given, trained)
     default = DataConfig()
-    taken = [f"{n} {value}" for n, value in vars(budgets).items() if n not in data and value != getattr(default, n)]
-    if taken:
-        log.info("data: %s, as the model was trained", ", ".join(taken))
+    changed = [f"{n} {value}" for n, value in vars(budgets).items() if n not in data and value != getattr(default, n)]
+    if changed:
+        log.info("data: %s, as the model was trained", ", ".join(changed))
     return {**values, "data": filled}
-
-
-def _last(value: Any) -> Any:
-    """The value of an option that may be given several times."""
-    return value[-1] if isinstance(value, Repeated) else value

@@ -1,4 +1,4 @@
-"""What this machine and a model can do: facts, measured where they can be."""
+"""What this machine and a model can do, for `treeward doctor`; measured where possible."""
 
 import os
 from dataclasses import replace
@@ -13,7 +13,7 @@ from treeward.errors import UserError
 from treeward.models import vocabulary
 from treeward.models.device import choose_device, measure_products, native_bf16
 from treeward.models.loading import ModelConfig, load
-from treeward.runner.environment import versions
+from treeward.runner.process import versions
 from treeward.trees.forward import TreeLM
 from treeward.trees.tokens import TokenTree
 from treeward.trees.verify import verify
@@ -22,7 +22,7 @@ Facts = dict[str, Any]
 
 
 def machine() -> Facts:
-    """Versions, devices, memory, and the speed of products in fp32 and bf16, measured here."""
+    """Versions, devices, memory, and the measured speed of matrix products in fp32 and bf16."""
     device = choose_device("auto")
     speed = measure_products(device)
     memory = psutil.virtual_memory()
@@ -38,38 +38,43 @@ def machine() -> Facts:
 
 
 def model(config: ModelConfig, longest: int = 96) -> Facts:
-    """A model's tokenizer, template, special tokens, and the layout that `verify` chose on random paths.
+    """A model's tokenizer, template, special tokens, and the layout that `verify` chose on random ids.
 
     Raises:
-        UserError: the model or its tokenizer cannot be loaded, or neither layout equals plain calls.
+        UserError: the model or its tokenizer cannot be loaded, or no layout equals plain calls.
     """
     loaded = load(config, AutoModelForCausalLM, seed=0)
     vocabulary.check_end(config, loaded.tokenizer, loaded.model)
     tokenizer: Any = loaded.tokenizer
-    tree = TreeLM(loaded.model, "fp32", loaded.backend)
-    found = verify(tree, _probe(tree, longest))
+    packed = TreeLM(loaded.model, "fp32", loaded.backend)
+    layout = verify(packed, _random_trees(packed, longest))
     parameters = sum(p.numel() for p in loaded.model.parameters())
     embedding: Any = loaded.model.get_input_embeddings()  # type: ignore[operator]
     return {
-        "model": f"{type(loaded.model).__name__}, {parameters / 1e6:.1f}M parameters, {tree.positions} positions",
+        "model": f"{type(loaded.model).__name__}, {parameters / 1e6:.1f}M parameters, {packed.positions} positions",
         "precision": loaded.precision,
         "tokenizer": f"{type(tokenizer).__name__}, {len(tokenizer)} tokens, {embedding.num_embeddings} embedding rows",
-        "special": ", ".join(
-            f"{name} {getattr(tokenizer, f'{name}_token')!r} {getattr(tokenizer, f'{name}_token_id')}"
-            for name in ("bos", "eos", "pad")
-        ) + ("; opens plain text with BOS" if render.adds_bos(tokenizer) else ""),
+        "special": _special_tokens(tokenizer),
         "vocabulary": _vocabulary(config, tokenizer, loaded.model),
         "ends": f"plain text {tokenizer.decode([render.end_id(tokenizer, False)])!r}"
         + (f", chats {tokenizer.decode([render.end_id(tokenizer, True)])!r}" if tokenizer.chat_template else ""),
         "template": _template(tokenizer),
-        "layout": f"{found.backend}, largest deviation from plain calls {found.value_deviation:.1e}, "
-        f"gradients {found.gradient_deviation:.1e}" + (f" ({found.fallback})" if found.fallback else ""),
-    }  # fmt: skip
+        "layout": f"{layout.backend}, largest deviation from plain calls {layout.value_deviation:.1e}, "
+        f"gradients {layout.gradient_deviation:.1e}" + (f" ({layout.fallback})" if layout.fallback else ""),
+    }
+
+
+def _special_tokens(tokenizer: Any) -> str:
+    tokens = [
+        f"{name} {getattr(tokenizer, f'{name}_token')!r} {getattr(tokenizer, f'{name}_token_id')}"
+        for name in ("bos", "eos", "pad")
+    ]
+    return ", ".join(tokens) + ("; opens plain text with BOS" if render.adds_bos(tokenizer) else "")
 
 
 def _vocabulary(config: ModelConfig, tokenizer: Any, module: Any) -> str:
-    faults = [finding.detail for finding in vocabulary.compare(config, tokenizer, module) if not finding.passed]
-    return f"F09, the tokenizer is another model's: {faults[0]}" if faults else "the tokenizer suits the model"
+    faults = [result.detail for result in vocabulary.compare(config, tokenizer, module) if not result.passed]
+    return f"F09, the tokenizer belongs to another model: {faults[0]}" if faults else "the tokenizer fits the model"
 
 
 def _template(tokenizer: Any) -> str:
@@ -81,8 +86,12 @@ def _template(tokenizer: Any) -> str:
     return f"rewrites the response: {remark}" if remark else "a dialogue begins with prompt + response + end token"
 
 
-def named(path: str, tokenizer: str | None, init: str | None) -> ModelConfig:
-    """The model section that doctor's few options stand for."""
+def model_config(path: str, tokenizer: str | None, init: str | None) -> ModelConfig:
+    """The model configuration of doctor's options.
+
+    Raises:
+        UserError: `init` is neither pretrained nor random.
+    """
     config = ModelConfig(path=path, tokenizer=tokenizer)
     if init is None:
         return config
@@ -91,13 +100,14 @@ def named(path: str, tokenizer: str | None, init: str | None) -> ModelConfig:
     return replace(config, init="random" if init == "random" else "pretrained")
 
 
-def _probe(tree: TreeLM, longest: int) -> list[TokenTree]:
-    embedding: Any = tree.model.get_input_embeddings()  # type: ignore[operator]
-    draw = torch.Generator().manual_seed(0)
-    longest = min(longest, tree.positions or longest)
+def _random_trees(packed: TreeLM, longest: int) -> list[TokenTree]:
+    """Two trees of random ids, with paths of at most `longest` tokens."""
+    embedding: Any = packed.model.get_input_embeddings()  # type: ignore[operator]
+    generator = torch.Generator().manual_seed(0)
+    longest = min(longest, packed.positions or longest)
 
     def ids(count: int) -> tuple[int, ...]:
-        return tuple(torch.randint(embedding.num_embeddings, (count,), generator=draw).tolist())
+        return tuple(torch.randint(embedding.num_embeddings, (count,), generator=generator).tolist())
 
     half = longest // 2
     return [TokenTree(ids(half), (ids(longest - half), ids(7))), TokenTree(ids(3), (ids(1), ids(5), ids(2)))]

@@ -1,10 +1,12 @@
-"""An ensemble of reward models: M runs from one start with different data orders, then what joining them is worth.
+"""`treeward reward --members M`: an ensemble of reward models from one start with different data orders.
 
-Every member is an ordinary run directory. Their judgements are joined by mean, worst case and mean minus variance, and
-their weights by WARM, which becomes the ensemble's `model/`; each is compared with the first member on the same pairs.
+Each member is an ordinary run. Their scores are combined by mean, worst case, and mean minus variance; their weights by
+WARM (averaging), which becomes the ensemble's `model/`. Each combination is compared with the first member on the same
+held-out pairs.
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,30 +15,30 @@ import torch
 from torch import Tensor
 
 from treeward.evaluation.rewards import paired
-from treeward.methods.reward import needs, suited
+from treeward.methods.reward import Reward, RewardRun, loss_for, required_data
 from treeward.models import ensemble
 from treeward.models.artifact import annotate
 from treeward.models.reward_model import RewardModel
-from treeward.runner.options import RewardRun
-from treeward.runner.train import Finished, data_of, train
+from treeward.runner.run import Finished, data_of, run
 from treeward.runs.directory import RunDirectory, finite, free_path
 from treeward.stats.tables import compare
+from treeward.trees.tokens import TokenTree
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Ensembled:
-    """Where it is, the members' runs, and each way of joining with its accuracy and its gain on the first member."""
+class TrainedEnsemble:
+    """The directory, the members' runs, and for each combination its accuracy and its gain over the first member."""
 
     path: Path
     members: list[Finished]
-    ways: dict[str, dict[str, Any]]
+    combinations: dict[str, dict[str, Any]]
     exit_code: int
 
 
-def train_members(config: RewardRun) -> Ensembled:
-    """Train `config.members` reward models and join them.
+def train_members(config: RewardRun) -> TrainedEnsemble:
+    """Train `config.members` reward models and combine them.
 
     Raises:
         ChecksFailed: a check before a member's first step failed.
@@ -48,28 +50,35 @@ def train_members(config: RewardRun) -> Ensembled:
     for number in range(config.members):
         log.info("\nmember %d of %d", number + 1, config.members)
         member = replace(
-            config, members=1, seed=config.seed + number, model=replace(config.model, seed=start),
+            config,
+            members=1,
+            seed=config.seed + number,
+            model=replace(config.model, seed=start),
             out=str(path / f"member-{number + 1}"),
-        )  # fmt: skip
-        finished.append(train(member))
+        )
+        finished.append(run(member, Reward))
     models = [RewardModel.load(str(each.path), device=config.model.device) for each in finished]
-    trees = data_of(config, models[0].tokenizer, needs(suited(config.loss, models[0].head))).held_out
+    purpose = required_data(loss_for(models[0].head, config.loss))
+    trees = data_of(config, models[0].tokenizer, purpose).held_out
     averaged = ensemble.warm(models)
-    together = ensemble.Ensemble.standardised(models, trees).scores(trees)
+    standardised = ensemble.Ensemble.standardised(models, trees).scores(trees)
     raw = torch.stack([model.score(trees) for model in models])
-    ways: dict[str, Tensor] = {
-        "member 1": raw[0], "mean": ensemble.mean(together), "worst case": ensemble.worst(together),
-        "mean - variance": ensemble.uncertainty_weighted(together, 1.0), "WARM": averaged.score(trees),
-    }  # fmt: skip
-    found = {name: _facts(trees, raw[0], scores) for name, scores in ways.items()}
+    scores: dict[str, Tensor] = {
+        "member 1": raw[0],
+        "mean": ensemble.mean(standardised),
+        "worst case": ensemble.worst(standardised),
+        "mean - variance": ensemble.uncertainty_weighted(standardised, 1.0),
+        "WARM": averaged.score(trees),
+    }
+    combinations = {name: _against_first(trees, raw[0], combined) for name, combined in scores.items()}
     averaged.save(path / "model")
-    annotate(path / "model", finite({"accuracy": found["WARM"]["accuracy"], "members": config.members}))
-    doubt = float(ensemble.spread(together).mean())
-    RunDirectory(path).write_json("ensemble.json", {"ways": found, "mean_spread_in_sd": doubt})
-    return Ensembled(path, finished, found, max(each.exit_code for each in finished))
+    annotate(path / "model", finite({"accuracy": combinations["WARM"]["accuracy"], "members": config.members}))
+    spread = float(ensemble.spread(standardised).mean())
+    RunDirectory(path).write_json("ensemble.json", {"ways": combinations, "mean_spread_in_sd": spread})
+    return TrainedEnsemble(path, finished, combinations, max(each.exit_code for each in finished))
 
 
-def _facts(trees: Any, first: Tensor, scores: Tensor) -> dict[str, Any]:
-    """Accuracy of one way of joining, and its difference to the first member."""
-    comparison = compare("accuracy", paired(trees, first), paired(trees, scores))
+def _against_first(trees: Sequence[TokenTree], first: Tensor, combined: Tensor) -> dict[str, Any]:
+    """Accuracy of one combination, and its difference to the first member."""
+    comparison = compare("accuracy", paired(trees, first), paired(trees, combined))
     return {"accuracy": asdict(comparison.after), "against_member_1": asdict(comparison.difference)}

@@ -1,7 +1,7 @@
 """The quickstart: the whole path on the embedded world, without network, in a few minutes on two cores.
 
-sft on the world's texts, a reward model and DPO on its noisy pairs, the policy judged by the gold score that no
-training saw; then one page. Each stage is an ordinary run directory.
+SFT on the world's texts, a reward model and DPO on its noisy pairs; the policy is scored by the gold score, which no
+training used. Then one page. Each stage is an ordinary run directory.
 """
 
 import logging
@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from treeward.methods import find
 from treeward.report.page import write_page
 from treeward.runner import settings
-from treeward.runner.options import RUNS
-from treeward.runner.train import Finished, train
+from treeward.runner.run import Finished, run
 from treeward.runs.directory import free_path
 
 log = logging.getLogger(__name__)
@@ -20,21 +20,21 @@ log = logging.getLogger(__name__)
 STAGES = {
     "sft": "learn the grammar of the reviews",
     "reward": "a reward model from noisy pairs",
-    "dpo": "the policy from the same pairs, judged by the gold score",
+    "dpo": "the policy from the same pairs, scored by the gold score",
 }
 
 
 @dataclass(frozen=True)
-class Quickstarted:
-    """Where the page is, and its stages in order."""
+class Quickstart:
+    """The directory, the page in it, and the stages in order."""
 
     path: Path
     page: Path
     stages: dict[str, Finished]
 
 
-def quickstart(out: str | None = None, overrides: dict[str, dict[str, Any]] | None = None) -> Quickstarted:
-    """Run the three stages; `overrides` lays values on a stage's recipe (for short smoke runs).
+def quickstart(out: str | None = None, overrides: dict[str, dict[str, Any]] | None = None) -> Quickstart:
+    """Run the three stages. `overrides` changes values of a stage's recipe (for short test runs).
 
     Raises:
         UserError: `out` exists or cannot be written.
@@ -50,6 +50,7 @@ def quickstart(out: str | None = None, overrides: dict[str, dict[str, Any]] | No
         values |= {"out": str(path / verb), "require": "any"}
         if verb == "dpo":
             values = settings.merge(values, {"model": {"path": str(path / "sft" / "model")}})
-        stages[verb] = train(settings.build(RUNS[verb], values))
+        method = find(verb)
+        stages[verb] = run(settings.build(method.Config, values), method)
     page = write_page(path, [stage.path for stage in stages.values()], "Quickstart: film reviews with a known taste")
-    return Quickstarted(path, page, stages)
+    return Quickstart(path, page, stages)

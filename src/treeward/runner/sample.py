@@ -1,4 +1,4 @@
-"""Samples from a policy, as text."""
+"""Samples of a policy as text, for `treeward sample`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,28 +10,29 @@ from treeward.errors import UserError
 from treeward.models.loading import ModelConfig
 from treeward.models.policy import Policy
 from treeward.models.sampler import DecodeSampler, Noise, check_sampling
+from treeward.runner.process import prepare_process
 from treeward.trees.text import Tree
 from treeward.trees.tokens import decode
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleRun:
-    """treeward sample: responses to a prompt, or to the prompts of a data set."""
+    """treeward sample: samples of a policy for one prompt, or for the prompts of a data set."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     """The policy."""
     prompt: str | None = None
-    """One prompt, as it stands; else the prompts of the data."""
+    """A prompt as plain text; by default the prompts of the data."""
     data: DataConfig = field(default_factory=lambda: DataConfig(source="world-texts", limit=4, validation=0, test=0))
-    """Where prompts come from, if none is given."""
+    """The prompts, where `prompt` is not given."""
     samples: int = 4
-    """Samples a prompt."""
+    """Samples per prompt."""
     max_new_tokens: int = 64
-    """Longest sample, end token included."""
+    """Length limit of a sample in tokens, with its end token."""
     temperature: float = 1.0
-    """Sampling temperature; 1 samples the policy itself."""
+    """Sampling temperature; 1 leaves the policy's distribution unchanged."""
     seed: int = 0
-    """Seeds the samples."""
+    """Seed of the sampling."""
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -40,12 +41,13 @@ class SampleRun:
 
 
 def sample(config: SampleRun) -> Iterator[dict[str, Any]]:
-    """One row a sample: prompt, response, whether it ended, its token count.
+    """One row per sample: prompt, response, whether it ended with an end token, its token count.
 
     Raises:
         UserError: the policy or the prompts cannot be loaded.
     """
     policy = Policy.trained(config.model, config.seed)
+    prepare_process(policy)
     if config.prompt is not None:
         prompts = [token_tree(Tree(config.prompt, (), group="prompt"), policy.tokenizer)]
     else:

@@ -1,4 +1,8 @@
-"""Scores of given responses: a file in, a JSONL file out, as a stream that may be stopped and taken up again."""
+"""Scores of given responses, for `treeward score`: a file in, a JSONL file out.
+
+Rows are streamed. A run that was stopped is continued by the same command: it writes to `.NAME.partial` beside `NAME`,
+and `.NAME.claim` records the model and data, so that another run does not continue it.
+"""
 
 import hashlib
 import json
@@ -13,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from treeward.data import sources, values
+from treeward.data import formats, sources
 from treeward.data.columns import Names, has, several, value_of
 from treeward.data.render import token_tree
 from treeward.errors import UserError
@@ -21,6 +25,7 @@ from treeward.losses.heads import Attributes, Scalar
 from treeward.models.ensemble import Ensemble, mean, spread
 from treeward.models.loading import ModelConfig
 from treeward.models.reward_model import RewardModel
+from treeward.runner.process import prepare_process
 from treeward.runs.directory import finite
 from treeward.stats.intervals import Floats, Interval, share
 from treeward.stats.tables import wins
@@ -30,44 +35,46 @@ from treeward.trees.tokens import TokenTree
 log = logging.getLogger(__name__)
 
 CHUNK = 256
-"""Rows scored and written at a time: what a stopped run loses at most."""
+"""Rows scored and written at a time: the most that a stopped run has to repeat."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreData:
-    """Which rows are scored, and how they are read and cut."""
+    """The rows to score, and how they are read and cut."""
 
     source: str = ""
-    """JSONL (.gz too) or any source of rows: prompt with response, responses, or chosen and rejected; or text alone."""
+    """A JSONL file (also .gz) or another source of rows: prompt with response, responses, or chosen and rejected."""
     columns: dict[str, str | list[str]] = field(default_factory=dict)
-    """Renames: {ours: theirs}, such as {response: answer}."""
+    """New names for columns: {our name: name in the data}, such as {response: answer}."""
     limit: int | None = None
     """Score only this many rows."""
     max_prompt: int = 512
-    """Longest prompt in tokens, by default what the model was trained with; a longer one is cut on the left."""
+    """Length limit of a prompt in tokens, by default that of training; a longer one is cut on the left."""
     max_response: int = 512
-    """Longest response in tokens, by default what the model was trained with; a longer one is cut on the right."""
+    """Length limit of a response in tokens, by default that of training; a longer one is cut on the right."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreRun:
-    """treeward score: the scores of given responses, one line a row."""
+    """treeward score: scores of given responses, one JSON line per row."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     """The reward model."""
     members: tuple[str, ...] = ()
-    """Further reward models; scores are then the members' mean, and the spread is written beside."""
+    """Further reward models. The scores are then the mean over all models, and `spread` is written too."""
     data: ScoreData = field(default_factory=ScoreData)
     """The rows to score."""
     out: str = "scores.jsonl"
-    """The file to write; what a stopped run left beside it is continued."""
+    """The file to write; it must not exist. A run that was stopped is continued."""
     against: str | None = None
-    """Rows in the same order with `scores` (a list, higher is better): the accuracy against them is printed."""
+    """A file of the same rows in order with `scores` (a list, higher is better), to measure the accuracy on."""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What was done: rows and responses in all, those of this call, seconds; accuracy by prompt where it is known."""
+    """The result: rows and responses in all, responses scored in this call (`fresh`), seconds; the accuracy by prompt
+    where the data has the better response.
+    """
 
     rows: int
     responses: int
@@ -80,15 +87,16 @@ def score(config: ScoreRun) -> Scored:
     """Score every row of `config.data` into `config.out`.
 
     Raises:
-        UserError: a model, row or place cannot be used, `out` exists, or what stands beside it is of another run.
+        UserError: a model, a row or `out` cannot be used, `out` exists, or another run was stopped while writing it.
     """
     if not config.data.source:
         raise UserError("data.source is not given: name the file to score")
     out = Path(config.out)
     if out.exists():
         raise UserError(f"out {config.out!r} exists; name another file")
-    rows = sources.flow(config.data.source)
+    rows = sources.open_source(config.data.source)
     loaded = [RewardModel.trained(config.model)] + [RewardModel.load(path) for path in config.members]
+    prepare_process(loaded[0])
     for path, model in zip(config.members, loaded[1:], strict=True):
         for name, trained in vars(model.budgets).items() if model.budgets else ():
             if trained != getattr(config.data, name):
@@ -98,14 +106,14 @@ def score(config: ScoreRun) -> Scored:
     clock, fresh = time.monotonic(), 0
     try:
         with rows.located(), partial.open("a", encoding="utf-8") as file:
-            waiting = islice(rows, done, config.data.limit)
-            while chunk := list(islice(waiting, CHUNK)):
+            remaining = islice(rows, done, config.data.limit)
+            while chunk := list(islice(remaining, CHUNK)):
                 lines = _scored(chunk, done, Ensemble(loaded), config)
                 file.write("".join(json.dumps(finite(line), ensure_ascii=False) + "\n" for line in lines))
                 file.flush()
                 done += len(chunk)
                 fresh += sum(len(line["scores"]) for line in lines)
-    except ValueError:
+    except UserError:
         if not done:
             partial.unlink()
             _claim_file(out).unlink()
@@ -114,45 +122,48 @@ def score(config: ScoreRun) -> Scored:
     if not done:
         partial.unlink()
         raise UserError(f"data.source {config.data.source!r} has no rows")
-    found = _summary(partial, config, done, fresh, seconds)
+    result = _summary(partial, config, done, fresh, seconds)
     partial.rename(out)
     _claim_file(out).unlink()
-    return found
+    return result
 
 
 def tree_of(row: Mapping[str, Any], number: int) -> Tree:
-    """The tree of a row, `number` counted from 0: `chosen` and `rejected`, `responses`, or `response`, after `prompt`
-    (text or messages); or `text`, which has no prompt. The row is the group, since prompts may be empty.
+    """The tree of a row: `chosen` and `rejected`, `responses` or `response` after `prompt` (text or messages), or
+    `text` without a prompt. Each row is a group of its own, since prompts may be empty. `number` is counted from 0.
 
     Raises:
-        BadRow: a column is missing, its value is no text, or a response is empty.
+        BadRow: a column is missing, a value is not text, or a response is empty.
     """
-    sides = [(name, row[name]) for name in ("chosen", "rejected") if name in row]
-    listed = [("responses", each) for each in row["responses"]] if isinstance(row.get("responses"), list) else []
-    single = [(name, row[name]) for name in ("response",) if name in row]
-    whole = [("text", row["text"])] if "text" in row and not row.get("prompt") else []
-    given = sides if len(sides) == 2 else listed or single or whole
-    if not given:
+    pair = [(name, row[name]) for name in ("chosen", "rejected") if name in row]
+    listed = [("responses", item) for item in row["responses"]] if isinstance(row.get("responses"), list) else []
+    single = [("response", row["response"])] if "response" in row else []
+    text = [("text", row["text"])] if "text" in row and not row.get("prompt") else []
+    columns = pair if len(pair) == 2 else listed or single or text
+    if not columns:
         raise sources.BadRow(
-            number, f"it has the columns {', '.join(sorted(row))}; it needs response, responses, chosen and rejected, "
-            "or text: rename with data.columns, such as {response: NAME}"
-        )  # fmt: skip
+            number,
+            f"it has the columns {', '.join(sorted(row))}; it needs response, responses, chosen and rejected, or text: "
+            "rename with data.columns, such as {response: NAME}",
+        )
     try:
-        answers = [values.spoken(answer, name) for name, answer in given]
-        prompt = values.optional(values.spoken)(row.get("prompt"), "prompt") or ""
-    except ValueError as problem:
+        answers = [formats.as_text_or_messages(answer, name) for name, answer in columns]
+        prompt = formats.optional(formats.as_text_or_messages)(row.get("prompt"), "prompt") or ""
+    except UserError as problem:
         raise sources.BadRow(number, str(problem)) from None
     if isinstance(answers[0], list) and answers[0][:-1]:
         prompt = answers[0][:-1]
-    responses = [answer if isinstance(answer, str) else "".join(each["content"] for each in answer[-1:])
-                 for answer in answers]  # fmt: skip
+    responses = [
+        answer if isinstance(answer, str) else "".join(message["content"] for message in answer[-1:])
+        for answer in answers
+    ]
     if any(not response for response in responses):
         raise sources.BadRow(number, "it has an empty response; there is nothing to score")
     return Tree(prompt, responses, group=f"row {number + 1}")
 
 
 def _mapped(row: Mapping[str, Any], columns: Mapping[str, Names]) -> Mapping[str, Any]:
-    """The row with our names beside the source's.
+    """The row with our column names added to those of the source.
 
     Raises:
         UserError: the row lacks a column that `columns` names.
@@ -194,7 +205,7 @@ def _lines(trees: list[TokenTree], first: int, columns: Mapping[str, Any]) -> li
         if not bool(columns["scores"][ends].isfinite().all()):
             raise sources.BadRow(
                 first + number,
-                "it gets a score that is not finite: the model's weights are broken, or its products overflow (try "
+                "its score is not finite: the model's weights are broken, or its products overflow (try "
                 "model.precision fp32)",
             )
         lines.append({"row": first + number, **{name: values[ends].tolist() for name, values in columns.items()}})
@@ -206,32 +217,41 @@ def _claim_file(out: Path) -> Path:
 
 
 def _claim(out: Path, config: ScoreRun) -> tuple[Path, int]:
-    """The partial file and how many of its rows are whole; begun anew where there is none."""
+    """The partial file and how many of its rows are complete; a new one if no run was stopped.
+
+    Raises:
+        UserError: a run with other inputs was stopped while writing the same file, or the place cannot be written.
+    """
     partial, claim = out.with_name(f".{out.name}.partial"), _claim_file(out)
-    asked = {"model": config.model.path, "members": list(config.members), "data": _stamp(config.data.source),
-             "columns": config.data.columns, "max_prompt": config.data.max_prompt,
-             "max_response": config.data.max_response}  # fmt: skip
+    inputs = {
+        "model": config.model.path,
+        "members": list(config.members),
+        "data": _fingerprint(config.data.source),
+        "columns": config.data.columns,
+        "max_prompt": config.data.max_prompt,
+        "max_response": config.data.max_response,
+    }
     if partial.exists() and claim.exists():
-        if json.loads(claim.read_text()) != asked:
+        if json.loads(claim.read_text()) != inputs:
             raise UserError(
                 f"{str(partial)!r} was left by a run of another model or file; remove it or name another out"
             )
         text = partial.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1]
+        whole_lines = text[: text.rfind("\n") + 1]
         temporary = partial.with_name(f"{partial.name}.{os.getpid()}")
-        temporary.write_text(whole, encoding="utf-8")
+        temporary.write_text(whole_lines, encoding="utf-8")
         temporary.rename(partial)
-        return partial, whole.count("\n")
+        return partial, whole_lines.count("\n")
     try:
-        claim.write_text(json.dumps(asked))
+        claim.write_text(json.dumps(inputs))
     except OSError as problem:
         raise UserError(f"out {str(out)!r} cannot be written ({problem.strerror}); name another place") from None
     partial.write_text("")
     return partial, 0
 
 
-def _stamp(source: str) -> str:
-    """The source's name and, of a file, its size and the hash of its beginning."""
+def _fingerprint(source: str) -> str:
+    """The source's name; of a file also its size and the hash of its first MiB."""
     path = Path(source)
     if not path.is_file():
         return source
@@ -240,39 +260,41 @@ def _stamp(source: str) -> str:
 
 
 def _summary(partial: Path, config: ScoreRun, rows: int, fresh: int, seconds: float) -> Scored:
-    judged = sources.flow(config.against, option="against") if config.against else sources.flow(config.data.source)
-    right: list[float] = []
+    """The result, with the accuracy of the written scores against `config.against` or against chosen and rejected."""
+    source, option = (config.against, "against") if config.against else (config.data.source, "data.source")
+    labelled = sources.open_source(source, option=option)
+    outcomes: list[float] = []
     prompts: list[str] = []
     responses = 0
-    with judged.located(), partial.open(encoding="utf-8") as lines:
-        for number, (line, raw) in enumerate(zip(lines, judged, strict=False)):
+    with labelled.located(), partial.open(encoding="utf-8") as lines:
+        for number, (line, raw) in enumerate(zip(lines, labelled, strict=False)):
             scores = np.array(json.loads(line)["scores"], dtype=np.float64)
             responses += len(scores)
             row = raw if config.against else _mapped(raw, config.data.columns)
             try:
-                outcomes = _pairwise(scores, row, bool(config.against))
-            except ValueError as problem:
+                row_outcomes = _pairwise(scores, row, bool(config.against))
+            except UserError as problem:
                 raise sources.BadRow(number, str(problem)) from None
-            right += outcomes
-            prompts += [_group(row.get("prompt"), number)] * len(outcomes)
-    accuracy = share(right, prompts) if right else None
+            outcomes += row_outcomes
+            prompts += [_group(row.get("prompt"), number)] * len(row_outcomes)
+    accuracy = share(outcomes, prompts) if outcomes else None
     return Scored(rows, responses, fresh, seconds, accuracy)
 
 
 def _group(prompt: Any, number: int) -> str:
-    """The unit of the interval: the prompt as data splits know it; where there is none, the row."""
+    """The unit of the interval: the prompt, normalised as for data splits; without a prompt the row."""
     if not prompt:
         return f"row {number + 1}"
-    return normalised(prompt if isinstance(prompt, str) else tuple(values.messages(prompt, "prompt")))
+    return normalised(prompt if isinstance(prompt, str) else tuple(formats.as_messages(prompt, "prompt")))
 
 
 def _pairwise(scores: Floats, row: Mapping[str, Any], against: bool) -> list[float]:
-    """1, 0 or 1/2 for each pair of responses that the judged row tells apart."""
+    """1, 0 or 1/2 (a tie) for each pair of responses of which the row says which is better."""
     if not against:
         return list(wins(scores[:1], scores[1:])) if {"chosen", "rejected"} <= set(row) else []
-    given = values.listed(values.number)(row.get("scores"), "scores")
-    if len(given) != len(scores) or None in given:
-        raise UserError(f"column 'scores' has {len(given)} values; there are {len(scores)} responses")
-    other = np.array(given, dtype=np.float64)
-    better, worse = np.nonzero(other[:, None] > other[None, :])
+    labels = formats.list_of(formats.as_number)(row.get("scores"), "scores")
+    if len(labels) != len(scores) or None in labels:
+        raise UserError(f"column 'scores' has {len(labels)} values; there are {len(scores)} responses")
+    label_array = np.array(labels, dtype=np.float64)
+    better, worse = np.nonzero(label_array[:, None] > label_array[None, :])
     return list(wins(scores[better], scores[worse]))

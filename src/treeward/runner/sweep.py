@@ -1,7 +1,7 @@
-"""A sweep: one training command over the product of some fields' values, in one go.
+"""A sweep: one training command over the product of some fields' values.
 
-Each point is an ordinary run in a directory of its own; the reference's log-probabilities are computed for the first
-and read by the rest. The sweep ends in one frontier, where the command trains policies.
+Each point is an ordinary run in its own directory. The reference's log-probabilities are computed for the first run and
+read from the store by the others. If the command trains policies, the sweep ends with one frontier page.
 """
 
 import logging
@@ -11,12 +11,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from treeward.checks.check import ChecksFailed
-from treeward.errors import UserError
+from treeward.errors import ChecksFailed, UserError
+from treeward.methods import find
 from treeward.report.frontier import every, write_frontier
 from treeward.runner import settings
-from treeward.runner.options import RUNS
-from treeward.runner.train import Finished, train
+from treeward.runner.run import Finished, run
 from treeward.runs.directory import free_path
 
 log = logging.getLogger(__name__)
@@ -27,8 +26,8 @@ Axis = tuple[str, tuple[str, ...]]
 
 @dataclass(frozen=True)
 class Swept:
-    """Where the sweep is; its runs by point; what stopped the points that did not run; the frontier, or why there is
-    none, where there are runs with a score and a KL.
+    """The sweep's directory; the runs by point; what stopped the points that did not run; the frontier page, or the
+    reason why there is none although runs have a score and a KL.
     """
 
     path: Path
@@ -39,12 +38,12 @@ class Swept:
 
     @property
     def exit_code(self) -> int:
-        """The worst of the runs'; 2 where a point did not run."""
+        """The worst of the runs'; 2 if a point did not run."""
         return 2 if self.failed else max(finished.exit_code for finished in self.runs.values())
 
 
 def axis(text: str) -> Axis:
-    """The axis that `KEY=V1,V2,...` names; a comma inside brackets belongs to its value, as in [a,b].
+    """The axis of `KEY=V1,V2,...`. A comma inside brackets is part of a value, as in [a,b].
 
     Raises:
         UserError: there is no key or no value.
@@ -57,64 +56,66 @@ def axis(text: str) -> Axis:
 
 
 def _split(values: str) -> list[str]:
-    found, depth = [""], 0
-    for sign in values:
-        depth += (sign in "[{") - (sign in "]}")
-        if sign == "," and depth == 0:
-            found.append("")
+    """Split at commas outside brackets."""
+    parts, depth = [""], 0
+    for character in values:
+        depth += (character in "[{") - (character in "]}")
+        if character == "," and depth == 0:
+            parts.append("")
         else:
-            found[-1] += sign
-    return found
+            parts[-1] += character
+    return parts
 
 
 def points(axes: Sequence[Axis]) -> dict[str, list[tuple[str, str]]]:
-    """The product of the axes: a name such as `loss.beta=0.1,seed=0` to its overrides, in order.
+    """The product of the axes: names such as `loss.beta=0.1,seed=0` to their overrides, in order.
 
-    A name is one directory's, so that the slashes of a value stand as underscores in it.
+    A name is also a directory, so slashes in a value become underscores.
 
     Raises:
-        UserError: two points would have one name.
+        UserError: two points would have the same name.
     """
-    found: dict[str, list[tuple[str, str]]] = {}
-    for chosen in product(*([(key, value) for value in values] for key, values in axes)):
-        name = ",".join(f"{key}={value}" for key, value in chosen).replace("/", "_")
-        if name in found:
+    by_name: dict[str, list[tuple[str, str]]] = {}
+    for overrides in product(*([(key, value) for value in values] for key, values in axes)):
+        name = ",".join(f"{key}={value}" for key, value in overrides).replace("/", "_")
+        if name in by_name:
             raise UserError(f"--sweep has two points {name!r}; give each value once")
-        found[name] = list(chosen)
-    return found
+        by_name[name] = list(overrides)
+    return by_name
 
 
 def sweep(verb: str, base: Mapping[str, Any], axes: Sequence[Axis]) -> Swept:
-    """Run every point; `base` is the command's mapping without the axes.
+    """Run every point. `base` is the command's mapping without the axes.
 
     Raises:
-        UserError: a point's configuration is wrong (found out before the first run), the place is taken, or the
-            first point cannot be run. A later one that cannot be run stands in `failed`.
+        UserError: a point's configuration is wrong (checked before the first run), the directory exists, or the first
+            point cannot be run. Later points that cannot be run are in `failed`.
     """
     path = free_path(f"{base.get('name') or verb}-sweep", base.get("out"))
+    method = find(verb)
     configs = {}
     for name, overrides in points(axes).items():
         values = dict(base)
         for key, text in overrides:
             values = settings.merge(values, settings.override(key, text))
-        configs[name] = settings.build(RUNS[verb], values | {"out": str(path / name)})
+        configs[name] = settings.build(method.Config, values | {"out": str(path / name)})
         if getattr(configs[name], "members", 1) > 1:
             raise UserError("--sweep runs single models: leave members at 1")
-    found: dict[str, Finished] = {}
+    finished: dict[str, Finished] = {}
     failed: dict[str, str] = {}
     for number, (name, config) in enumerate(configs.items(), 1):
         log.info("\n%s (%d of %d)", name, number, len(configs))
         try:
-            found[name] = train(config)
-        except (ChecksFailed, ValueError) as problem:
-            if isinstance(problem, ValueError) and number == 1:
+            finished[name] = run(config, method)
+        except (ChecksFailed, UserError) as problem:
+            if isinstance(problem, UserError) and number == 1:
                 raise
             failed[name] = str(problem)
             log.error("%s was not trained: %s", name, failed[name])
-    judged = [finished.path for finished in found.values() if {"score", "kl"} <= every(finished.receipt).keys()]
-    if not judged:
-        return Swept(path, found, failed, None)
+    scored = [point.path for point in finished.values() if {"score", "kl"} <= every(point.receipt).keys()]
+    if not scored:
+        return Swept(path, finished, failed, None)
     try:
-        return Swept(path, found, failed, write_frontier(judged, path / "frontier.html"))
-    except ValueError as problem:
-        return Swept(path, found, failed, None, str(problem))
+        return Swept(path, finished, failed, write_frontier(scored, path / "frontier.html"))
+    except UserError as problem:
+        return Swept(path, finished, failed, None, str(problem))

@@ -1,7 +1,7 @@
-"""The options of TRL and transformers' Trainer by their names, and what they are called here.
+"""The options of TRL and of transformers' Trainer, and our options that do the same.
 
-Unknown options are answered from this table, and the table of docs/from-trl.md is made of it:
-`python -m treeward.runner.trl_names` prints it.
+An unknown option is looked up here. docs/from-trl.md has the same table, which `python -m treeward.runner.trl_names`
+prints.
 """
 
 from collections.abc import Collection
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Name:
-    """TRL's names of an option, our option ("KEY" or "KEY VALUE") or options, and a remark for the docs.
+    """TRL's names of an option, our option or options ("KEY" or "KEY VALUE"), and a remark for the docs.
 
-    Without an option of ours the remark says what happens instead.
+    Where we have no such option, the remark says what happens instead.
     """
 
     theirs: tuple[str, ...]
@@ -23,98 +23,117 @@ class Name:
 NAMES = (
     Name(("model_name_or_path",), ("model.path",), "a directory, a run directory or a hub id"),
     Name(("dataset_name", "dataset_path"), ("data.source",), "a file, a directory or a hub id"),
-    Name(("dataset_train_split",), ("data.split",), "rows of one split, parted anew; by default every split is read"),
     Name(
-        ("dataset_test_split", "eval_dataset"), ("data.test", "data.validation"),
-        "shares of the groups that are held out; a `split` column in the data goes first",
+        ("dataset_train_split",),
+        ("data.split",),
+        "reads one split and splits its rows again; by default all splits of the data are used as they are",
+    ),
+    Name(
+        ("dataset_test_split", "eval_dataset"),
+        ("data.test", "data.validation"),
+        "shares of the prompts that are held out; a `split` column in the data takes precedence",
     ),
     Name(("dataset_text_field",), ("data.columns {text: NAME}",)),
-    Name(("output_dir",), ("out",), "it must not exist"),
+    Name(("output_dir",), ("out",), "must not exist"),
     Name(("run_name",), ("name",)),
-    Name(("beta",), ("loss.beta",), "the same; of ORPO it is `--loss.weight`"),
+    Name(("beta",), ("loss.beta",), "the same; for ORPO `--loss.weight`"),
     Name(
-        ("loss_type",), ("loss.kind",),
-        "equal to 1e-5 where both define the same; names and differences in [preference losses](preference-losses.md)",
+        ("loss_type",),
+        ("loss.kind",),
+        "equal to 1e-5 where both have the loss; names and differences in [preference losses](preference-losses.md)",
     ),
     Name(("loss_weights",), ("loss.kind sum", "loss.terms")),
     Name(("f_divergence_type",), ("divergence.kind",)),
-    Name(("f_alpha_divergence_coef",), ("divergence.alpha",), "alpha is the paper's: 1 less TRL's"),
+    Name(("f_alpha_divergence_coef",), ("divergence.alpha",), "the paper's alpha, which is 1 minus TRL's"),
     Name(
-        ("label_smoothing",), ("loss.flip",),
-        "conservative DPO; TRL takes it for some losses and ignores it for others",
+        ("label_smoothing",),
+        ("loss.flip",),
+        "conservative DPO; TRL uses it in some losses and ignores it in others",
     ),
     Name(("simpo_gamma",), ("loss.gamma",), "with `--loss.kind simpo`"),
     Name(("desirable_weight",), ("loss.desirable",), "with `--loss.kind kto`"),
     Name(("undesirable_weight",), ("loss.undesirable",), "with `--loss.kind kto`"),
     Name(
-        ("max_length",), ("data.max_prompt", "data.max_response"),
-        "two budgets: a long prompt can never leave a response without tokens; prompts are cut on the left, responses "
-        "on the right without an invented end token, and every cut is counted",
+        ("max_length",),
+        ("data.max_prompt", "data.max_response"),
+        "two limits, so that a long prompt never removes the response; prompts are cut on the left, responses on the "
+        "right without an added end token, and every cut is counted",
     ),
     Name(("max_prompt_length",), ("data.max_prompt",)),
     Name(
-        ("max_completion_length", "max_new_tokens"), ("evaluation.max_new_tokens", "max_new_tokens"),
-        "of samples; `--data.max-response` cuts given responses",
+        ("max_completion_length", "max_new_tokens"),
+        ("evaluation.max_new_tokens", "max_new_tokens"),
+        "limits samples; `--data.max-response` limits given responses",
     ),
-    Name(("num_generations",), ("samples", "evaluation.samples"), "samples a prompt, of `pairs` and of evaluation"),
+    Name(("num_generations",), ("samples", "evaluation.samples"), "samples per prompt, in `pairs` and in evaluation"),
     Name(("temperature",), ("evaluation.temperature", "temperature")),
     Name(
-        ("per_device_train_batch_size", "gradient_accumulation_steps"), ("batch_size",),
-        "pairs a step; how they are cut into passes is `--token-budget` and changes no result",
+        ("per_device_train_batch_size", "gradient_accumulation_steps"),
+        ("batch_size",),
+        "pairs per optimizer step; `--token-budget` sets how many tokens are computed at once and changes no result",
     ),
     Name(
-        ("learning_rate",), ("lr",),
-        "the first step's rate is above 0; a rate far outside the method's range needs `--skip-check F42`",
+        ("learning_rate",),
+        ("lr",),
+        "the rate of the first step is above 0; a rate far outside the method's usual range needs `--skip-check F42`",
     ),
     Name(("num_train_epochs",), ("epochs",)),
     Name(("max_steps",), ("steps",)),
     Name(("warmup_ratio", "warmup_steps"), ("warmup",), "a share of the steps"),
     Name(("lr_scheduler_type",), ("schedule",)),
     Name(
-        ("precompute_ref_log_probs",), ("reference.store",),
-        "always, once, before the first step, and kept for other runs in a store whose keys hash weights and ids",
+        ("precompute_ref_log_probs",),
+        ("reference.store",),
+        "always on: computed once before the first step, and stored for other runs under a hash of weights and ids",
     ),
-    Name(("ref_model", "ref_model_name_or_path"), ("reference.path",),
-         "by default the policy as loaded; with new LoRA adapters they are switched off, trained ones are part of "
-         "a copy"),
-    Name(("sync_ref_model",), ("reference.kind ema",), "each step; the average is saved with the state"),
+    Name(
+        ("ref_model", "ref_model_name_or_path"),
+        ("reference.path",),
+        "by default the policy as loaded; new LoRA adapters are switched off for it, trained ones are copied",
+    ),
+    Name(("sync_ref_model",), ("reference.kind ema",), "updated after each step; saved in checkpoints"),
     Name(("ref_model_mixup_alpha",), ("reference.rate",)),
-    Name(("disable_dropout",), ("model.dropout",),
-         "dropout is off unless `--model.dropout 0.1` asks for it; without it training runs in eval mode, so that "
-         "router jitter and LayerDrop are off too"),
     Name(
-        ("bf16",), ("model.precision bf16",), "products in bf16, weights in fp32; `auto` looks at the hardware"
+        ("disable_dropout",),
+        ("model.dropout",),
+        "off unless set, such as `--model.dropout 0.1`; without it the model trains in eval mode, which switches off "
+        "router jitter and LayerDrop too",
     ),
-    Name(("dtype", "torch_dtype"), ("model.precision",), "the weights that train are fp32"),
-    Name(("padding_free", "packing"), (), "always on, with the prompt shared, verified before the first step"),
+    Name(
+        ("bf16",), ("model.precision bf16",), "matrix products in bf16, weights in fp32; `auto` depends on the hardware"
+    ),
+    Name(("dtype", "torch_dtype"), ("model.precision",), "weights that train are fp32"),
+    Name(("padding_free", "packing"), (), "always on, with shared prompts, and verified before the first step"),
     Name(("center_rewards_coefficient",), ("loss.centre",)),
+    Name(("eval_steps", "eval_strategy"), ("evaluate_every",), "in steps; by default once an epoch"),
+    Name(("load_best_model_at_end",), (), "always on: the weights with the best validation metric are saved"),
     Name(
-        ("eval_steps", "eval_strategy"), ("evaluate_every",), "in steps; by default each epoch"
+        ("metric_for_best_model",),
+        ("evaluation.metric",),
+        "each metric has its direction; an unknown name is an error",
     ),
+    Name(("save_steps",), ("save_every",), "only the last checkpoint stays"),
     Name(
-        ("load_best_model_at_end",), (),
-        "always on: the weights of the best validation measurement are kept",
+        ("resume_from_checkpoint",),
+        ("resume",),
+        "or `treeward resume RUN`; bit for bit on the CPU at equal threads and versions",
     ),
-    Name(
-        ("metric_for_best_model",), ("evaluation.metric",),
-        "metrics carry their direction; an unknown name is an error",
-    ),
-    Name(("save_steps",), ("save_every",), "the last checkpoint is kept"),
-    Name(("resume_from_checkpoint",), ("resume",), "or `treeward resume RUN`: bit for bit on the CPU at equal threads "
-         "and versions"),
     Name(("logging_steps", "report_to"), (), "every step is a line of the run's metrics.jsonl"),
-    Name(("use_peft", "peft_config"), ("model.lora {r: 16, alpha: 32}",),
-         "`model/` merged, `adapter/` in PEFT's layout; the reward head always trains"),
+    Name(
+        ("use_peft", "peft_config"),
+        ("model.lora {r: 16, alpha: 32}",),
+        "`model/` has the merged weights, `adapter/` the adapter in PEFT's layout; a reward head always trains",
+    ),
     Name(("lora_r",), ("model.lora.r",)),
     Name(("lora_alpha",), ("model.lora.alpha",)),
     Name(("lora_target_modules",), ("model.lora.targets",)),
-)  # fmt: skip
+)
 
 
 def suggestion(name: str, keys: Collection[str] | None = None) -> str | None:
-    """What to say of an option that TRL knows by this name; None where it does not.
+    """The hint for an option that TRL has by this name; None where TRL has none.
 
-    `keys` are the dotted keys that the command takes; options of ours that it does not take are left out.
+    `keys` are the dotted keys of the command: our options that it does not have are left out of the hint.
     """
     plain = name.rsplit(".", 1)[-1].replace("-", "_")
     row = next((row for row in NAMES if plain in row.theirs), None)
@@ -137,6 +156,7 @@ def table() -> str:
 
 
 def _flag(option: str) -> str:
+    """An option as it is typed: "lr" is --lr, and a value with spaces is quoted."""
     key, _, value = option.partition(" ")
     quoted = f"'{value}'" if " " in value else value
     return f"--{key.replace('_', '-')} {quoted}".rstrip()

@@ -1,1 +1,1 @@
-"""The run directory: the only thing that outlives a process. Standard library only."""
+"""The run directory: everything that is left when a run has ended. Standard library only."""

@@ -1,4 +1,4 @@
-"""A run's directory: claimed once, never overwritten, every file written whole or not at all.
+"""The directory of a run: made once, never overwritten; every file is written completely or not at all.
 
 runs/<name>/
   config.yaml  environment.json  metrics.jsonl  samples.jsonl  evaluation.jsonl  receipt.json  report.html
@@ -15,6 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,9 @@ log = logging.getLogger(__name__)
 
 ROOT = Path("runs")
 NAME = 200
-"""Characters of a run's name at most."""
+"""Length limit of a run's name, in characters."""
 ENDED = ("receipt.json", "report.json")
-"""What a run writes last."""
+"""The last file that a run writes: its receipt, of `treeward pairs` its report."""
 
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -37,9 +38,9 @@ class DiskFull(UserError):
 
 
 def is_full(problem: BaseException | None) -> bool:
-    """Whether a write failed for want of space or quota, by this error or by one that it came after.
+    """Whether this error, or one that it followed, means that the disk or the quota is full.
 
-    Libraries in Rust say it in their text alone, and torch's archives fail once more while they are closed.
+    Libraries in Rust only name the error number in their message, and closing a torch archive raises a second error.
     """
     while problem is not None:
         if isinstance(problem, OSError) and problem.errno in NO_SPACE:
@@ -52,7 +53,7 @@ def is_full(problem: BaseException | None) -> bool:
 
 @contextmanager
 def whole(*places: Path) -> Iterator[None]:
-    """Within this, files or directories are written whole or not at all: what an error leaves of them is deleted."""
+    """Inside, files or directories are written completely or not at all: after an error they are deleted."""
     try:
         yield
     except BaseException:
@@ -65,17 +66,19 @@ def whole(*places: Path) -> Iterator[None]:
 
 
 def free_path(name: str, out: str | None, option: str = "--out") -> Path:
-    """Where a new run goes: `out` if given, else runs/<name> or the next free number after it.
+    """The path of a new run: `out` if given, else runs/<name>, or runs/<name>-2 and so on if that exists.
 
     Raises:
-        UserError: `out` exists, its place cannot be written to, or `name` is no plain name of a folder.
+        UserError: `out` exists or cannot be written, or `name` is not the name of one folder.
     """
     plain = name.isprintable() and Path(name).name == name and name not in ("", ".", "..") and "\\" not in name
     if out is None and (not plain or len(name) > NAME):
-        raise UserError(f"name is {name[:60]!r}; it names one folder in runs/, without slashes: use --out for others")
+        raise UserError(
+            f"name is {name[:60]!r}; it must be the name of one folder in runs/; --out takes any other place"
+        )
     path = Path(out) if out is not None else _next_free(name)
     if path.exists():
-        stopped = (path / "config.yaml").exists() and not any((path / name).exists() for name in ENDED)
+        stopped = (path / "config.yaml").exists() and not any((path / last).exists() for last in ENDED)
         more = f", or `treeward resume {out}`" if stopped else ""
         raise UserError(f"{option} {out!r} exists; runs are never overwritten: name another{more}")
     parent = next(p for p in path.absolute().parents if p.exists())
@@ -97,10 +100,10 @@ def _next_free(name: str) -> Path:
 
 
 def created(name: str, out: str | None, option: str = "--out") -> "RunDirectory":
-    """The directory of a new run, made now: `free_path`, and the next one where another run took it this moment.
+    """Make the directory of a new run at `free_path`, or at the next one if another run has just taken it.
 
     Raises:
-        UserError: `out` exists by now, or its place cannot be written to.
+        UserError: `out` exists or cannot be written.
     """
     while True:
         path = free_path(name, out, option)
@@ -112,12 +115,10 @@ def created(name: str, out: str | None, option: str = "--out") -> "RunDirectory"
 
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """While the block runs, no other process (or call) that asks the same may work in this directory.
-
-    The lock goes with the process that holds it, so a killed one leaves none.
+    """Lock this directory: inside, no other process (or call) can lock it. The lock ends with the process.
 
     Raises:
-        UserError: another process works there.
+        UserError: another process has locked it.
     """
     with (path / ".lock").open("a+", encoding="utf-8") as file:
         try:
@@ -128,11 +129,38 @@ def alone(path: Path) -> Iterator[None]:
                 f"{str(path)!r} is being written by process {file.read()}; wait for it, or name another directory"
             ) from None
         except OSError:
-            log.info("%s lies on a file system without locks: start no second run there", path)
+            log.info("%s is on a file system without locks: start no second run there", path)
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A run in a list: its receipt (None before it has ended), the last step in its metrics.jsonl (None without one),
+    and when its newest file was written, in seconds since the epoch.
+    """
+
+    path: Path
+    receipt: dict[str, Any] | None
+    step: int | None
+    changed: float
+
+
+def summaries(root: Path) -> list[Summary]:
+    """The runs in a directory, newest first: itself, its folders and their folders (points of a sweep, stages)."""
+    places = [file.parent for depth in ("", "*/", "*/*/") for file in root.glob(f"{depth}config.yaml")]
+    return sorted(map(_summary, places), key=lambda run: run.changed, reverse=True)
+
+
+def _summary(path: Path) -> Summary:
+    run = RunDirectory(path)
+    step = None
+    for row in run.each("metrics.jsonl"):
+        step = row.get("step", step)
+    newest = max(file.stat().st_mtime for file in path.iterdir() if file.is_file())
+    return Summary(path, run.read_json("receipt.json"), step, newest)
 
 
 class RunDirectory:
@@ -143,7 +171,7 @@ class RunDirectory:
 
     @classmethod
     def create(cls, path: Path) -> "RunDirectory":
-        """Make the directory; it must not exist."""
+        """Make the directory, which must not exist."""
         path.mkdir(parents=True)
         return cls(path)
 
@@ -152,14 +180,14 @@ class RunDirectory:
         """An existing run.
 
         Raises:
-            UserError: there is no run at that place.
+            UserError: the directory has no config.yaml.
         """
         if not (Path(path) / "config.yaml").exists():
             raise UserError(f"{path!r} is not a run directory: it has no config.yaml")
         return cls(Path(path))
 
     def write(self, name: str, text: str) -> None:
-        """Write a whole file: to a temporary name first, then renamed."""
+        """Write a file completely: under a temporary name first, then renamed."""
         temporary = self.path / f".{name}.{os.getpid()}"
         with whole(temporary):
             temporary.write_text(text, encoding="utf-8")
@@ -174,33 +202,33 @@ class RunDirectory:
         self.write(name, "".join(json.dumps(finite(row), ensure_ascii=False) + "\n" for row in rows))
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
-        """Add one line to a JSONL file, handed to the system before this returns."""
+        """Add one line to a JSONL file; it is with the operating system when this returns."""
         with (self.path / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(finite(row), ensure_ascii=False) + "\n")
 
     def lines(self, name: str) -> list[dict[str, Any]]:
-        """The rows of a JSONL file, a half-written last line left out; none if there is no file."""
+        """The rows of a JSONL file without a half-written last line; none if there is no file."""
         return list(self.each(name))
 
     def each(self, name: str) -> Iterator[dict[str, Any]]:
-        """The same one by one, so that the file may be larger than memory."""
+        """The rows one by one, for files that are larger than memory."""
         path = self.path / name
         if path.exists():
             with path.open(encoding="utf-8", newline="\n") as file:
                 yield from (json.loads(line) for line in file if line.endswith("\n"))
 
     def read_json(self, name: str) -> Any:
-        """A JSON file's value; None if there is no file."""
+        """The value of a JSON file; None if there is no file."""
         path = self.path / name
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
     def checkpoint(self, step: int) -> Path:
-        """Where the state after `step` steps goes."""
+        """The path of the checkpoint after `step` steps."""
         return self.path / "checkpoints" / f"step-{step:06d}"
 
     @property
     def best(self) -> Path:
-        """Where the best weights so far are kept."""
+        """The path of the best weights so far."""
         return self.path / "checkpoints" / "best.safetensors"
 
     def checkpoints(self) -> list[Path]:
@@ -209,7 +237,7 @@ class RunDirectory:
 
 
 def finite(value: Any) -> Any:
-    """The same value with NaN and infinities as None, and mappings and sequences as plain ones."""
+    """The value for JSON: NaN and infinities become None, mappings dicts, tuples lists."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

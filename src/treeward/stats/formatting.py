@@ -1,76 +1,77 @@
-"""How figures are written and what they mean.
+"""How measured values are printed, and what each is called: for the terminal and the report alike.
 
-How a measured number is written, for the terminal and the pages alike: no more digits than its interval justifies.
+A number is printed with the digits that its interval justifies: two significant digits of half the interval's width.
 
-Standard library only. `facts` is a value with its interval as a receipt holds it: `value`, `low` and `high` (None where
-n = 1 gives no interval), and `reliable`, which is false where no method covers at this n.
-
-
----
-What each figure is called, and what it means in one line, for the pages and the terminal.
+Standard library only. `facts` is a value with its interval as in a receipt: `value`, `low`, `high` (None if there is no
+interval) and `reliable` (false if the interval may not cover).
 """
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
-Facts = Mapping[str, Any]
+# --------------------------------------------------------------------------- numbers
+
+Facts: TypeAlias = Mapping[str, Any]
+"""A value with its interval: `value`, `low`, `high` and, optionally, `reliable`."""
 
 SMALLEST_P = 1e-4
-"""No p value is printed below this one: the tails of a test are not known better than that."""
+"""Smaller p values are printed as a bound, because the tails of a test are not accurate below this."""
 UNRELIABLE = "interval unreliable"
+"""The note after an interval that is not reliable."""
 
 
 def value(facts: Facts, sign: bool = False) -> str:
-    """The value alone, to two significant digits of half its interval's width; `sign` writes a plus where it rose."""
-    return _written(facts["value"], _decimals(facts), sign)
+    """The value alone, "0.664". With `sign`, positive values have a plus."""
+    return _format(facts["value"], _decimals(facts), sign)
 
 
 def bounds(facts: Facts, sign: bool = False) -> str:
-    """The interval alone, "[0.641, 0.687]", with the value's decimals; a dash for a bound that is not known."""
+    """The interval alone, "[0.641, 0.687]", with as many decimals as the value; a dash for an unknown bound."""
     decimals = _decimals(facts)
-    low, high = (_written(facts[bound], decimals, sign) for bound in ("low", "high"))
+    low, high = (_format(facts[bound], decimals, sign) for bound in ("low", "high"))
     return f"[{low}, {high}]"
 
 
 def interval(facts: Facts, sign: bool = False) -> str:
-    """The value with its interval, and a note where that is unreliable: "0.664 [0.641, 0.687]"."""
+    """The value with its interval, "0.664 [0.641, 0.687]", and a note if the interval is not reliable."""
     note = "" if reliable(facts) else f" ({UNRELIABLE})"
     return f"{value(facts, sign)} {bounds(facts, sign)}{note}"
 
 
 def reliable(facts: Facts) -> bool:
-    """Whether the interval may be relied on; so it is unless the receipt says otherwise."""
+    """Whether the interval is reliable; true unless `facts` has `reliable: false`."""
     return facts.get("reliable") is not False
 
 
 def p_value(p: float | None, n: int) -> str:
-    """ "p=0.023", or a bound where p is smaller than n independent units can show: with n signs to flip the smallest
-    two-sided p is 2^(1 - n).
+    """A p value, "p=0.023", or a bound, "p<0.0001", below `SMALLEST_P` or below 2^(1 - n).
+
+    2^(1 - n) is the smallest two-sided p of a sign-flip test on n groups.
     """
     if p is None or math.isnan(p):
         return "p unknown"
     floor = max(SMALLEST_P, 2.0 ** (1 - n))
-    return f"p<{_plain(floor, math.ceil)}" if p < floor else f"p={_plain(p, round)}"
+    return f"p<{_two_digits(floor, math.ceil)}" if p < floor else f"p={_two_digits(p, round)}"
 
 
-def number(found: float | None) -> str:
-    """A number that stands without an interval: three significant digits, whole ones above a thousand."""
-    if found is None:
+def number(value: float | None) -> str:
+    """A number without an interval: three significant digits; integers, and numbers from 1000 on, in full."""
+    if value is None:
         return "–"
-    if isinstance(found, int) or abs(found) >= 1000:
-        return f"{found:,.0f}"
-    return f"{found:z.3g}"
+    if isinstance(value, int) or abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:z.3g}"
 
 
-def _plain(p: float, whole: Callable[[float], int]) -> str:
+def _two_digits(p: float, rounding: Callable[[float], int]) -> str:
     """A number from SMALLEST_P to 1 with two significant digits and no exponent."""
     decimals = 1 - math.floor(math.log10(p))
-    return f"{whole(p * 10**decimals) / 10**decimals:.{decimals}f}".rstrip("0").rstrip(".")
+    return f"{rounding(p * 10**decimals) / 10**decimals:.{decimals}f}".rstrip("0").rstrip(".")
 
 
 def _decimals(facts: Facts) -> int | None:
-    """Decimals that show two significant digits of half the interval's width; None where there is no width to go by."""
+    """The decimals that show two significant digits of half the interval's width; None without a width."""
     low, high = facts["low"], facts["high"]
     if low is None or high is None or not math.isfinite(high - low):
         return None
@@ -79,19 +80,23 @@ def _decimals(facts: Facts) -> int | None:
     return None if half <= 1e-9 * scale else max(0, 1 - math.floor(math.log10(half)))
 
 
-def _written(found: float | None, decimals: int | None, sign: bool) -> str:
-    if found is None or math.isnan(found):
+def _format(number: float | None, decimals: int | None, sign: bool) -> str:
+    """A number with this many decimals, in scientific notation beyond 6; four significant digits if None."""
+    if number is None or math.isnan(number):
         return "–"
-    plus = "+" if sign and found else ""
+    plus = "+" if sign and number else ""
     if decimals is None:
-        return f"{found:{plus}z.4g}"
+        return f"{number:{plus}z.4g}"
     if decimals > 6:
-        digits = max(0, decimals + math.floor(math.log10(abs(found)))) if found else 0
-        return f"{found:{plus}z.{digits}e}" if found else "0"
-    return f"{found:{plus}z,.{decimals}f}"
+        digits = max(0, decimals + math.floor(math.log10(abs(number)))) if number else 0
+        return f"{number:{plus}z.{digits}e}" if number else "0"
+    return f"{number:{plus}z,.{decimals}f}"
 
+
+# --------------------------------------------------------------------------- names and meanings
 
 JUDGE = "judge:"
+"""Prefix of the scores of judges (`treeward.stats.tables.JUDGE`; kept apart so that this module needs no numpy)."""
 
 FIGURES: dict[str, tuple[str, str]] = {
     "nll": ("NLL", "mean negative log-probability of held-out text, in nats a token (policy), or of the held-out "
@@ -116,14 +121,14 @@ FIGURES: dict[str, tuple[str, str]] = {
     "score": ("score", "mean score of responses sampled from the model, as the scorer gives it"),
     "kl": ("KL to the start", "how far the model has moved from its start: KL divergence a response, in nats"),
     "kl_token": ("KL a token", "the same divergence a token of the response, in nats"),
-    "entropy": ("next-token entropy", "how undecided the model is about each next token of its samples, in nats"),
-    "start_nll": ("NLL under the start", "mean negative log-probability that the start model gives to the samples, in "
-                  "nats a token; a rise means text that the start would not write"),
-    "self_bleu": ("self-BLEU", "overlap (BLEU-4) of a sample with the other samples of its prompt: 0 nothing in "
-                  "common, 1 all alike"),
+    "entropy": ("next-token entropy", "mean entropy of the next-token distribution along the samples, in nats"),
+    "start_nll": ("NLL under the start", "mean negative log-probability of the samples under the start model, in nats "
+                  "a token; higher means text that the start model is less likely to write"),
+    "self_bleu": ("self-BLEU", "overlap (BLEU-4) of a sample with the other samples of its prompt: 0 is nothing "
+                  "in common, 1 all equal"),
     "repetition": ("repetition", "share of a sample's 4-token sequences that it has already used"),
     "length": ("length", "tokens of a sample, its end token included"),
-    "ended": ("ended", "share of samples that end by themselves, before the length limit"),
+    "ended": ("ended", "share of samples that end with the end token, before the length limit"),
     "token_entropy": ("pooled entropy", "entropy of the token frequencies of all samples together, in nats: how varied "
                       "the words are"),
     "distinct_1": ("distinct-1", "share of the samples' tokens that are different from each other"),
@@ -133,16 +138,16 @@ FIGURES: dict[str, tuple[str, str]] = {
     "ece": ("calibration error", "mean distance between the stated probability and the share that comes true, ten bins "
             "of equal size"),
 }  # fmt: skip
-"""Label and meaning by the name that receipts use."""
+"""The label and the meaning of each figure, by its name in receipts."""
 
 
 def label(name: str) -> str:
-    """A figure's name in words; a judge's is its own."""
+    """A figure's name for readers; "judge NAME" for a judge; the name itself if it is unknown."""
     return f"judge {name.removeprefix(JUDGE)}" if name.startswith(JUDGE) else FIGURES.get(name, (name, ""))[0]
 
 
 def meaning(name: str) -> str:
-    """What a figure means, in one line; empty for a name that is not known."""
+    """What a figure means, in one line; empty if the name is unknown."""
     if name.startswith(JUDGE):
         return "mean score of the same samples by a judge that training never used"
     return FIGURES.get(name, ("", ""))[1]

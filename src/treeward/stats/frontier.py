@@ -1,27 +1,111 @@
-"""Score against KL: which models stand on the frontier, and which are clearly beaten. It reads nothing.
+"""Score against KL: best-of-n sampling, and the frontier of several models.
 
-A model is on the frontier if no other has at least its score at no more than its KL, one of them strictly. It is
-clearly beaten by another if that one's score is higher on the same prompts, at a KL that is no higher: a one-sided
-paired t test by prompt, whose p value is corrected for all such comparisons that are made (Holm 1979). Among equal
-models any is then called clearly beaten in at most 5 % of frontiers, however many they are. Differences of equal models
-are symmetric, for which the t test's tails are right or cautious; bench/calibration.py simulates thirty.
+Best-of-n: with K scored samples per prompt, the expected best of n has an unbiased estimate for every n up to K.
+KL(best-of-n, start) is at most ln n - (n - 1)/n (arXiv:2401.01879), with equality only if no response is repeated and
+no scores are tied.
+
+Frontier: a model is on it if no other model has at least its score at no more than its KL, with one of the two strict.
+A model is clearly beaten by another whose KL is no higher if the other's score is significantly higher on the same
+prompts: a one-sided paired t test by prompt, with Holm's correction (1979) for all these comparisons. If all models
+are equal, a model is called clearly beaten in at most 5 % of frontiers, whatever their number (bench/calibration.py
+simulates thirty).
+
+Notation: G prompts, K samples per prompt, n the number of samples that best-of-n chooses from.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from treeward.stats.diversity import Gap
 from treeward.stats.intervals import Floats, Interval, clustered_mean, holm, paired_mean
 
+
+def kl_bound(n: int) -> float:
+    """The largest possible KL(best-of-n, start): ln n - (n - 1)/n, in nats."""
+    return math.log(n) - (n - 1) / n
+
+
+def rank_weights(samples: int, n: int) -> Floats:
+    """The probability that the i-th lowest of K scores is the best of n drawn from them: C(i-1, n-1) / C(K, n)."""
+    return np.array([math.comb(i, n - 1) / math.comb(samples, n) for i in range(samples)])
+
+
+def expected_best(scores: ArrayLike, n: int) -> Floats:
+    """The unbiased estimate of the best of n samples, for each prompt (G,). `scores` is (G, K), n at most K."""
+    ranked = np.sort(np.asarray(scores, dtype=np.float64), axis=1)
+    return np.asarray(ranked @ rank_weights(ranked.shape[1], n), dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class AtEqualKL:
+    """A policy compared with best-of-n of the start model at equal KL.
+
+    Attributes:
+        kl: The policy's mean KL from the start model, in nats per response.
+        reached: The largest KL of the best-of-n curve, that of n = K.
+        score: The score of best-of-n at this KL; None if the curve ends before it.
+        above: The policy's score minus that of best-of-n; None likewise.
+    """
+
+    kl: float
+    reached: float
+    score: float | None
+    above: Gap | None
+
+
+def at_equal_kl(scores: ArrayLike, after: ArrayLike, kl: ArrayLike) -> AtEqualKL:
+    """Compare a trained policy with best-of-n of its start model at equal KL.
+
+    The best-of-n curve of score against KL is interpolated linearly between the bounds of n = 1..K: a mixture of two
+    neighbouring n achieves at least that, because KL is convex. The bound is the largest possible KL. Where responses
+    repeat or scores are tied the true KL of best-of-n is lower, so the comparison favours the policy.
+
+    The interval is the t interval over prompts, by the delta method. It holds while the mean KL stays between the same
+    two neighbouring bounds.
+
+    Args:
+        scores: The start model's scores (G, K).
+        after: The policy's mean score of each prompt (G,).
+        kl: The policy's mean KL of each prompt (G,), in nats per response.
+    """
+    start_scores = np.asarray(scores, dtype=np.float64)
+    bounds = np.array([kl_bound(n) for n in range(1, start_scores.shape[1] + 1)])
+    curve = np.stack([expected_best(start_scores, n) for n in range(1, start_scores.shape[1] + 1)], 1)
+    policy_scores, policy_kl = np.asarray(after, dtype=np.float64), np.asarray(kl, dtype=np.float64)
+    mean_kl = float(policy_kl.mean())
+    if mean_kl > bounds[-1]:
+        return AtEqualKL(mean_kl, float(bounds[-1]), None, None)
+    left = min(max(int(np.searchsorted(bounds, mean_kl, side="right")) - 1, 0), max(len(bounds) - 2, 0))
+    right = min(left + 1, len(bounds) - 1)
+    width = bounds[right] - bounds[left]
+    slope = float((curve[:, right] - curve[:, left]).mean() / width) if width else 0.0
+    weight = (mean_kl - bounds[left]) / width if width else 0.0
+    best_of_n = (1 - weight) * curve[:, left] + weight * curve[:, right]
+    above = clustered_mean(policy_scores - best_of_n - slope * (policy_kl - mean_kl), np.arange(len(start_scores)))
+    gap = Gap(above.value, above.low, above.high, above.reliable)
+    return AtEqualKL(mean_kl, float(bounds[-1]), float(best_of_n.mean()), gap)
+
+
 LEVEL = 0.05
-"""Chance that any of several equal models is called clearly beaten."""
+"""The probability that any of several equal models is called clearly beaten."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One model: its score, its KL to the start in nats a response, its name, family and seed."""
+    """One model.
+
+    Attributes:
+        label: Its name.
+        score: Its mean score.
+        kl: Its KL from the start model, in nats per response.
+        family: The models that are drawn alike.
+        seed: The seed of its run.
+    """
 
     label: str
     score: Interval
@@ -32,7 +116,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a point stands: on the frontier by its values, and by which points it is clearly beaten."""
+    """Whether a point is on the frontier, and the labels of the points that clearly beat it."""
 
     point: Point
     on_frontier: bool
@@ -40,7 +124,12 @@ class Standing:
 
 
 def standings(points: Sequence[Point], scores: Sequence[Floats]) -> list[Standing]:
-    """The standing of every point, in order. `scores` holds each point's mean score a prompt, prompts in one order."""
+    """The standing of every point, in order.
+
+    Args:
+        points: The models.
+        scores: For each model, its mean score of each prompt; the prompts are in the same order for all.
+    """
     beaten = _clearly_beaten(points, scores)
     return [
         Standing(point, not any(_dominates(other, point) for other in points), by)
@@ -53,31 +142,33 @@ def _clearly_beaten(points: Sequence[Point], scores: Sequence[Floats]) -> list[t
     pairs = [(a, b) for a, b in permutations(range(len(points)), 2) if points[a].kl.value <= points[b].kl.value]
     corrected = holm([_above(scores[a], scores[b]) for a, b in pairs])
     clear = [pair for pair, p in zip(pairs, corrected, strict=True) if p < LEVEL]
-    return [tuple(points[a].label for a, b in clear if b == place) for place in range(len(points))]
+    return [tuple(points[a].label for a, b in clear if b == index) for index in range(len(points))]
 
 
 def _above(a: Floats, b: Floats) -> float:
-    """One-sided p value of a's scores being above b's, on the same prompts."""
-    found = paired_mean(b, a, range(len(a)))
-    return found.p / 2 if found.value > 0 else 1 - found.p / 2
+    """The one-sided p value for a's scores being above b's on the same prompts."""
+    difference = paired_mean(b, a, range(len(a)))
+    return difference.p / 2 if difference.value > 0 else 1 - difference.p / 2
 
 
 def over_seeds(points: Sequence[Point]) -> list[Point]:
-    """One point a label: the mean over its seeds with the interval between runs; a label with one seed as it is."""
-    labels = dict.fromkeys(point.label for point in points)
-    found = []
-    for label in labels:
-        own = [point for point in points if point.label == label]
-        found.append(own[0] if len(own) == 1 else Point(
-            label, _between([p.score.value for p in own]), _between([p.kl.value for p in own]), own[0].family
-        ))  # fmt: skip
-    return found
+    """One point per label: the mean over its seeds, with the interval between runs. A single seed stays as it is."""
+    means = []
+    for label in dict.fromkeys(point.label for point in points):
+        seeds = [point for point in points if point.label == label]
+        if len(seeds) == 1:
+            means.append(seeds[0])
+        else:
+            score, kl = _mean_over_runs([p.score.value for p in seeds]), _mean_over_runs([p.kl.value for p in seeds])
+            means.append(Point(label, score, kl, seeds[0].family))
+    return means
 
 
-def _between(values: Sequence[float]) -> Interval:
+def _mean_over_runs(values: Sequence[float]) -> Interval:
     return clustered_mean(np.array(values), np.arange(len(values)))
 
 
 def _dominates(a: Point, b: Point) -> bool:
+    """Whether a has at least b's score at no more than b's KL, one of them strictly."""
     better = a.score.value > b.score.value or a.kl.value < b.kl.value
     return better and a.score.value >= b.score.value and a.kl.value <= b.kl.value

@@ -1,6 +1,7 @@
-"""A measurement is a table with one row an example; a comparison is two tables of the same examples.
+"""Metrics, tables of measured values, and comparisons of two tables.
 
-Metrics carry their direction and their test, so a "best" can only be chosen the right way round.
+A table has one row per held-out example, and a column per metric. A comparison is one metric in two tables of the same
+examples. A metric has a direction and a kind of values, which fix what "better" means and which test is used.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,19 +12,31 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from treeward.errors import UserError
-from treeward.stats import intervals as statistics
-from treeward.stats.intervals import Difference, Floats, Interval
+from treeward.stats.intervals import (
+    Difference,
+    Floats,
+    Interval,
+    against_half,
+    clustered_mean,
+    paired_mean,
+    paired_share,
+    share,
+)
 
 Kind = Literal["accuracy", "bounded", "unbounded"]
-"""What its values are, which decides interval and test (`stats.intervals`): results of pairs, other values in [0, 1],
-or any numbers."""
+"""The kind of a metric's values, which decides interval and test (`treeward.stats.intervals`): 1, 0 or one half per
+pair; other values in [0, 1]; any numbers."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A named quantity: which way is better, and what its values are.
+    """A named quantity.
 
-    `zero_at_start`: a start has 0 by construction, because it is measured against itself.
+    Attributes:
+        name: The name of its column and in receipts.
+        higher_is_better: Its direction.
+        kind: The kind of its values.
+        zero_at_start: True if it measures a distance from the start model, so that the start model has exactly 0.
     """
 
     name: str
@@ -54,23 +67,23 @@ METRICS = {
         Metric("ended", True, "bounded"),
     )
 }
-"""What each of them means in words stands in `stats.formatting`."""
+"""The built-in metrics by name. `treeward.stats.formatting.FIGURES` describes each in words."""
 
 
 JUDGE = "judge:"
-"""Columns of this family hold the raw scores of judges that training never used."""
+"""Prefix of the columns with the scores of judges: `judge:NAME`."""
 
 
-def known(name: str) -> bool:
-    """Whether a column is a metric: it has a direction and a test."""
+def is_metric(name: str) -> bool:
+    """Whether a column is a metric. Other columns (such as lengths of parts) have no direction and no test."""
     return name in METRICS or name.startswith(JUDGE)
 
 
 def metric(name: str) -> Metric:
-    """The metric of that name; `judge:NAME` is one for every judge.
+    """The metric with this name; `judge:NAME` is a metric for every judge.
 
     Raises:
-        UserError: there is none; the known ones are listed.
+        UserError: There is none; all metrics are listed.
     """
     if name.startswith(JUDGE):
         return Metric(name, True, "unbounded")
@@ -81,7 +94,12 @@ def metric(name: str) -> Metric:
 
 @dataclass(frozen=True)
 class Table:
-    """Values by example: `groups[i]` is the group of row i, and each column holds one value a row."""
+    """Measured values with one row per example.
+
+    Attributes:
+        groups: The group (prompt) of each row.
+        columns: One value per row, by metric.
+    """
 
     groups: Sequence[str]
     columns: Mapping[str, Floats]
@@ -91,16 +109,16 @@ class Table:
             assert len(column) == len(self.groups), f"column {name} has {len(column)} values, not {len(self.groups)}"
 
     def interval(self, name: str) -> Interval:
-        """The mean over groups with its interval, clustered by group: Wilson's in [0, 1], else the t interval."""
-        interval = statistics.clustered_mean if metric(name).kind == "unbounded" else statistics.share
+        """The mean over groups with its interval: Wilson's for values in [0, 1], else the t interval."""
+        interval = clustered_mean if metric(name).kind == "unbounded" else share
         return interval(self.columns[name], self.groups)
 
     def mean(self, name: str) -> float:
-        """Mean over groups."""
+        """The mean over groups."""
         return self.interval(name).value
 
     def rows(self) -> list[dict[str, Any]]:
-        """One dictionary a row."""
+        """One dictionary per row: its group and its values."""
         return [
             {"group": group, **{name: float(column[i]) for name, column in self.columns.items()}}
             for i, group in enumerate(self.groups)
@@ -109,7 +127,15 @@ class Table:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One metric before and after on the same examples. `constant`: the start has one value by construction."""
+    """One metric before and after training, on the same examples.
+
+    Attributes:
+        metric: The metric.
+        before: The start model's mean.
+        after: The trained model's mean.
+        difference: The paired difference, after minus before.
+        constant: True if the start model has this value by construction, so that it has no sampling error.
+    """
 
     metric: Metric
     before: Interval
@@ -119,13 +145,13 @@ class Comparison:
 
     @property
     def outcome(self) -> Literal["improved", "no detectable change", "worse"]:
-        """What the interval of the difference says, in the metric's own direction."""
+        """The verdict on this metric: whether the difference excludes zero, and in which direction."""
         if not self.difference.excludes_zero:
             return "no detectable change"
         return "improved" if (self.difference.low > 0) == self.metric.higher_is_better else "worse"
 
     def facts(self) -> dict[str, Any]:
-        """As it stands in a receipt."""
+        """The comparison as written to a receipt."""
         return {
             "higher_is_better": self.metric.higher_is_better,
             "before": {**asdict(self.before), "constant": self.constant},
@@ -135,61 +161,64 @@ class Comparison:
 
 
 def compare(name: str, before: Table, after: Table) -> Comparison:
-    """The comparison of one column of two tables over the same rows, by the intervals and tests of `stats.intervals`.
+    """Compare one column of two tables with the same rows, by the tests of `treeward.stats.intervals`.
 
-    Accuracies where every pair was a tie before (a zero head, policy = reference) are held against one half. Metrics
-    with `zero_at_start` that are 0 before have that value by construction.
+    Two starts are constant by construction: an accuracy where every pair is a tie before training (a zero head, or the
+    policy is the reference) is compared with one half, and a metric with `zero_at_start` that is 0 is compared with 0.
     """
     assert list(before.groups) == list(after.groups), "both sides are measured on the same examples"
-    about = metric(name)
-    a, b = before.columns[name], after.columns[name]
-    later = after.interval(name)
-    if about.kind == "accuracy" and bool((a == 0.5).all()):
-        half = Interval(0.5, 0.5, 0.5, later.n)
-        return Comparison(about, half, later, statistics.against_half(b, after.groups), True)
-    paired = statistics.paired_mean if about.kind == "unbounded" else statistics.paired_share
-    difference = paired(a, b, after.groups)
-    if about.zero_at_start and not a.any():
-        return Comparison(about, Interval(0.0, 0.0, 0.0, later.n), later, difference, True)
-    return Comparison(about, before.interval(name), later, difference)
+    compared = metric(name)
+    values_before, values_after = before.columns[name], after.columns[name]
+    mean_after = after.interval(name)
+    if compared.kind == "accuracy" and bool((values_before == 0.5).all()):
+        half = Interval(0.5, 0.5, 0.5, mean_after.n)
+        return Comparison(compared, half, mean_after, against_half(values_after, after.groups), True)
+    paired = paired_mean if compared.kind == "unbounded" else paired_share
+    difference = paired(values_before, values_after, after.groups)
+    if compared.zero_at_start and not values_before.any():
+        return Comparison(compared, Interval(0.0, 0.0, 0.0, mean_after.n), mean_after, difference, True)
+    return Comparison(compared, before.interval(name), mean_after, difference)
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Tables by kind ("pairs", "texts", "samples"), and sampled text for the eye."""
+    """All that was measured of one model.
+
+    Attributes:
+        tables: The tables by what a row is: "pairs", "texts", "samples", "graded".
+        samples: Prompts, responses and scores, as written to samples.jsonl.
+    """
 
     tables: Mapping[str, Table]
     samples: Sequence[Mapping[str, Any]] = field(default_factory=list)
 
     def table_of(self, name: str) -> Table:
-        """The table that holds this metric.
+        """The table with this metric.
 
         Raises:
-            UserError: nothing measured holds it.
+            UserError: The metric was not measured.
         """
         for table in self.tables.values():
             if name in table.columns:
                 return table
-        have = sorted({column for table in self.tables.values() for column in table.columns if known(column)})
-        raise UserError(f"metric {name!r} is not measured here; measured are {', '.join(have)}")
+        measured = sorted({column for table in self.tables.values() for column in table.columns if is_metric(column)})
+        raise UserError(f"metric {name!r} is not measured here; measured are {', '.join(measured)}")
 
     def check_finite(self) -> None:
-        """Look at every value.
+        """Check every value.
 
         Raises:
-            FloatingPointError: one is NaN or infinite; its column and group are named.
+            FloatingPointError: A value is NaN or infinite; its column and group are named.
         """
         for table in self.tables.values():
             for name, column in table.columns.items():
-                wrong = np.flatnonzero(~np.isfinite(column))
-                if len(wrong):
-                    group = table.groups[wrong[0]]
-                    raise FloatingPointError(
-                        f"{name} is {column[wrong[0]]} for {group[:60]!r} and {len(wrong) - 1} more"
-                    )
+                rows = np.flatnonzero(~np.isfinite(column))
+                if len(rows):
+                    group = table.groups[rows[0]]
+                    raise FloatingPointError(f"{name} is {column[rows[0]]} for {group[:60]!r} and {len(rows) - 1} more")
 
 
 def wins(chosen: ArrayLike, rejected: ArrayLike) -> Floats:
-    """1 where chosen is higher, 0 where it is lower, 0.5 where they are equal."""
+    """1 where the chosen score is higher, 0 where it is lower, 0.5 where they are equal."""
     a, b = np.asarray(chosen, dtype=np.float64), np.asarray(rejected, dtype=np.float64)
     return np.where(a == b, 0.5, (a > b).astype(np.float64))

@@ -1,53 +1,68 @@
-"""The training loop that every algorithm shares: one generator over one state.
+"""The training loop: one optimizer step, owned by the caller.
 
-A batch of trees is packed into forests by a token budget; each forest is one forward and one backward pass. An
-objective returns one number per unit (a pair, a token), and the loss is their sum over the true count of units in the
-whole batch, over all forests and ranks: how a batch is cut changes nothing but rounding.
+    batches = Batches(trees, size=32, epochs=3, seed=0)
+    loop = Loop(policy, objective, lr=1e-6, schedule="linear", steps=len(batches))
+    for batch in batches:
+        step = loop.step(batch)
+
+Every method trains with it, and nothing else does. A step packs the batch into forests by a token budget, runs forward
+and backward on each, sums the gradients of all ranks, clips them, and updates weights, learning rate and a reference
+model that follows the policy.
 """
 
-import hashlib
+import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from transformers import get_scheduler
 
-from treeward import runtime as ranks
 from treeward.errors import UserError
-from treeward.models import weights
-from treeward.training.state import DataOrder, TrainState
-from treeward.trees.forest import Forest
-from treeward.trees.forward import TreeModule
+from treeward.models.policy import Policy, tokenized
+from treeward.models.reward_model import RewardModel
+from treeward.models.weights import trainable
+from treeward.runtime import Runtime
+from treeward.training import checkpoints
+from treeward.training.batches import Batches
+from treeward.training.objectives import Objective, prepare
+from treeward.trees.rollout import Rollout
+from treeward.trees.text import Tree
 from treeward.trees.tokens import TokenTree
 from treeward.trees.verify import verify_once
 
+log = logging.getLogger(__name__)
+
+Schedule = Literal["constant", "constant_with_warmup", "linear", "cosine"]
+
 
 @dataclass(frozen=True, kw_only=True)
-class LoopConfig:
-    """How long, how fast, in what pieces."""
+class TrainingConfig:
+    """How long, how fast, and in which pieces to train."""
 
     steps: int | None = None
-    """Optimiser steps; overrides epochs."""
+    """Optimizer steps; overrides epochs."""
     epochs: float = 1.0
     """Passes over the training trees."""
     batch_size: int = 32
-    """Trees (pairs, texts) an optimiser step."""
+    """Trees (pairs, texts) in an optimizer step."""
     lr: float = 1e-5
     """Peak learning rate of AdamW."""
-    schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
-    """How the rate falls after warm-up; transformers' schedules, shifted so that the first step's rate is above 0."""
+    schedule: Schedule = "linear"
+    """How the learning rate falls after warm-up; the schedules of transformers, with a first rate above 0."""
     warmup: float = 0.1
-    """Share of the steps in which the rate rises."""
+    """Share of the steps in which the learning rate rises."""
     weight_decay: float = 0.0
     """AdamW's decoupled weight decay."""
     max_grad_norm: float = 1.0
-    """The gradient is clipped to this norm."""
+    """Clip the gradient to this norm."""
     token_budget: int | None = None
-    """Packed tokens of one forward pass; by default what suits the device. It changes speed and memory only."""
+    """Packed tokens in one forward pass; by default what suits the device. It changes speed and memory only."""
     seed: int = 0
     """Seeds random weights, the order of the data and sampling."""
 
@@ -59,142 +74,326 @@ class LoopConfig:
         if not 0 <= self.warmup < 1:
             raise UserError(f"warmup is {self.warmup}; it is a share of the steps, in [0, 1)")
 
-    def order(self, trees: int) -> DataOrder:
-        """The order in which this many trees are visited."""
-        return DataOrder(trees, self.batch_size, self.seed)
-
-    def total(self, trees: int) -> int:
-        """Optimiser steps in all, over this many trees."""
-        return self.steps or max(1, math.ceil(self.epochs * self.order(trees).steps_per_epoch))
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What an objective returns for a forest: the loss of each unit, and metrics by unit.
-
-    `weights` multiply the losses where the mean is taken; the divisor stays the count of units. A metric may leave
-    units out that it says nothing of: its mean is over the values that it has, in all forests and ranks.
-    """
-
-    values: Float[Tensor, "units"]
-    metrics: Mapping[str, Float[Tensor, "_"]]
-    weights: Float[Tensor, "units"] | None = None
-
-
-@runtime_checkable
-class Objective(Protocol):
-    """A loss over forests."""
-
-    def count(self, tree: TokenTree) -> int:
-        """How many units this tree adds to the batch, known before the forward pass."""
-        ...
-
-    def __call__(self, forest: Forest) -> Terms: ...
-
-
-@runtime_checkable
-class Prepared(Protocol):
-    """An objective that must see a whole batch before its first forest."""
-
-    def prepare(self, batch: Sequence[TokenTree]) -> None:
-        """Called once a step, on every rank, with all trees of the batch."""
-        ...
+    def batches(self, trees: Sequence[TokenTree]) -> Batches[TokenTree]:
+        """The batches of a run over these trees."""
+        return Batches(trees, self.batch_size, self.epochs, self.seed, self.steps)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One optimiser step that was taken: its number from 1, the means over its batch, and the state after it."""
+    """An optimizer step that was taken: its number, from 1, and metrics (0-d tensors: means over the batch)."""
 
     index: int
-    metrics: dict[str, float]
-    state: TrainState
+    metrics: dict[str, Tensor]
+
+    def numbers(self) -> dict[str, float]:
+        """The metrics as plain numbers; this waits for the device."""
+        return {name: float(value) for name, value in self.metrics.items()}
 
 
 class NonFinite(FloatingPointError):
-    """A loss or gradient is NaN or infinite; the weights are those after the `taken` steps before it."""
+    """A loss or gradient is NaN or infinite. The update was not made: the weights are those after `taken` steps."""
 
-    def __init__(self, taken: int, found: str) -> None:
-        super().__init__(f"step {taken + 1}: {found}")
+    def __init__(self, taken: int, text: str) -> None:
+        super().__init__(f"step {taken + 1}: {text}")
         self.taken = taken
 
 
-def fit(
-    model: TreeModule,
-    trees: Sequence[TokenTree],
-    objective: Objective,
-    config: LoopConfig,
-    budget: int,
-    resume: Path | None = None,
-    companions: Mapping[str, nn.Module] | None = None,
-    decided: Mapping[str, str] | None = None,
-) -> Iterator[Step]:
-    """Train `model` on `trees` until `config` says stop; yields after every optimiser step.
+@runtime_checkable
+class Stateful(Protocol):
+    """Anything with a position that is saved with the loop: batches, rollout sources, baselines."""
 
-    `budget` is the token budget where the config names none. `resume` is a directory that `TrainState.save` wrote.
-    `companions` are other models whose weights change with the steps: they are saved and put back too. `decided` is
-    what the algorithm's steps depend on beside trees, start and rate (`settings`), the same when a run is resumed.
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Loop:
+    """Optimizer steps on a model and an objective; the caller brings the batches.
+
+    Args:
+        model: A policy or reward model. Its weights that require gradients are trained.
+        objective: The loss; see `training.objectives.Objective`.
+        optimizer: A torch optimizer of the model's trainable weights. By default AdamW with `lr` and `weight_decay`.
+        scheduler: A learning-rate scheduler for `optimizer`; it is stepped after each update. By default `schedule`.
+        lr: Peak learning rate of the default optimizer.
+        schedule: "constant", "constant_with_warmup", "linear" or "cosine"; all but "constant" need `steps`.
+        steps: Planned number of steps.
+        warmup: Share of the steps in which the rate rises.
+        weight_decay: Decoupled weight decay of the default optimizer.
+        max_grad_norm: Clip the gradient to this norm; `math.inf` does not clip.
+        token_budget: Packed tokens in one forward pass; by default what suits the device.
+        runtime: This process among several; by default from `torch.distributed`.
 
     Raises:
-        NonFinite: a loss or gradient is not finite.
-        UserError: there are no trees, or `resume` belongs to other data, another start or another configuration.
+        UserError: the optimizer does not have exactly the model's trainable weights, or arguments do not go together.
     """
-    if not trees:
-        raise UserError("there is nothing to train on: the training part is empty")
-    verify_once(model, trees, config.token_budget or budget)
-    total = config.total(len(trees))
-    known = {"the data's hash": fingerprint(trees), "the start's hash": weights.fingerprint(model), **(decided or {})}
-    state = TrainState(model, config.order(len(trees)), total, config, known, companions)
-    if resume is not None:
-        state.load(resume)
-    while state.index < total:
-        batch = [trees[row] for row in state.order.batch(state.index)]
-        metrics = accumulate(model, batch, objective, config.token_budget or budget)
-        parameters = state.parameters
-        ranks.sum_gradients(parameters)
-        norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm).item()
-        if not math.isfinite(metrics["loss"]) or not math.isfinite(norm):
-            raise NonFinite(state.index, f"loss {metrics['loss']}, gradient norm {norm}")
-        metrics |= {"grad_norm": norm, "lr": state.rate}
-        state.advance()
-        yield Step(state.index, metrics, state)
+
+    def __init__(
+        self,
+        model: Policy | RewardModel,
+        objective: Objective,
+        *,
+        optimizer: Optimizer | None = None,
+        scheduler: LRScheduler | None = None,
+        lr: float | None = None,
+        schedule: Schedule = "constant",
+        steps: int | None = None,
+        warmup: float = 0.0,
+        weight_decay: float = 0.0,
+        max_grad_norm: float = 1.0,
+        token_budget: int | None = None,
+        runtime: Runtime | None = None,
+    ) -> None:
+        self.model = model
+        self.packed = model.packed
+        self.objective = objective
+        self.max_grad_norm = max_grad_norm
+        self.token_budget = token_budget or model.token_budget
+        self.runtime = runtime or Runtime.current(self.packed.device)
+        self.index = 0
+        """Optimizer steps taken."""
+        weights = dict(trainable(self.packed))
+        half = [name for name, p in weights.items() if p.dtype in (torch.bfloat16, torch.float16)]
+        if half:
+            log.warning(
+                "%d trainable weights, such as %s, are %s: small updates are rounded away; load the model in float32 "
+                "(precision 'bf16' still runs its products in bfloat16)",
+                len(half),
+                half[0],
+                weights[half[0]].dtype,
+            )
+        if optimizer is None:
+            if lr is None:
+                raise UserError("lr is not given; set lr, or pass an optimizer")
+            optimizer = AdamW(list(weights.values()), lr=lr, weight_decay=weight_decay, fused=True)
+        elif lr is not None or weight_decay:
+            raise UserError(f"lr is {lr} and weight_decay {weight_decay}, but an optimizer is given; set them there")
+        check_optimizer(optimizer, weights)
+        if scheduler is None:
+            scheduler = LambdaLR(optimizer, learning_rate_factor(schedule, steps, warmup))
+        elif scheduler.optimizer is not optimizer:
+            raise UserError("scheduler is of another optimizer; build it from the one that is passed")
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self._settings = {
+            "lr": lr, "schedule": schedule, "planned_steps": steps, "warmup": warmup, "weight_decay": weight_decay,
+        }  # fmt: skip
+        self._loss = torch.zeros(())
+        self._has_gradients = False
+
+    @classmethod
+    def from_config(
+        cls,
+        model: Policy | RewardModel,
+        objective: Objective,
+        config: TrainingConfig,
+        steps: int,
+        runtime: Runtime | None = None,
+    ) -> "Loop":
+        """The loop of a training configuration, for this many steps."""
+        return cls(
+            model,
+            objective,
+            lr=config.lr,
+            schedule=config.schedule,
+            steps=steps,
+            warmup=config.warmup,
+            weight_decay=config.weight_decay,
+            max_grad_norm=config.max_grad_norm,
+            token_budget=config.token_budget,
+            runtime=runtime,
+        )
+
+    @property
+    def reference(self) -> Any | None:
+        """The objective's reference model where it follows the policy, else None."""
+        reference = getattr(self.objective, "reference", None)
+        return reference if getattr(reference, "follows_policy", False) else None
+
+    def step(self, batch: Sequence[Tree | TokenTree] | Rollout) -> Step:
+        """Take one optimizer step on a batch.
+
+        Raises:
+            UserError: the batch is empty, or a path is longer than the model's positions.
+            NonFinite: the loss or the gradient is not finite; no update is made.
+        """
+        metrics = self.backward(batch)
+        return Step(self.index + 1, metrics | self.update())
+
+    def backward(self, batch: Sequence[Tree | TokenTree] | Rollout) -> dict[str, Tensor]:
+        """Add the gradients of the batch's mean loss, and return the means of its metrics.
+
+        Where the device runs out of memory the batch is tried once more with half the token budget, which then stays.
+        """
+        trees = tokenized(batch.trees if isinstance(batch, Rollout) else batch, self.model.tokenizer)
+        if not trees:
+            raise UserError("batch is empty; skip the step where there is nothing to train on")
+        try:
+            metrics = self._backward(trees)
+        except torch.OutOfMemoryError:
+            if self._has_gradients:
+                raise  # the gradients of an earlier batch cannot be told from the half-done ones
+            self.token_budget //= 2
+            log.warning("out of memory: trying again with a token budget of %d", self.token_budget)
+            self.optimizer.zero_grad(set_to_none=True)
+            metrics = self._backward(trees)
+        self._has_gradients = True
+        self._loss = metrics["loss"]
+        return metrics
+
+    def _backward(self, trees: Sequence[TokenTree]) -> dict[str, Tensor]:
+        verify_once(self.packed, trees)
+        count = sum(self.objective.count(tree) for tree in trees)
+        prepare(self.objective, self.packed, trees, self.token_budget, self.runtime)
+        sums: dict[str, Tensor] = {}
+        counts: dict[str, Tensor] = {}
+        with self.packed.training_mode():
+            for forest in self.packed.forests(self.runtime.share(trees), self.token_budget):
+                terms = self.objective(self.packed, forest)
+                losses = terms.values if terms.weights is None else terms.weights * terms.values
+                (losses.sum() / count).backward()  # type: ignore[no-untyped-call]
+                for name, values in {"loss": losses, **terms.metrics}.items():
+                    sums[name] = sums.get(name, 0) + _wide(values.detach().sum())
+                    counts[name] = counts.get(name, 0) + torch.tensor(len(values))
+        totals = self.runtime.sum_values(counts)
+        return {name: value / totals[name] for name, value in self.runtime.sum_values(sums).items()}
+
+    def update(self) -> dict[str, Tensor]:
+        """Sum gradients over ranks, clip, update the weights, the learning rate, and a reference that follows.
+
+        Returns:
+            `grad_norm` (before clipping) and `lr` (of this update).
+
+        Raises:
+            NonFinite: the loss or the gradient norm is not finite; no update is made.
+        """
+        parameters = self.parameters
+        self.runtime.sum_gradients(parameters)
+        norm = nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        if not (math.isfinite(self._loss) and math.isfinite(norm)):
+            raise NonFinite(self.index, f"loss {self._loss.item()}, gradient norm {norm.item()}")
+        metrics = {"grad_norm": norm, "lr": torch.tensor(self.optimizer.param_groups[0]["lr"], dtype=torch.float64)}
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scheduler.step()
+        if self.reference is not None:
+            self.reference.update()
+        self._has_gradients = False
+        self.index += 1
+        return metrics
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The tensors that the optimizer updates."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def save(self, directory: str | Path, **states: Stateful) -> None:
+        """Write everything that continuing needs into `directory`, all or nothing: trained weights, optimizer, learning
+        rate, random state, a reference that follows the policy, and the `states` given by name (`batches=batches`).
+        """
+        checkpoints.save(
+            Path(directory),
+            self.packed,
+            {"reference": self.reference.packed} if self.reference is not None else {},
+            {"index": self.index, "settings": self._settings, "world": self.runtime.world},
+            {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()},
+            {name: state.state_dict() for name, state in states.items()},
+        )
+
+    def load(self, directory: str | Path, **states: Stateful) -> None:
+        """Continue from what `save` wrote; pass the same states. If the checkpoint does not fit, no weight changes.
+
+        Raises:
+            UserError: the directory is no checkpoint, or one of another model, other data or another configuration.
+        """
+        saved = checkpoints.read(Path(directory))
+        checkpoints.check_same(Path(directory), saved.facts["settings"], self._settings)
+        missing = sorted(states.keys() - saved.states.keys())
+        if missing:
+            raise UserError(f"{str(directory)!r} has no state of {missing[0]!r}; pass to load what was passed to save")
+        for name, state in states.items():
+            state.load_state_dict(saved.states[name])
+        if saved.facts["world"] != self.runtime.world:
+            log.warning("saved by %d processes, resumed with %d: results are equal up to rounding",
+                        saved.facts["world"], self.runtime.world)  # fmt: skip
+        checkpoints.restore(
+            Path(directory), self.packed, {"reference": self.reference.packed} if self.reference is not None else {}
+        )
+        self.optimizer.load_state_dict(saved.training["optimizer"])
+        self.scheduler.load_state_dict(saved.training["scheduler"])
+        checkpoints.restore_random(saved, self.packed.device)
+        self.index = int(saved.facts["index"])
 
 
-def fingerprint(trees: Sequence[TokenTree]) -> str:
-    """SHA-256 over what training sees of all trees, in order: ids, ratings, weights, margins."""
-    digest = hashlib.sha256()
-    for tree in trees:
-        digest.update(repr((tree.prompt, tree.branches, tree.ratings, tree.weight, tree.margin)).encode())
-    return digest.hexdigest()
+def check_optimizer(optimizer: Optimizer, weights: Mapping[str, Tensor]) -> None:
+    """Refuse an optimizer that does not have exactly these trainable weights.
 
-
-def settings(config: LoopConfig, kind: type[LoopConfig]) -> dict[str, str]:
-    """The fields that an algorithm's own configuration adds to the loop's or shares with it, as text, by name. How long
-    it runs is counted in steps, and how a batch is cut may change.
+    Raises:
+        UserError: a tensor is not the model's, or a trainable weight is missing.
     """
-    free = ("steps", "epochs", "token_budget")
-    return {field.name: repr(getattr(config, field.name)) for field in fields(kind) if field.name not in free}
+    updated = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    foreign = len(updated - {id(p) for p in weights.values()})
+    if foreign:
+        raise UserError(
+            f"optimizer has {foreign} tensors that are not trainable weights of the model; build it from "
+            "[p for p in policy.model.parameters() if p.requires_grad], after LoRA adapters are added"
+        )
+    missing = [name for name, p in weights.items() if id(p) not in updated]
+    if missing:
+        raise UserError(
+            f"optimizer lacks {len(missing)} trainable weights of the model, such as {missing[0]!r}; add them, or "
+            "freeze them with requires_grad_(False)"
+        )
 
 
-def reached(config: LoopConfig, trees: Sequence[TokenTree]) -> list[TokenTree]:
-    """The trees that a run of this configuration reaches, in the order of their first use."""
-    return [trees[row] for row in config.order(len(trees)).reached(config.total(len(trees)))]
+def learning_rate_factor(schedule: Schedule, steps: int | None, warmup: float = 0.0) -> Callable[[int], float]:
+    """The learning rate of the k-th step, k from 0, as a multiple of the peak: transformers' schedule at k + 1, so that
+    the first rate is above 0.
+
+    Raises:
+        UserError: the schedule needs the number of steps.
+    """
+    if schedule != "constant" and steps is None:
+        raise UserError(f"schedule is {schedule!r}, but steps is not given; set steps, or use schedule='constant'")
+    total = steps or 0
+    placeholder = SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    plan: Any = get_scheduler(schedule, placeholder, round(warmup * total), total + 1)
+    factor: Callable[[int], float] = plan.lr_lambdas[0]
+    return lambda index: factor(index + 1)
 
 
-def accumulate(model: TreeModule, batch: Sequence[TokenTree], objective: Objective, budget: int) -> dict[str, float]:
-    """Gradients of the batch's mean loss, and the means of its metrics."""
-    count = sum(objective.count(tree) for tree in batch)
-    mine = batch[ranks.rank() :: ranks.world()]
-    sums: dict[str, Tensor] = {}
-    counts: dict[str, Tensor] = {}
-    if isinstance(objective, Prepared):
-        objective.prepare(batch)
-    with model.training_mode():
-        for forest in model.forests(mine, budget):
-            terms = objective(forest)
-            losses = terms.values if terms.weights is None else terms.weights * terms.values
-            (losses.sum() / count).backward()  # type: ignore[no-untyped-call]
-            for name, values in {"loss": losses, **terms.metrics}.items():
-                sums[name] = sums.get(name, 0) + values.detach().sum().double().cpu()
-                counts[name] = counts.get(name, 0) + torch.tensor(len(values))
-    known = ranks.sum_all(counts)
-    return {name: (value / known[name]).item() for name, value in ranks.sum_all(sums).items()}
+def _wide(value: Tensor) -> Tensor:
+    """float64, which MPS does not have."""
+    return value if value.device.type == "mps" else value.double()
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a whole training run returned: the metrics of each step, as plain numbers."""
+
+    metrics: tuple[dict[str, float], ...]
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps taken."""
+        return len(self.metrics)
+
+    def __str__(self) -> str:
+        first, last = self.metrics[0]["loss"], self.metrics[-1]["loss"]
+        return f"{self.steps} steps, loss {first:.4g} -> {last:.4g}"
+
+
+def result_of(steps: Iterable[Step]) -> Result:
+    """Take all steps."""
+    return Result(tuple(step.numbers() for step in steps))
+
+
+def training_steps(
+    model: Policy | RewardModel, trees: Sequence[TokenTree], objective: Objective, config: TrainingConfig
+) -> Iterable[Step]:
+    """Train on fixed trees as `config` says; yields each step after it was taken."""
+    batches = config.batches(trees)
+    loop = Loop.from_config(model, objective, config, len(batches))
+    verify_once(model.packed, trees, loop.token_budget)
+    for batch in batches:
+        yield loop.step(batch)

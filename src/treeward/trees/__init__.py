@@ -1,5 +1,6 @@
-"""The one data type: a prompt is a tree, its responses the branches.
+"""The one data type: a prompt is a tree, its responses are the branches.
 
 `text.Tree` holds text, `tokens.TokenTree` ids, `forest.Forest` several token trees packed for one forward pass, and
-`forward` is that pass.
+`rollout.Rollout` what a policy sampled. `forward` has the modules that read a forest, and `verify` compares them with
+plain calls.
 """

@@ -22,17 +22,22 @@ from treeward.trees.tokens import TokenTree
 log = logging.getLogger(__name__)
 
 Backend = Literal["tree", "rows"]
-"""How a forest goes through the model: one packed row, or one padded row a branch."""
+"""How a model reads a forest: as one packed row, or as one padded row a branch."""
 
 PROMPT = -1
-"""The `branch` of a prompt token: visible to every branch of its tree."""
+"""The value of `Forest.branch` at prompt tokens, which every branch of their tree sees."""
 
 
 @dataclass(frozen=True)
 class Forest:
-    """Packed token trees. `branch` is numbered through the whole forest, -1 for prompt tokens.
+    """Packed token trees.
 
-    `sources` are the trees in packed order: the rows backend and the checks read them.
+    - `input_ids`, `position_ids`: the packed row. Positions restart at the prompt's end for each branch.
+    - `tree`, `branch`: which tree and which branch of the whole forest a token belongs to; `branch` is -1 in prompts.
+    - `predict_from`, `targets`, `scored_branch`: for each scored token the index of the token that predicts it, its
+      id, and its branch.
+    - `ends`: the index of each branch's last token.
+    - `sources`: the trees in packed order; the rows backend and the checks read them.
     """
 
     input_ids: Int[Tensor, "T"]
@@ -60,54 +65,54 @@ def pack(trees: Sequence[TokenTree]) -> Forest:
     """Pack these trees, in this order, into one forest."""
     ids: list[int] = []
     positions: list[int] = []
-    tree_of: list[int] = []
-    branch_of: list[int] = []
+    tree_numbers: list[int] = []
+    branch_numbers: list[int] = []
     predict_from: list[int] = []
     targets: list[int] = []
-    scored: list[int] = []
+    scored_branch: list[int] = []
     ends: list[int] = []
     for number, tree in enumerate(trees):
         ids += tree.prompt
         positions += range(len(tree.prompt))
-        branch_of += [PROMPT] * len(tree.prompt)
-        trunk_end = len(ids) - 1
+        branch_numbers += [PROMPT] * len(tree.prompt)
+        prompt_end = len(ids) - 1
         for branch in tree.branches:
             start = len(ids)
-            predict_from += [trunk_end, *range(start, start + len(branch) - 1)]
+            predict_from += [prompt_end, *range(start, start + len(branch) - 1)]
             targets += branch
-            scored += [len(ends)] * len(branch)
-            branch_of += [len(ends)] * len(branch)
+            scored_branch += [len(ends)] * len(branch)
+            branch_numbers += [len(ends)] * len(branch)
             ids += branch
             positions += range(len(tree.prompt), len(tree.prompt) + len(branch))
             ends.append(len(ids) - 1)
-        tree_of += [number] * len(tree)
+        tree_numbers += [number] * len(tree)
     return Forest(
         input_ids=torch.tensor(ids),
         position_ids=torch.tensor(positions),
-        tree=torch.tensor(tree_of),
-        branch=torch.tensor(branch_of),
+        tree=torch.tensor(tree_numbers),
+        branch=torch.tensor(branch_numbers),
         predict_from=torch.tensor(predict_from, dtype=torch.long),
         targets=torch.tensor(targets, dtype=torch.long),
-        scored_branch=torch.tensor(scored, dtype=torch.long),
+        scored_branch=torch.tensor(scored_branch, dtype=torch.long),
         ends=torch.tensor(ends, dtype=torch.long),
         sources=tuple(trees),
     )
 
 
-class Load(Protocol):
-    """What some trees cost in a forward pass, and by what size a tree is packed first."""
+class Cost(Protocol):
+    """What some trees cost in a forward pass, in tokens. Trees of a larger `size` are packed first."""
 
     @property
     def cost(self) -> int: ...
     @property
     def size(self) -> int: ...
-    def joined(self, other: Any) -> "Load":
-        """The load of both in one forest."""
+    def joined(self, other: Any) -> "Cost":
+        """The cost of both in one forest."""
         ...
 
 
-class Packed(NamedTuple):
-    """One row that holds all trees: every token once."""
+class PackedCost(NamedTuple):
+    """The cost of one packed row with every token once."""
 
     cost: int
 
@@ -115,16 +120,16 @@ class Packed(NamedTuple):
     def size(self) -> int:
         return self.cost
 
-    def joined(self, other: "Packed") -> "Packed":
-        return Packed(self.cost + other.cost)
+    def joined(self, other: "PackedCost") -> "PackedCost":
+        return PackedCost(self.cost + other.cost)
 
     @classmethod
-    def of(cls, tree: TokenTree) -> "Packed":
+    def of(cls, tree: TokenTree) -> "PackedCost":
         return cls(len(tree))
 
 
-class Padded(NamedTuple):
-    """One row a branch, each as long as the longest."""
+class PaddedCost(NamedTuple):
+    """The cost of one row a branch, each padded to the longest."""
 
     rows: int
     size: int
@@ -133,55 +138,59 @@ class Padded(NamedTuple):
     def cost(self) -> int:
         return self.rows * self.size
 
-    def joined(self, other: "Padded") -> "Padded":
-        return Padded(self.rows + other.rows, max(self.size, other.size))
+    def joined(self, other: "PaddedCost") -> "PaddedCost":
+        return PaddedCost(self.rows + other.rows, max(self.size, other.size))
 
     @classmethod
-    def of(cls, tree: TokenTree) -> "Padded":
+    def of(cls, tree: TokenTree) -> "PaddedCost":
         return cls(len(tree.branches), tree.longest_path)
 
 
-LOADS: dict[Backend, type[Packed] | type[Padded]] = {"tree": Packed, "rows": Padded}
+COSTS: dict[Backend, type[PackedCost] | type[PaddedCost]] = {"tree": PackedCost, "rows": PaddedCost}
 
 
 def pack_to_budget(
     trees: Iterable[TokenTree], token_budget: int, positions: int | None = None, layout: Backend = "tree"
 ) -> list[Forest]:
-    """First-fit decreasing: forests that cost at most `token_budget` tokens in this layout.
+    """Pack trees into forests that cost at most `token_budget` tokens in this layout (first-fit decreasing).
 
-    A tree costs its tokens; as rows a forest costs its rows times the longest of them, padding included. A tree that
-    costs more than the budget raises the budget to its cost, and that is said. Each forest keeps its trees in the
-    order given, so the same trees always give the same forests.
+    A packed tree costs its tokens; as rows a forest costs its rows times the longest of them, padding included. A tree
+    that costs more than the budget raises the budget to its cost, which is logged. Trees keep their order within a
+    forest, and the same trees always give the same forests.
 
     Raises:
-        UserError: the budget is not positive, or a path is longer than the model's `positions`; the path is named.
+        UserError: the budget is not positive, or a path is longer than the model's `positions`.
     """
     if token_budget < 1:
         raise UserError(f"token_budget is {token_budget}; it must be at least 1")
     trees = list(trees)
     if positions is not None:
         check_positions(trees, positions)
-    loads = [LOADS[layout].of(tree) for tree in trees]
-    largest = max((load.cost for load in loads), default=0)
+    costs = [COSTS[layout].of(tree) for tree in trees]
+    largest = max((cost.cost for cost in costs), default=0)
     if largest > token_budget:
         log.info("token budget raised from %d to %d: the largest tree has that many tokens", token_budget, largest)
         token_budget = largest
     bins: list[list[int]] = []
-    filled: list[Load] = []
-    for index in sorted(range(len(trees)), key=lambda i: -loads[i].size):
-        joined = (each.joined(loads[index]) for each in filled)
-        place = next((b for b, load in enumerate(joined) if load.cost <= token_budget), None)
-        if place is None:
+    bin_costs: list[Cost] = []
+    for index in sorted(range(len(trees)), key=lambda i: -costs[i].size):
+        joined = (cost.joined(costs[index]) for cost in bin_costs)
+        first_fit = next((number for number, cost in enumerate(joined) if cost.cost <= token_budget), None)
+        if first_fit is None:
             bins.append([index])
-            filled.append(loads[index])
+            bin_costs.append(costs[index])
         else:
-            bins[place].append(index)
-            filled[place] = filled[place].joined(loads[index])
+            bins[first_fit].append(index)
+            bin_costs[first_fit] = bin_costs[first_fit].joined(costs[index])
     return [pack([trees[i] for i in sorted(members)]) for members in bins]
 
 
 def check_positions(trees: Sequence[TokenTree], positions: int) -> None:
-    """Raise ValueError, naming the path, if one is longer than the model's positions."""
+    """Refuse paths that are longer than the model's positions.
+
+    Raises:
+        UserError: the first such tree and its longest branch are named.
+    """
     for number, tree in enumerate(trees):
         if tree.longest_path > positions:
             longest = max(range(len(tree.branches)), key=lambda b: len(tree.branches[b]), default=0)

@@ -45,7 +45,7 @@ class Rollout:
         return len(self.trees)
 
     def samples(self) -> list[Sample]:
-        """Every response, prompt by prompt."""
+        """All N responses, prompt by prompt."""
         samples = []
         for tree in self.trees:
             prompt = decode(tree.prompt, self.tokenizer)

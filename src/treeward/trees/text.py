@@ -1,6 +1,6 @@
-"""Text: a prompt with its responses.
+"""Trees of text: a prompt with its responses.
 
-A `Tree` is frozen and survives JSON. What a prompt's text becomes as ids is decided in one place, `data.render`.
+A `Tree` is frozen and can be written to JSON and read back. `data.render` turns it into ids.
 """
 
 import json
@@ -18,11 +18,12 @@ Prompt = str | tuple[Message, ...]
 
 @dataclass(frozen=True)
 class Response:
-    """One branch: its text, and what is known of it.
+    """One branch as text.
 
-    `finished` False means that no end token is added or scored (the text was cut). `score` is a scorer's or rater's
-    number on any scale, higher is better; `grades` are a rater's numbers by attribute, where there are several. `ids`
-    are the tokens that a policy sampled, end token included, in the vocabulary that its tree names.
+    - `finished`: False means that the text was cut, so no end token is added or scored.
+    - `score`: a scorer's or rater's number on any scale; higher is better.
+    - `grades`: a rater's numbers by attribute, where there are several.
+    - `ids`: the tokens that a policy sampled, end token included, in the vocabulary that the tree names.
     """
 
     text: str
@@ -33,21 +34,27 @@ class Response:
 
     @property
     def ratings(self) -> tuple[float, ...]:
-        """The grades, else the score alone, else nothing."""
+        """The grades if there are any, else the score alone, else nothing."""
         return self.grades or (() if self.score is None else (self.score,))
 
 
 @dataclass(frozen=True)
 class Tree:
-    """A prompt (text as it stands, or messages for the chat template) and its responses; plain strings will do.
+    """A prompt and its responses.
 
-    For a pair the first response is the chosen one, the second the rejected. `group` is the unit of splitting and of
-    every interval: the normalised prompt unless given. An empty prompt is allowed only with a group of its own.
-    `subset` names a part of the data that is reported apart; `weight` is what the tree counts for in training, and
-    `margin` what a loss of pairs asks for beyond 0, instead of the run's. Of a sampled tree `prompt_ids` are what
-    sampling began from, and `vocabulary` is the hash of the tokens its ids mean. `attributes` are the names of the
-    responses' grades, in their order, where they have names. `row` holds the other columns of the data row, so that a
-    scorer can check a response against them.
+    - `prompt`: a string, used unchanged, or messages for the chat template.
+    - `responses`: `Response`s or plain strings. In a pair the first is the chosen response, the second the rejected.
+    - `group`: the unit of splits and intervals; the normalised prompt unless given. An empty prompt needs a group.
+    - `subset`: a part of the data that is reported separately.
+    - `weight`: the tree's weight in the loss.
+    - `margin`: the margin of this pair in a pairwise loss; it replaces the run's margin.
+    - `prompt_ids`: the ids that a sampled tree's prompt had when it was sampled.
+    - `vocabulary`: the hash of the vocabulary that `prompt_ids` and the responses' `ids` belong to.
+    - `attributes`: the names of the responses' grades, in the same order, where they have names.
+    - `row`: the other columns of the data row, so that a scorer can check a response against them.
+
+    Raises:
+        UserError: the prompt is empty and no group is given.
     """
 
     prompt: Prompt
@@ -62,10 +69,18 @@ class Tree:
     row: Mapping[str, Any] | None = None
 
     def __init__(
-        self, prompt: str | Sequence[Message], responses: Sequence[Response | str] = (), group: str | None = None,
-        subset: str = "", weight: float = 1.0, margin: float | None = None, prompt_ids: Sequence[int] = (),
-        vocabulary: str = "", attributes: Sequence[str] = (), row: Mapping[str, Any] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        prompt: str | Sequence[Message],
+        responses: Sequence[Response | str] = (),
+        group: str | None = None,
+        subset: str = "",
+        weight: float = 1.0,
+        margin: float | None = None,
+        prompt_ids: Sequence[int] = (),
+        vocabulary: str = "",
+        attributes: Sequence[str] = (),
+        row: Mapping[str, Any] | None = None,
+    ) -> None:
         fixed: Prompt = prompt if isinstance(prompt, str) else tuple(dict(message) for message in prompt)
         if not fixed and group is None:
             raise UserError("prompt is empty; give a prompt, or a group where the format has no prompts")
@@ -84,18 +99,18 @@ class Tree:
         return hash(self.to_json())
 
     def to_json(self) -> str:
-        """One line of JSON; `Tree.from_json` gives an equal tree back. A value of `row` that JSON does not know, such
-        as a date, becomes its text.
+        """One line of JSON, which `Tree.from_json` reads back. A value of `row` that is not JSON, such as a date,
+        becomes its text.
         """
         return json.dumps(asdict(self), ensure_ascii=False, sort_keys=True, default=str)
 
     @classmethod
     def from_json(cls, line: str) -> "Tree":
-        """The tree that `to_json` wrote."""
+        """Read a line that `to_json` wrote."""
         row: dict[str, Any] = json.loads(line)
-        for each in row["responses"]:
-            each |= {name: tuple(each.get(name, ())) for name in ("grades", "ids")}
-        row["responses"] = [Response(**each) for each in row["responses"]]
+        for response in row["responses"]:
+            response |= {name: tuple(response.get(name, ())) for name in ("grades", "ids")}
+        row["responses"] = [Response(**response) for response in row["responses"]]
         return cls(**row)
 
 
@@ -105,17 +120,16 @@ def normalised(prompt: Prompt) -> str:
     return " ".join(text.lower().split())
 
 
-BESIDE = " \x1f "
-"""Between the two group names of a pair that was made of two labelled texts: ASCII's unit separator, which no text
-has."""
+GROUP_SEPARATOR = " \x1f "
+"""Stands between the two names of a joined group: ASCII's unit separator, which does not occur in texts."""
 
 
-def beside(a: str, b: str) -> str:
-    """The group name of a pair of two labelled texts, the desirable one first."""
-    return f"{a}{BESIDE}{b}"
+def joined_group(desirable: str, undesirable: str) -> str:
+    """The group name of a pair that was made of two labelled texts."""
+    return f"{desirable}{GROUP_SEPARATOR}{undesirable}"
 
 
-def sides(group: str) -> list[str]:
-    """The two group names that `beside` joined; empty for any other group."""
-    names = group.split(BESIDE)
+def split_group(group: str) -> list[str]:
+    """The two names that `joined_group` joined; an empty list for any other group."""
+    names = group.split(GROUP_SEPARATOR)
     return names if len(names) == 2 else []

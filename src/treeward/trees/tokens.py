@@ -1,4 +1,4 @@
-"""Ids: a prompt tokenised once, and each response on its own, as generation sees them."""
+"""Trees of ids: the prompt is tokenized once and each response on its own, as generation sees them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,17 +18,22 @@ def decode(ids: Sequence[int], tokenizer: Tokenizer) -> str:
 
 @dataclass(frozen=True)
 class TokenTree:
-    """Prompt ids (never empty: a start token stands there) and the ids of each branch (never empty).
+    """The ids of a prompt and of its responses.
 
-    Every branch token is scored, the end token included; no prompt token is. `group` names the unit of splitting and
-    of intervals, `subset` a part that is reported apart; `ratings` are the raters' numbers, one tuple a branch with one
-    value an attribute, or nothing; `attributes` are the names of those values, where they have names. `weight` is what
-    the tree counts for in a loss, `margin` what a loss of pairs asks for beyond 0, instead of the run's. `row` holds
-    the data row's other columns for scorers; it takes no part in equality.
+    - `prompt`: never empty; an empty text is a start token.
+    - `branches`: the ids of each response, never empty. Every branch token is scored, the end token included; no
+      prompt token is.
+    - `group`: the unit of splits and intervals.
+    - `ratings`: the raters' numbers: a tuple for each branch with one value an attribute; empty without ratings.
+    - `subset`: a part of the data that is reported separately.
+    - `weight`: the tree's weight in the loss.
+    - `margin`: the margin of this pair in a pairwise loss, in [0, 1]; it replaces the run's margin.
+    - `attributes`: the names of the ratings' values, where they have names.
+    - `row`: the other columns of the data row, for scorers; two trees that differ only here are equal.
 
     Raises:
-        UserError: the prompt or a branch is empty, the weight negative, the margin outside [0, 1], or ratings are
-            missing for a branch, with the place named.
+        UserError: the prompt or a branch is empty, the weight is negative, the margin is outside [0, 1], or the number
+            of ratings differs from the number of branches.
     """
 
     prompt: tuple[int, ...]
@@ -43,27 +48,27 @@ class TokenTree:
 
     def __post_init__(self) -> None:
         if not self.prompt:
-            raise UserError("the prompt has no tokens; a start token (BOS, else EOS) must stand there")
+            raise UserError("the prompt has no tokens; give it a start token (BOS, else EOS)")
         for number, branch in enumerate(self.branches):
             if not branch:
-                raise UserError(f"branch {number} of {self.group[:60]!r} has no tokens; an empty response is dropped")
+                raise UserError(f"branch {number} of {self.group[:60]!r} has no tokens; drop empty responses")
         if self.ratings and len(self.ratings) != len(self.branches):
             raise UserError(f"{self.group[:60]!r} has {len(self.branches)} branches but {len(self.ratings)} ratings")
         if not 0 <= self.weight < math.inf:
             raise UserError(f"{self.group[:60]!r} has a weight of {self.weight}; it must be finite and not negative")
         if self.margin is not None and not 0 <= self.margin <= 1:
             raise UserError(
-                f"{self.group[:60]!r} has a margin of {self.margin}; it lies in [0, 1]: a raw rating gap goes into "
-                "chosen_rating and rejected_rating, and the run's margin scales it"
+                f"{self.group[:60]!r} has a margin of {self.margin}; it must lie in [0, 1]: put a raw rating gap "
+                "into chosen_rating and rejected_rating, and the run's margin scales it"
             )
 
     def __len__(self) -> int:
-        """Tokens in all, the prompt counted once: what the tree costs in a forest."""
+        """Tokens of the prompt and of all branches, which is what the tree costs in a forest."""
         return len(self.prompt) + sum(map(len, self.branches))
 
     @property
     def longest_path(self) -> int:
-        """Tokens from the root to the furthest leaf: what the model's positions must hold."""
+        """Tokens of the prompt and its longest branch; the model needs as many positions."""
         return len(self.prompt) + max(map(len, self.branches), default=0)
 
     @property
@@ -72,7 +77,7 @@ class TokenTree:
         return tuple(sum(rating) / len(rating) for rating in self.ratings)
 
     def with_attributes(self, names: Sequence[str]) -> "TokenTree":
-        """The same tree with the ratings of each branch in the order of these names; ratings without names stay.
+        """The same tree with each branch's ratings in the order of these names. Ratings without names stay as they are.
 
         Raises:
             UserError: the ratings have other names.
@@ -84,10 +89,10 @@ class TokenTree:
                 f"the data rates {', '.join(self.attributes)}, but head.names is {', '.join(names)}: set "
                 f"head.names to [{', '.join(self.attributes)}]"
             )
-        places = [self.attributes.index(name) for name in names]
-        ratings = tuple(tuple(rating[place] for place in places) for rating in self.ratings)
+        order = [self.attributes.index(name) for name in names]
+        ratings = tuple(tuple(rating[index] for index in order) for rating in self.ratings)
         return replace(self, attributes=tuple(names), ratings=ratings)
 
     def rows(self) -> list[tuple[int, ...]]:
-        """The same tree as one row a branch, the prompt repeated."""
+        """The tree as one row a branch, with the prompt repeated."""
         return [self.prompt + branch for branch in self.branches]

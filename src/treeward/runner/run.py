@@ -1,0 +1,576 @@
+"""A training run, from configuration to receipt: prepare, check, measure, train, measure again, write the receipt.
+
+`run` is the whole sequence for every method. Nothing is written before every check has passed. Resuming repeats the
+set-up and restores the last checkpoint before the first step.
+"""
+
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import yaml
+from safetensors import SafetensorError
+
+from treeward.checks import guards, identities
+from treeward.checks.check import Check, below, require, result
+from treeward.checks.data import data_checks, enough_groups, vocabulary_checks
+from treeward.checks.guards import Movement
+from treeward.checks.identities import rate_check
+from treeward.checks.receipt import data_facts, receipt, to_half
+from treeward.data.formats import Purpose
+from treeward.data.prepare import prepare, unheld
+from treeward.data.splits import shuffled
+from treeward.data.store import Prepared
+from treeward.errors import UserError
+from treeward.evaluation import versus
+from treeward.evaluation.rewards import score_spread
+from treeward.losses.divergences import ChiSquaredMixed
+from treeward.methods.method import Method, RunConfig
+from treeward.models import weights
+from treeward.models.artifact import annotate
+from treeward.models.reference import ReferenceModel
+from treeward.models.reward_model import RewardModel
+from treeward.report.page import write_page
+from treeward.rewards.scorers import BadScore
+from treeward.runner.budgets import trained_with
+from treeward.runner.process import environment, prepare_process
+from treeward.runner.progress import Interrupted, Reporter, TerminalReporter, interruptible
+from treeward.runner.settings import dump
+from treeward.runs.directory import DiskFull, RunDirectory, alone, created, finite, free_path, is_full, whole
+from treeward.runtime import Runtime
+from treeward.stats.intervals import Difference, against_half
+from treeward.stats.tables import JUDGE, Measurement, metric
+from treeward.training.batches import Batches
+from treeward.training.checkpoints import MustMatch, load_trainable, save_trainable
+from treeward.training.loop import Loop, Stateful, TrainingConfig
+from treeward.trees.text import split_group
+from treeward.trees.tokens import Tokenizer, TokenTree
+from treeward.trees.verify import verify
+
+log = logging.getLogger(__name__)
+
+LABELS_SAMPLE = 1_000
+"""Training trees whose accuracy is measured if the held-out accuracy is clearly below one half."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Where the run is, its receipt, and the exit code of its verdict."""
+
+    path: Path
+    receipt: dict[str, Any]
+    exit_code: int
+
+
+@dataclass
+class Setup:
+    """Everything that a run has before its first step, all checks passed."""
+
+    config: RunConfig
+    method: Method
+    data: Prepared
+    batches: Batches[TokenTree]
+    loop: Loop
+    checks: list[Check]
+    gradient_missing: list[str]
+
+    @property
+    def validate_every(self) -> int:
+        """Steps between two measurements on the validation part."""
+        return self.config.evaluate_every or self.batches.per_epoch
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What the training part did: steps before this session, in all, and planned; how far the weights moved, at the
+    last step and of the step that is kept (the best by validation); and what broke it.
+    """
+
+    before: int
+    taken: int
+    planned: int
+    moved: Movement
+    kept: Movement
+    broken: Check | None
+    seconds: float
+
+
+def run(
+    config: RunConfig,
+    method: Callable[[Any], Method],
+    *,
+    resume: RunDirectory | None = None,
+    reporter: Reporter | None = None,
+    runtime: Runtime | None = None,
+) -> Finished:
+    """Run a training method to its receipt.
+
+    Args:
+        config: The configuration, of the method's `Config` class.
+        method: The method's class, or any function from the configuration to a method (to pass a sampler or scorer).
+        resume: The directory of a stopped run with the same configuration.
+        reporter: Is told about each step; by default the terminal.
+        runtime: This process among several; by default from `torch.distributed`.
+
+    Raises:
+        ChecksFailed: a check before the first step failed; no run directory is left.
+        UserError: the configuration, model or data cannot be used, or another process works on this run; no run
+            directory is left if no step was taken.
+        DiskFull: a file of the run could not be written; the last checkpoint is kept.
+        Interrupted: Ctrl-C; the state is saved.
+    """
+    if resume is None and config.out is not None:
+        free_path("", config.out)  # refuse an existing directory before the model is loaded
+    setup = set_up(config, method, runtime=runtime)
+    before = measure_start(setup)
+    setup.checks += require(setup.method.precompute(setup.batches.used_trees()))
+    directory = resume or created(config.name or setup.method.name, config.out)
+    with _errors_of(directory, resumed=resume is not None), alone(directory.path):
+        if resume is None:
+            command = {"command": setup.method.name, **dump(config)}
+            directory.write("config.yaml", yaml.safe_dump(command, sort_keys=False))
+        directory.write_json("environment.json", environment(setup.method.model.packed))
+        trained = train(setup, directory, resume is not None, reporter or TerminalReporter())
+        return conclude(setup, directory, before, trained)
+
+
+# Before the first step
+
+
+def set_up(config: RunConfig, method: Callable[[Any], Method], *, runtime: Runtime | None = None) -> Setup:
+    """Load, prepare and check everything; what `--dry-run` does.
+
+    Raises:
+        ChecksFailed: a check failed that was not accepted.
+    """
+    built = method(config)
+    model = built.model
+    prepare_process(model)
+    tokenizer_checks = vocabulary_checks(config.model, model.tokenizer, model.packed.model)
+    require(tokenizer_checks, config.skip_check, more_to_come=True)
+    data = data_of(config, model.tokenizer, built.purpose, built.attributes)
+    if data.best_accuracy is not None:
+        log.info("best reachable accuracy on these pairs: %.3f (known from the label noise)", data.best_accuracy)
+    if not data.held_out:
+        raise UserError(f"nothing is held out, so there is no verdict: {unheld(data.account, config.data)}")
+    embedding: Any = model.packed.model.get_input_embeddings()  # type: ignore[operator]
+    checks = data_checks(data, model.tokenizer, embedding.num_embeddings, built.purpose)
+    require([check for check in checks if check.id == "F09"])
+    checks.append(enough_groups(data, built.verdict_groups(data.held_out)))
+    batches = config.batches(data.train)
+    loop = Loop.from_config(model, built.objective, config, len(batches), runtime)
+    model_checks, missing = _model_checks(config, built, data, loop)
+    accepted = require([*tokenizer_checks, *checks, *model_checks], config.skip_check)
+    return Setup(config, built, data, batches, loop, accepted, missing)
+
+
+def data_of(config: RunConfig, tokenizer: Tokenizer, purpose: Purpose, attributes: Sequence[str] = ()) -> Prepared:
+    """The data of a run. No checkpoint is selected on the groups that give the verdict.
+
+    `attributes` are the names of a model's ratings, in the order of its head.
+
+    Raises:
+        UserError: the data cannot be read, or nothing is left to train on.
+    """
+    data = prepare(config.data, tokenizer, purpose, attributes)
+    log.info("columns: %s", data.account.layout)
+    log.info("data: %s", data.account)
+    if not data.train:
+        raise UserError(f"data.source {config.data.source!r} leaves nothing to train on: {data.account}")
+    batches = config.batches(data.train)
+    selects = (config.evaluate_every or batches.per_epoch) < len(batches)
+    data = data.apart(chooses=selects, seed=config.data.seed)
+    log.info("trees: %s", ", ".join(f"{len(trees)} {part}" for part, trees in data.parts.items()))
+    if data.verdict_on != "test" and data.held_out:
+        log.info("%s", verdict_line(data.verdict_facts()))
+    return data
+
+
+def verdict_line(facts: Mapping[str, Any]) -> str:
+    """Which groups give the verdict of data without a test part; `facts` come from `Prepared.verdict_facts`."""
+    if facts["part"] == "validation":
+        return f"no test part: all {facts['groups']} validation groups give the verdict, and select no checkpoint"
+    return (
+        f"no test part: {facts['groups']} validation groups give the verdict, the other "
+        f"{facts['chosen_on']} select the checkpoint"
+    )
+
+
+def _model_checks(config: RunConfig, method: Method, data: Prepared, loop: Loop) -> tuple[list[Check], list[str]]:
+    """The checks that run the model, on the objective and the optimizer that train; and tensors without gradient."""
+    packed = method.model.packed
+    everything = [tree for part in data.parts.values() for tree in part]
+    verification = verify(packed, everything, loop.token_budget)
+    log.info(
+        "layout: %s, largest deviation from plain calls %.2g, gradients %.2g",
+        verification.backend,
+        verification.value_deviation,
+        verification.gradient_deviation,
+    )
+    data_fit = require(method.check_data(data.train))
+    probe = identities.probe(data.train)
+    gradients, missing = identities.reached(packed, method.objective, probe, loop.parameters)
+    parameters = sum(p.numel() for p in packed.parameters())
+    steps = len(config.batches(data.train))
+    return [
+        identities.layout(verification),
+        *identities.passes(packed, probe),
+        identities.accumulation(packed, method.objective, probe),
+        gradients,
+        *data_fit,
+        *method.identities(probe),
+        rate_check(method.usual_lr, config.lr, steps, parameters, config.model.random),
+    ], missing
+
+
+def measure_start(setup: Setup) -> Measurement:
+    """The start model on the held-out part, with the checks that only this measurement allows.
+
+    Raises:
+        ChecksFailed: held-out examples are missing, or the samples are not the model's.
+        FloatingPointError: a value is not finite.
+    """
+    method, trees = setup.method, setup.data.held_out
+    before = method.measure(trees)
+    again = method.measure_again(trees)
+    if again is not None:
+        before = replace(before, tables={**before.tables, versus.AGAIN: again})
+    before.table_of(method.metric)
+    before.check_finite()
+    setup.checks += require([*_all_measured(method, before, trees), *_sampled(method, before, "before")])
+    return before
+
+
+def _all_measured(method: Method, measured: Measurement, trees: Sequence[TokenTree]) -> list[Check]:
+    """F49: texts and pairs have one row for each held-out tree. Reward models leave out ties."""
+    table = measured.tables.get("texts" if method.purpose == "sft" else "pairs")
+    if method.start is None or method.purpose not in ("sft", "pairs") or table is None:
+        return []
+    rows = len(table.groups)
+    return [below("every-example-measured", abs(rows - len(trees)), 0, detail=f"{rows} rows for {len(trees)} examples")]
+
+
+def _sampled(method: Method, measured: Measurement, stage: Any) -> list[Check]:
+    """I09, where the model was sampled from."""
+    table = measured.tables.get("samples")
+    return [] if table is None else identities.sampled_table(table, method.model.packed.precision, stage)
+
+
+def estimate(setup: Setup) -> str:
+    """Memory and time of the run to come: one step's forward and backward pass is timed; no update is made."""
+    packed = setup.method.model.packed
+    clock = time.monotonic()
+    setup.loop.backward(setup.data.train[: setup.config.batch_size])
+    seconds = time.monotonic() - clock
+    packed.zero_grad(set_to_none=True)
+    steps = len(setup.batches)
+    states = 8 * sum(p.numel() for p in packed.parameters() if p.requires_grad)
+    memory = (psutil.Process().memory_info().rss + states) / 1e9
+    return f"about {seconds:.2g} s a step, {steps} steps: {steps * seconds / 60:.1f} min; about {memory:.1f} GB"
+
+
+# Training
+
+
+class Best:
+    """The best validation value so far, and its step; saved with the loop."""
+
+    def __init__(self) -> None:
+        self.value: float | None = None
+        self.step = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Both."""
+        return {"value": self.value, "step": self.step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put both back."""
+        self.value, self.step = state["value"], state["step"]
+
+
+def train(setup: Setup, directory: RunDirectory, resumed: bool, reporter: Reporter) -> Trained:
+    """Take the steps: log, validate, keep the best, save checkpoints. The best weights are put back at the end.
+
+    A loss, gradient or score that is not finite ends training with a failed check; the run still gets its receipt.
+    """
+    method, loop, batches, data = setup.method, setup.loop, setup.batches, setup.data
+    packed = method.model.packed
+    start = weights.snapshot(packed)
+    best = Best()
+    states: dict[str, Stateful] = {"batches": batches, "best": best, "run": MustMatch(_identity(setup))}
+    clock = time.monotonic()
+    total, done = len(batches), _last_checkpoint(directory)
+    if done:
+        loop.load(directory.checkpoint(done), **states)
+    if resumed:
+        log.info("resuming from step %d of %d%s", done, total, "" if done else ": no checkpoint was saved")
+    directory.write_lines("metrics.jsonl", [row for row in directory.lines("metrics.jsonl") if row["step"] <= done])
+    broken: Check | None = None
+    moved: Movement | None = None
+    figures: dict[str, float] = {}
+    try:
+        with interruptible() as pressed:
+            remaining = batches if done < total else ()
+            for batch in reporter.progress(remaining, total, method.name, done, figures):
+                step = loop.step(batch)
+                row: dict[str, Any] = {"step": step.index, **step.numbers()}
+                figures["loss"] = row["loss"]
+                try:
+                    if data.parts["validation"] and (step.index % setup.validate_every == 0 or step.index == total):
+                        row |= _validate(method, data.parts["validation"], step.index, best, directory)
+                        figures[f"validation {method.metric}"] = row[f"validation/{method.metric}"]
+                finally:
+                    directory.append("metrics.jsonl", row)
+                reporter.step(step.index, row)
+                if step.index % setup.config.save_every == 0 or pressed:
+                    _save(loop, directory, states)
+                if pressed:
+                    raise Interrupted(
+                        f"stopped after step {step.index} of {total}; go on with: treeward resume {directory.path}"
+                    )
+        moved = Movement.since(method.model, start)
+        if directory.best.exists():
+            load_trainable(packed, directory.best)
+            log.info("kept the weights of step %s, the best by validation %s", best.step, method.metric)
+    except (FloatingPointError, BadScore) as problem:
+        broken = not_finite(problem)
+        log.error("stopped: %s", problem)
+    kept = Movement.since(method.model, start)
+    return Trained(done, loop.index, total, moved or kept, kept, broken, time.monotonic() - clock)
+
+
+def _identity(setup: Setup) -> dict[str, str]:
+    """What a resumed run must share with its checkpoint: the start, the reference, and the settings that decide steps.
+
+    How long it runs is compared in steps, and how a batch is cut into forests may change.
+    """
+    run_fields = {field.name for field in fields(RunConfig)} - {field.name for field in fields(TrainingConfig)}
+    excluded = run_fields | {"steps", "epochs", "token_budget"}
+    settings = {
+        field.name: repr(getattr(setup.config, field.name))
+        for field in fields(setup.config)
+        if field.name not in excluded
+    }
+    hashes = {"the start's hash": weights.fingerprint(setup.method.model.packed)}
+    reference: ReferenceModel | None = getattr(setup.method.objective, "reference", None)
+    if reference is not None:
+        hashes["the reference's hash"] = str(reference.hash)
+    return settings | hashes
+
+
+def _last_checkpoint(directory: RunDirectory) -> int:
+    """The step of the last checkpoint; 0 without one."""
+    checkpoints = directory.checkpoints()
+    return int(checkpoints[-1].name.removeprefix("step-")) if checkpoints else 0
+
+
+def _validate(
+    method: Method, trees: Sequence[TokenTree], index: int, best: Best, directory: RunDirectory
+) -> dict[str, float]:
+    """Measure on the validation part; keep the weights if they are the best so far by the method's metric."""
+    measured = method.measure(trees)
+    main = metric(method.metric)
+    value = measured.table_of(main.name).mean(main.name)
+    sign = 1 if main.higher_is_better else -1
+    if best.value is None or sign * value > sign * best.value:
+        best.value, best.step = value, index
+        temporary = directory.best.with_name(".best.safetensors")
+        temporary.parent.mkdir(exist_ok=True)
+        with whole(temporary):
+            save_trainable(method.model.packed, temporary)
+            temporary.rename(directory.best)
+    values = {main.name: value}
+    if "samples" in measured.tables:
+        samples = measured.tables["samples"]
+        shown = ("score", "kl", "entropy", "start_nll", "length")
+        values |= {n: samples.mean(n) for n in samples.columns if n in shown or n.startswith(JUDGE)}
+    return {f"validation/{name}": value for name, value in values.items()}
+
+
+def _save(loop: Loop, directory: RunDirectory, states: Mapping[str, Any]) -> None:
+    """Save a checkpoint, then delete older ones."""
+    loop.save(directory.checkpoint(loop.index), **states)
+    for old in directory.checkpoints()[:-1]:
+        shutil.rmtree(old)
+
+
+# After the last step
+
+
+def conclude(setup: Setup, directory: RunDirectory, before: Measurement, trained: Trained) -> Finished:
+    """Save the model, measure it, decide the verdict, and write evaluation, samples, receipt and report."""
+    config, method, data = setup.config, setup.method, setup.data
+    method.model.budgets = trained_with(config.data)
+    with whole(directory.path / "model", directory.path / "adapter"):
+        method.model.save(directory.path / "model", directory.path / "adapter")
+    after, broken = _measure_end(method, data, before, trained.broken)
+    checks = [*setup.checks, *([broken] if broken else []), *_closing_checks(setup, directory, trained, after)]
+    half = to_half(after) if method.metric == "accuracy" else None
+    if half is not None and guards.clearly_below_half(half):
+        checks += _labels(method, data, config.data.seed, half)
+    rule = method.trivial_rule(after)
+    outcome = receipt(
+        before,
+        after,
+        checks,
+        metric=method.metric,
+        rule=rule,
+        scorer=config.evaluation.scorer if "samples" in after.tables else None,
+        require=config.require,
+        random_start=config.model.random,
+    )
+    extra: dict[str, Any] = {
+        "command": method.name,
+        "seconds": trained.seconds,
+        "tokens_per_second": _tokens(setup.batches, trained) / trained.seconds,
+    }
+    if data.best_accuracy is not None:
+        extra["best_reachable_accuracy"] = data.best_accuracy
+    if rule is not None:
+        extra["longer_wins"] = rule.facts()["before"]
+    extra |= method.facts(after, data.held_out)
+    if isinstance(method.model, RewardModel):
+        annotate(directory.path / "model", finite(_reward_model_facts(setup, after)))
+    outcome = replace(
+        outcome,
+        movement=trained.kept,
+        gradient_missing=setup.gradient_missing,
+        data=data_facts(data),
+        extra=extra | dict(outcome.extra),
+    )
+    facts = outcome.facts()
+    directory.write_lines("evaluation.jsonl", _evaluation_rows(before, after))
+    directory.write_lines("samples.jsonl", versus.side_by_side(before, after))
+    directory.write_json("receipt.json", facts)
+    write_page(directory.path)
+    return Finished(directory.path, facts, outcome.exit_code)
+
+
+def _measure_end(
+    method: Method, data: Prepared, before: Measurement, broken: Check | None
+) -> tuple[Measurement, Check | None]:
+    """The trained model on the held-out part. If it cannot be measured, the start's values again and a failed check."""
+    try:
+        after = method.measure(data.held_out)
+        after.check_finite()
+    except (FloatingPointError, BadScore) as problem:
+        copied = "the values after training are copies of those before"
+        if broken is None:
+            return before, not_finite(problem, copied)
+        parts = dict.fromkeys([broken.detail, str(problem), copied])
+        return before, replace(broken, detail="; ".join(parts))
+    return after, broken
+
+
+def not_finite(problem: FloatingPointError | BadScore, remark: str = "") -> Check:
+    """The failed check for a sample without a finite score, or for losses, gradients and logits that are not finite."""
+    slug = "finite-scores" if isinstance(problem, BadScore) else "finite-losses"
+    return result(slug, passed=False, detail=f"{problem}; {remark}" if remark else str(problem))
+
+
+def _closing_checks(setup: Setup, directory: RunDirectory, trained: Trained, after: Measurement) -> list[Check]:
+    method, config = setup.method, setup.config
+    checks = [
+        *guards.movement_checks(trained.moved, config.lr > 0),
+        guards.updates_check(trained.taken, trained.planned),
+        guards.reload_check(method.model, directory.path, identities.probe(setup.data.held_out)),
+    ]
+    checks += [guards.reference_unchanged(model) for model in _frozen_models(method)]
+    chi_po = isinstance(getattr(config, "divergence", None), ChiSquaredMixed)
+    checks += guards.clip_checks(directory.lines("metrics.jsonl"), chi_po)
+    if "samples" in after.tables:
+        checks += _sampled(method, after, "after")
+        checks.append(guards.k1_check(after.tables["samples"], config.evaluation.temperature))
+    if "pairs" in after.tables and method.start is None:
+        spread = score_spread(after.tables["pairs"])
+        checks.append(result("scores-vary", passed=spread > 0, value=spread, limit=0.0))
+    return checks
+
+
+def _frozen_models(method: Method) -> list[ReferenceModel]:
+    """The start model, and a reference of its own that cannot change."""
+    models = [] if method.start is None else [method.start]
+    reference: ReferenceModel | None = getattr(method.objective, "reference", None)
+    if reference is not None and reference is not method.start and reference.hash is not None:
+        models.append(reference)
+    return models
+
+
+def _labels(method: Method, data: Prepared, seed: int, held_out: Difference) -> list[Check]:
+    """F05, from the accuracy on a sample of the training part."""
+    trees = shuffled(((tree.group, tree) for tree in data.train), seed, "labels check")
+    table = method.pair_accuracy(trees[:LABELS_SAMPLE])
+    if table is None:
+        return []
+    return [guards.labels_check(held_out, against_half(table.columns["accuracy"], table.groups))]
+
+
+def _tokens(batches: Batches[TokenTree], trained: Trained) -> int:
+    """Packed tokens of the steps of this session."""
+    return sum(len(tree) for index in range(trained.before, trained.taken) for tree in batches.batch(index))
+
+
+def _reward_model_facts(setup: Setup, after: Measurement) -> dict[str, Any]:
+    """What a reward model's treeward.json says of its data, its accuracy, and the scale of its held-out scores."""
+    facts: dict[str, Any] = {
+        "data": {
+            "source": setup.config.data.source,
+            "format": setup.data.format,
+            "fingerprint": setup.batches.fingerprint,
+            "trees": len(setup.data.train),
+        }
+    }
+    pairs = after.tables.get("pairs")
+    if pairs is not None:
+        scores = np.concatenate([pairs.columns["chosen"], pairs.columns["rejected"]])
+        facts["accuracy"] = asdict(pairs.interval("accuracy"))
+        facts["normalisation"] = {"mean": float(scores.mean()), "sd": float(scores.std(ddof=1)), "n": len(scores)}
+    return facts
+
+
+def _evaluation_rows(before: Measurement, after: Measurement) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for kind, table in after.tables.items():
+        for a, b in zip(before.tables[kind].rows(), table.rows(), strict=True):
+            group = b.pop("group")
+            a.pop("group")
+            both = {"sides": names} if (names := split_group(group)) else {}
+            rows.append({"group": group, **both, "kind": kind, "before": a, "after": b})
+    return rows
+
+
+@contextmanager
+def _errors_of(directory: RunDirectory, resumed: bool) -> Iterator[None]:
+    """What errors leave behind: a new run without a step leaves no directory after a `UserError` or a full disk, and a
+    full disk becomes one line that says what is kept and how to go on. Any other error leaves everything.
+    """
+
+    def remove_if_new() -> bool:
+        if resumed or directory.lines("metrics.jsonl"):
+            return False
+        shutil.rmtree(directory.path, ignore_errors=True)
+        return True
+
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError, UserError) as problem:  # torch's archives raise RuntimeError
+        if not is_full(problem):
+            if isinstance(problem, UserError):
+                remove_if_new()
+            raise
+        path = directory.path
+        place = f"no space left on the disk of {str(path)!r}: free some, then "
+        if (path / "receipt.json").exists():
+            raise DiskFull(f"{place}`treeward report {path}` for the page; the receipt is written") from problem
+        if remove_if_new():
+            raise DiskFull(f"{place}start the run again, or name another place with --out") from problem
+        done = _last_checkpoint(directory)
+        kept = f"after step {done} of its last checkpoint" if done else "from the start, since it has no checkpoint"
+        raise DiskFull(f"{place}`treeward resume {path}`, which goes on {kept}") from problem
