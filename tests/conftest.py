@@ -38,6 +38,12 @@ torch.set_num_threads(1)
 hypothesis.settings.register_profile("treeward", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("treeward")
 
+SLOW = (
+    "cli", "fuzz", "planted", "runner", "test_docs.py", "test_examples.py", "training/test_training_resume.py",
+    "training/test_two_processes.py", "data/test_inspect_real.py", "data/test_real_files.py", "report/test_layout.py",
+)  # fmt: skip
+"""Whole runs, other processes, real data and drawn pages: directories and files that `make fast` leaves out."""
+
 VOCABULARY = 64
 POSITIONS = 256
 SCALE = 0.3
@@ -71,6 +77,15 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 def pytest_configure(config: pytest.Config) -> None:
     """beartype draws which items of a container it checks, also inside strategies; no value depends on that."""
     config.addinivalue_line("filterwarnings", "ignore:Do not use the `random` module inside strategies")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of `SLOW`, but not test_run.py: `make fast` has some whole runs."""
+    tests = Path(__file__).parent
+    for item in items:
+        place = item.path.relative_to(tests).as_posix()
+        if place.startswith(SLOW) and not place.endswith("test_run.py"):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,6 @@ def test_checks_are_named_as_in_the_registry(page: Path) -> None:
     assert [(slug, id_) for slug, id_ in named if slug not in REGISTRY or REGISTRY[slug].id != id_] == []
 
 
-@pytest.mark.slow
 def test_the_code_of_the_python_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From top to bottom in one session, as the page says; each block is compiled with its own line numbers."""
     page = ROOT / "docs" / "python.md"

@@ -256,6 +256,7 @@ def test_chunks_on_disk_are_what_is_made_in_memory(
     assert (account.rows, account.dropped) == (60, {"empty response": 1, "identical pair": 1})
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preparing, "CHUNK", 20)
     config = DataConfig(limit=90)
@@ -277,6 +278,7 @@ def test_joined_rows_are_prepared_whole(tmp_path: Path, monkeypatch: pytest.Monk
     assert prepare(DataConfig(source=str(tmp_path / "kept")), WORLD, "pairs") == prepare(config, WORLD, "pairs")
 
 
+@pytest.mark.slow
 def test_rows_are_read_no_further_than_the_processes_can_hold() -> None:
     """With endless rows: two processes hold `WAITING` chunks each, and one more is handed out before one is taken."""
     rows = tuple(sources.read_rows("world:3"))

@@ -1,14 +1,11 @@
 """Some hundred malformed files, a minute's worth; `python tests/fuzz/fuzz.py --minutes N --seed S` runs longer."""
 
-import pytest
-
 from fuzz import trial
 
 CASES = 400
 SEED = 7
 
 
-@pytest.mark.slow
 def test_no_malformed_file_gives_a_traceback_a_crash_or_other_rows() -> None:
     wrong = []
     for number in range(CASES):

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from fixtures import BuildPolicy, Grow
-from treeward.errors import UserError
+from treeward.errors import ChecksFailed, UserError
 from treeward.losses.preference import KTO, ORPO, SIMPO, ChosenNLL, Sum, Term
 from treeward.methods.dpo import DPOConfig, dpo_steps, preference_objective
-from treeward.models.logp_store import LogpStore
+from treeward.models.logp_store import LogpStore, key
 from treeward.models.policy import Policy, branch_logps
 from treeward.models.reference import EMA, EMAReference, Frozen, ReferenceModel, reference_for
 from treeward.training.batches import Batches
@@ -190,3 +190,23 @@ def test_a_frozen_reference_is_computed_once_for_all_training_trees(policy: Buil
     counted = Counted(average)
     list(dpo_steps(model, trees, config(token_budget=4096), average))
     assert (counted.passes, counted.branches) == (6, 36)
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_f22_a_store_of_other_weights_stops_training_before_the_first_step(
+    ahead: bool, policy: BuildPolicy, grow: Grow, tmp_path: Path
+) -> None:
+    """Whether log-probabilities are read ahead (`dpo_steps`) or by batch (`Loop`)."""
+    trees, store = grow(6), LogpStore(tmp_path / "a.sqlite")
+    stored = ReferenceModel.of(policy(), store)
+    stored.branch_logps(trees, 1024)
+    names = [key(stored.identity, tree.prompt, branch) for tree in trees for branch in tree.branches]
+    store.write({name: logps + 0.01 for name, logps in store.read(names).items()})
+    ours = policy()
+    reference = ReferenceModel.of(ours, store)
+    with pytest.raises(ChecksFailed, match=r"stored-logps-match \(F22\) FAILED"):
+        if ahead:
+            next(iter(dpo_steps(ours, trees, config(), reference)))
+        else:
+            Loop(ours, preference_objective(config(), reference), lr=1e-3).step(trees)
+    assert all(torch.equal(a, b) for a, b in zip(ours.packed.parameters(), policy().packed.parameters(), strict=True))

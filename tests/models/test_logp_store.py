@@ -76,6 +76,7 @@ def test_a_store_over_its_limit_keeps_the_newest_entries(tmp_path: Path) -> None
     assert len(store.read(names)) == 6
 
 
+@pytest.mark.slow
 def test_two_processes_write_at_once(store: LogpStore) -> None:
     script = (
         "import sys, torch; from pathlib import Path; from treeward.models.logp_store import LogpStore, key\n"

@@ -54,7 +54,6 @@ def stopped(run: Path, lines: int, how: signal.Signals, *words: str) -> int:
     return process.wait(timeout=60)
 
 
-@pytest.mark.slow
 def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path, uninterrupted: tuple[str, str, str]) -> None:
     """Killed before its first checkpoint, resumed and stopped by Ctrl-C, resumed and killed again, and finished."""
     run = tmp_path / "run"

@@ -57,6 +57,7 @@ def test_prompts_that_vary_alike_are_compared_with_each_other() -> None:
     assert result[1].beaten_by == ("a",)
 
 
+@pytest.mark.slow
 def test_thirty_equal_models_are_seldom_called_beaten() -> None:
     """Any of thirty in at most 5 % of frontiers. Of 30 frontiers, six or more have a probability below 1 in 200."""
     draw = np.random.default_rng(0)

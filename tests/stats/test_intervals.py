@@ -235,6 +235,7 @@ def test_tangos_limits_where_nothing_and_where_everything_changed() -> None:
     assert 0.8 < every[0] < 1.0
 
 
+@pytest.mark.slow
 def test_interval_and_exact_test_of_a_paired_share_agree() -> None:
     """Every split of up to 60 discordant pairs of 80: the interval excludes zero if and only if p < .05, and the exact
     test never says p < .05 where Tango's own interval holds zero."""

@@ -72,7 +72,6 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sft", "dpo", "kto"])
 def test_two_processes_train_the_model_that_one_trains(kind: str, together: Path) -> None:
     alone = train(kind)
@@ -91,7 +90,6 @@ def test_two_processes_train_the_model_that_one_trains(kind: str, together: Path
             assert not torch.equal(weight, start[name])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sft", "dpo", "kto"])
 def test_the_ranks_agree_bit_for_bit(kind: str, together: Path) -> None:
     first, second = (torch.load(together / f"{kind}-{rank}.pt", weights_only=True) for rank in (0, 1))

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from treeward.checks import identities
-from treeward.checks.check import Check
+from treeward.checks.check import Check, require
 from treeward.data.formats import Purpose
 from treeward.errors import UserError
 from treeward.evaluation import policies
@@ -127,13 +127,26 @@ class ReferenceLogps:
         """Compute these trees' log-probabilities ahead, or read them from the store, which is checked."""
         if self.reference.follows_policy:
             return []
-        self._ahead, audit = self.reference.load_logps(trees, token_budget)
-        return [] if audit is None else [identities.stored_logps(audit)]
+        self._ahead, checks = self._load(trees, token_budget)
+        return checks
 
     def prepare(self, batch: Sequence[TokenTree], token_budget: int, runtime: Runtime) -> None:
-        """Make this rank's share of a batch ready."""
+        """Make this rank's share of a batch ready.
+
+        Raises:
+            ChecksFailed: the store has values of another reference.
+        """
         missing = [tree for tree in runtime.share(batch) if tree not in self._ahead]
-        self._batch = self.reference.compute_logps(missing, token_budget) if missing else {}
+        if self.reference.follows_policy:
+            self._batch = self.reference.compute_logps(missing, token_budget) if missing else {}
+        else:
+            self._batch, checks = self._load(missing, token_budget) if missing else ({}, [])
+            require(checks)
+
+    def _load(self, trees: Sequence[TokenTree], token_budget: int) -> tuple[Logps, list[Check]]:
+        """From the store, or computed and stored, so that a later run reads the same bits; with the store's check."""
+        logps, audit = self.reference.load_logps(trees, token_budget)
+        return logps, [] if audit is None else [identities.stored_logps(audit)]
 
     def of(self, trees: Sequence[TokenTree]) -> Float[Tensor, "N"]:
         """One number a branch, in order."""
@@ -471,6 +484,7 @@ def dpo_steps(
         reference: A reference model; by default the one of `config.reference`.
 
     Raises:
+        ChecksFailed: the store has log-probabilities of another reference.
         NonFinite: a loss or gradient is not finite.
         UserError: there are no trees, the loss cannot learn from one, or a path is longer than the model's positions.
     """
@@ -481,11 +495,8 @@ def dpo_steps(
         reference = reference_for(policy, config.reference)
     objective = preference_objective(config, reference)
     if token_trees:
-        for check in objective.precompute(
-            config.batches(token_trees).used_trees(), config.token_budget or policy.token_budget
-        ):
-            if check.passed is False:
-                raise UserError(str(check))
+        used = config.batches(token_trees).used_trees()
+        require(objective.precompute(used, config.token_budget or policy.token_budget))
     yield from training_steps(policy, token_trees, objective, config)
 
 
