@@ -204,9 +204,7 @@ def test_f22_a_store_of_other_weights_stops_training_before_the_first_step(
     store.write({name: logps + 0.01 for name, logps in store.read(names).items()})
     ours = policy()
     reference = ReferenceModel.of(ours, store)
+    loop = Loop(ours, preference_objective(config(), reference), lr=1e-3)
     with pytest.raises(ChecksFailed, match=r"stored-logps-match \(F22\) FAILED"):
-        if ahead:
-            next(iter(dpo_steps(ours, trees, config(), reference)))
-        else:
-            Loop(ours, preference_objective(config(), reference), lr=1e-3).step(trees)
+        next(iter(dpo_steps(ours, trees, config(), reference))) if ahead else loop.step(trees)
     assert all(torch.equal(a, b) for a, b in zip(ours.packed.parameters(), policy().packed.parameters(), strict=True))
