@@ -7,6 +7,7 @@ import pytest
 
 from treeward.cli.main import run
 from treeward.data import world
+from treeward.models.loading import ModelConfig
 from treeward.models.policy import Policy
 
 ARGUMENTS = [
@@ -53,7 +54,7 @@ def test_f32_a_judge_that_falls_while_the_score_rises_makes_the_run_worse(tmp_pa
 @pytest.mark.parametrize("rewarded", [True, False])
 def test_f24_a_policy_rewarded_for_one_word_alone_is_worse(rewarded: bool, tmp_path: Path) -> None:
     """The chosen side says "the" and nothing else, at ten times the usual rate; its twin has the world's own pairs."""
-    Policy.load("world").save(tmp_path / "start" / "model")
+    Policy.from_config(ModelConfig(config={"num_hidden_layers": 1})).save(tmp_path / "start" / "model")
     rows = world.pairs(0, 300)
     if rewarded:
         rows = [{**row, "chosen": " the" * (6 + number % 6)} for number, row in enumerate(rows)]

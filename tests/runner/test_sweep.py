@@ -127,14 +127,15 @@ def test_a_value_that_is_a_path_names_one_directory(tmp_path: Path) -> None:
 def test_a_later_point_that_cannot_run_is_told_and_a_first_one_stops_the_sweep(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["sft", *WORLD, "--steps", "1", "--require", "any", "--data.test", "0.2", "--data.limit", "300", "--lr",
-             "3e-3", "--skip-check", "[F42]"]  # fmt: skip
-    there, missing = "data.source=world-texts", str(tmp_path / "none.jsonl")
+    words = ["sft", *WORLD, "--steps", "1", "--require", "any", "--data.test", "0.2", "--lr", "3e-3", "--skip-check",
+             "[F42]", "--model.config.num_hidden_layers", "1", "--evaluation.prompts", "2",
+             "--evaluation.max-new-tokens", "4"]  # fmt: skip
+    there, missing = "data.source=world-texts:300", str(tmp_path / "none.jsonl")
     assert run([*words, "--out", str(tmp_path / "a"), "--sweep", f"{there},{missing}"]) == 2
     said = capsys.readouterr()
     assert "none.jsonl: not trained: data.source" in said.out
-    assert "data.source=world-texts: nll" in said.out
-    assert run([*words, "--out", str(tmp_path / "b"), "--sweep", f"data.source={missing},world-texts"]) == 2
+    assert "data.source=world-texts:300: nll" in said.out
+    assert run([*words, "--out", str(tmp_path / "b"), "--sweep", f"data.source={missing},world-texts:300"]) == 2
     assert not (tmp_path / "b").exists()
 
 
