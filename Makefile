@@ -4,6 +4,9 @@ PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 ONLY :=
 
+# Python may keep its compiled files: the tests start in 12 s instead of 29.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: quickstart test lint fast bench clean
 
 $(STAMP): constraints.txt pyproject.toml

@@ -40,7 +40,7 @@ hypothesis.settings.load_profile("treeward")
 
 SLOW = (
     "cli", "fuzz", "planted", "runner", "test_docs.py", "test_examples.py", "training/test_training_resume.py",
-    "training/test_two_processes.py", "data/test_inspect_real.py", "data/test_real_files.py", "report/test_layout.py",
+    "training/test_two_processes.py", "data/test_inspect_real.py", "data/test_real_files.py", "report",
 )  # fmt: skip
 """Whole runs, other processes, real data and drawn pages: directories and files that `make fast` leaves out."""
 

@@ -156,6 +156,7 @@ def test_k1_within_three_errors_passes_and_a_shift_fails() -> None:
     assert check.value > 5
 
 
+@pytest.mark.slow
 def test_k1_false_alarms_are_as_rare_with_few_prompts() -> None:
     alarms = sum(k1_check(samples(0.0, prompts=3, k=2, seed=n), 1.0).passed is False for n in range(2000))
     assert alarms <= 15

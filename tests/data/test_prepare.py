@@ -33,6 +33,7 @@ def pairs(count: int) -> list[dict[str, Any]]:
     return [{k: row[k] for k in ("prompt", "chosen", "rejected")} for row in world.pairs(1, count)]
 
 
+@pytest.mark.slow
 def test_the_world_is_split_by_prompt_and_wholly_accounted_for() -> None:
     data = prepare(DataConfig(), WORLD, "pairs")
     assert data.account.rows == 4000

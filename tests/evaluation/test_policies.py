@@ -130,6 +130,7 @@ def test_f34_kl_of_another_models_text_fails_the_check(moved: Any) -> None:
     assert k1_check(table, 1.0).passed is False
 
 
+@pytest.mark.slow
 def test_word_salad_shows_in_perplexity_and_entropy() -> None:
     """A start that repeats w7 w8; samples of random words are more "diverse", and far less likely."""
     policy = Policy.load("world")

@@ -160,6 +160,7 @@ def test_ratings_rank_the_branches_of_a_tree(policy: BuildPolicy, grow: Grow) ->
     assert start.numbers()["loss"] == pytest.approx(math.log(6), abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("divergence", [ForwardKL(), JensenShannon(), Alpha(0.3), ChiSquaredMixed()], ids=repr)
 @pytest.mark.parametrize("loss", [p.Sigmoid(beta=0.05), p.PlackettLuce(beta=0.05), p.Sum()], ids=repr)
 def test_a_divergence_changes_what_the_loss_sees(

@@ -76,6 +76,7 @@ def test_sft_reads_text_and_scores_the_end_token(
     assert step.numbers()["loss"] == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [*LOSSES, Sigmoid(flip=0.1), Sum()], ids=repr)
 @pytest.mark.parametrize("budget", [None, 40])
 def test_the_first_dpo_loss_is_that_of_the_table(

@@ -41,6 +41,7 @@ def trained(head: AnyHead, trees: list[TokenTree], **fields: Any) -> RewardModel
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", HEADS)
 def test_a_trained_head_is_saved_and_its_card_gives_its_scores(head: AnyHead, grow: Build, tmp_path: Path) -> None:
     trees = grow(6)

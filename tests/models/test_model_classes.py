@@ -120,6 +120,7 @@ def policy_of(name: str) -> TreeLM:
     return TreeLM(build(transformers.AutoModelForCausalLM, config, fields))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CLASSES)
 def test_sampled_log_probabilities_are_the_teacher_forced_ones(name: str) -> None:
     """Two prompts of one length and one of another, so that rows are batched, and padded where the layout takes it."""

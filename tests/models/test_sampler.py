@@ -146,6 +146,7 @@ def test_the_first_numbers_are_known() -> None:
     assert Noise(0).uniforms("row", 0, 3).tolist() == FIRST
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3"])
 def test_first_and_second_tokens_follow_the_enumerated_distribution(family: str, tiny: Build) -> None:
     module, prompt = tiny(family), (5, 9, 30, 17)
@@ -270,6 +271,7 @@ def test_equal_prompts_get_samples_of_their_own(groups: tuple[str, str], tiny: B
     assert len(set(row_ids(rows))) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "mistral"])
 def test_samples_do_not_depend_on_the_batch_the_order_or_the_layout(family: str, tiny: Build) -> None:
     """In float64, so that rounding changes no draw."""

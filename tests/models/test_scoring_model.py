@@ -134,6 +134,7 @@ def test_a_model_with_adapters_is_saved_merged_with_its_head(grow: Build, tmp_pa
     assert plainly(theirs, trees) == pytest.approx(ours.tolist(), abs=5e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.data
 @pytest.mark.parametrize(("name", "vocabulary"), list(zip(NAMES, [50257, 49152, 2003], strict=True)))
 def test_the_saved_tokenizer_pads_as_the_saved_model_pools(

@@ -54,6 +54,7 @@ def stated(draw: np.random.Generator, n: int, sharpen: float = 1.0) -> Any:
     return np.where(right, said, 1 - said)
 
 
+@pytest.mark.slow
 def test_f73_right_probabilities_are_not_called_wrong() -> None:
     """n=225: the plug-in value is 0.07 for a calibrated model, and its bootstrap interval never covers 0. So the
     expected value is reported too, the debiased value is a third of it, and the test rejects 5 %."""
@@ -69,6 +70,7 @@ def test_f73_right_probabilities_are_not_called_wrong() -> None:
     assert not any(hasattr(e, "low") for e in errors)
 
 
+@pytest.mark.slow
 def test_overconfidence_is_found_and_measured() -> None:
     draw = np.random.default_rng(1)
     errors = [calibration.calibration_error(stated(draw, 225, 3.0), names(225)) for _ in range(100)]
@@ -113,6 +115,7 @@ def test_true_probabilities_are_calibrated_and_sharpened_ones_are_not() -> None:
     np.testing.assert_allclose(calibration.apply_temperature(sharp, 3.0), stated, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_rank_correlation_with_its_interval() -> None:
     x = np.arange(50.0)
     groups = [str(n) for n in range(50)]

@@ -27,6 +27,7 @@ def test_e2_entropy_miller_madow_and_distinct() -> None:
     assert table["distinct_1"][0][0].value == 0.75
 
 
+@pytest.mark.slow
 @given(responses)
 def test_figures_without_a_prompt_are_those_of_the_other_prompts(drawn: list[list[int]]) -> None:
     """The jackknife's values without a prompt are those of a count without it."""
@@ -69,6 +70,7 @@ def test_a_cut_pool_has_the_budget(drawn: list[list[int]], budget: int) -> None:
     assert diversity.cut(pool, budget).tokens == min(budget, pool.tokens)
 
 
+@pytest.mark.slow
 @given(responses)
 def test_e1_a_model_compared_with_itself_has_no_interval(drawn: list[list[int]]) -> None:
     pool = Pool(drawn, [str(i % 4) for i in range(len(drawn))])

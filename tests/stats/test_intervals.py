@@ -331,6 +331,7 @@ def test_few_prompts_off_the_most_frequent_value_have_the_widest_variance() -> N
     assert share([1.0] * 6, list("aabbcc")) == wilson(3.0, 3)
 
 
+@pytest.mark.slow
 def test_pairs_of_one_prompt_are_not_independent() -> None:
     """40 prompts of 28 pairs, each prompt's accuracy drawn from Beta(2, 2): nothing is known, and 5 % say otherwise.
 
@@ -360,6 +361,7 @@ def test_an_interval_as_text() -> None:
     assert str(Interval(0.66, 0.62781, 0.69071, 868)) == "0.66 [0.6278, 0.6907] (n=868)"
 
 
+@pytest.mark.slow
 def test_the_module_imports_no_torch() -> None:
     code = "import sys, treeward.stats.intervals; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
