@@ -36,6 +36,10 @@ if TYPE_CHECKING:
     from treeward.methods.dpo import dpo_steps as dpo_steps
     from treeward.methods.method import Method as Method
     from treeward.methods.method import RunConfig as RunConfig
+    from treeward.methods.reinforce import PolicyGradientObjective as PolicyGradientObjective
+    from treeward.methods.reinforce import ReinforceConfig as ReinforceConfig
+    from treeward.methods.reinforce import reinforce as reinforce
+    from treeward.methods.reinforce import reinforce_steps as reinforce_steps
     from treeward.methods.reward import RewardConfig as RewardConfig
     from treeward.methods.reward import RewardObjective as RewardObjective
     from treeward.methods.reward import reward as reward
@@ -97,9 +101,11 @@ _NAMES = {
     "PairObjective": "treeward.methods.dpo",
     "PairScores": "treeward.losses.preference",
     "Policy": "treeward.models.policy",
+    "PolicyGradientObjective": "treeward.methods.reinforce",
     "RankingObjective": "treeward.methods.dpo",
     "Receipt": "treeward.checks.receipt",
     "ReferenceModel": "treeward.models.reference",
+    "ReinforceConfig": "treeward.methods.reinforce",
     "Response": "treeward.trees.text",
     "Result": "treeward.training.loop",
     "RewardConfig": "treeward.methods.reward",
@@ -127,6 +133,8 @@ _NAMES = {
     "load": "treeward.data",
     "pack": "treeward.trees.forest",
     "receipt": "treeward.api",
+    "reinforce": "treeward.methods.reinforce",
+    "reinforce_steps": "treeward.methods.reinforce",
     "render": "treeward.api",
     "reward": "treeward.methods.reward",
     "reward_steps": "treeward.methods.reward",

@@ -86,14 +86,14 @@ class CountingDPO(DPO):
         self.calls = 0
         reference = self.objective.reference
         assert reference is not None
-        compute = reference._token_logps
+        compute = reference.token_logps
 
         def counted(trees: Any, token_budget: int) -> Any:
             self.calls += 1
             self.computed += trees
             return compute(trees, token_budget)
 
-        reference._token_logps = counted  # type: ignore[method-assign]
+        reference.token_logps = counted  # type: ignore[method-assign]
 
 
 @pytest.fixture

@@ -78,13 +78,13 @@ def test_runs_without_a_common_frontier_are_shown_with_the_reason(
 
 
 def test_every_point_is_a_run_and_the_store_serves_them_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    computed, asked = ReferenceModel._token_logps, []
+    computed, asked = ReferenceModel.token_logps, []
 
     def counted(self: ReferenceModel, given: Any, budget: int) -> Any:
         asked.append(sum(len(tree.branches) for tree in given))
         return computed(self, given, budget)
 
-    monkeypatch.setattr(ReferenceModel, "_token_logps", counted)
+    monkeypatch.setattr(ReferenceModel, "token_logps", counted)
     kept = {"reference": {"store": str(tmp_path / "s.sqlite")}}
     finished = sweep("dpo", SHORT | kept | {"out": str(tmp_path / "s")}, [axis("loss.kind=sigmoid,ipo,hinge")])
     assert list(finished.runs) == ["loss.kind=sigmoid", "loss.kind=ipo", "loss.kind=hinge"]

@@ -49,6 +49,15 @@ CLEAR_P = 1e-4
 MAX_CUT = 0.8
 """Largest share of the first samples that may be cut off at the length limit."""
 
+WATCHED_STEPS = 20
+"""Steps over which the samples of a rollout are watched."""
+CUT_IN_A_ROW = 3
+"""Steps in a row in which no sample ends that stop a run."""
+MAX_FLAT = 0.9
+"""Largest share of prompts whose samples all score alike, over the watched steps."""
+MAX_GAP = 0.05
+"""Largest mean difference of a token's sampled and recomputed log-probability, in nats."""
+
 
 def k1_check(table: Table, temperature: float) -> Check:
     """Whether both estimates of KL(policy, start) on these samples have the same mean, with errors clustered by prompt.
@@ -261,6 +270,27 @@ def clip_checks(steps: Sequence[Mapping[str, Any]], chi_po: bool) -> list[Check]
         checks.append(result("clip-seldom-binds", passed=True, value=fmean(clipped), detail=detail))
     elif clipped:
         checks.append(below("clip-seldom-binds", fmean(clipped), MAX_CLIPPED))
+    return checks
+
+
+def rollout_checks(steps: Sequence[Mapping[str, Any]], fixed_length: bool = False) -> list[Check]:
+    """Whether the last steps' samples can teach: their scores differ, they end, and they are the policy's own.
+
+    Args:
+        steps: the metrics of each step so far.
+        fixed_length: whether responses without an end token are wanted.
+    """
+    last, recent = steps[-1], steps[-WATCHED_STEPS:]
+    checks = [below("sampler-follows-policy", last["sampler/gap"], MAX_GAP, detail=f"step {last['step']}")]
+    enough = len(recent) == WATCHED_STEPS
+    if enough and fmean(step["score"] for step in recent) <= fmean(step["score"] for step in steps[:WATCHED_STEPS]):
+        share = fmean(step["no_signal"] for step in recent)
+        checks.append(below("rollouts-differ", share, MAX_FLAT, detail=f"score {last['score']:.4g}"))
+    if not fixed_length:
+        in_a_row = len(steps) >= CUT_IN_A_ROW and not any(step["ended"] for step in steps[-CUT_IN_A_ROW:])
+        if in_a_row or enough:
+            share = 1.0 if in_a_row else 1 - fmean(step["ended"] for step in recent)
+            checks.append(below("rollouts-end", share, MAX_CUT, detail=f"mean length {last['length']:.4g} tokens"))
     return checks
 
 

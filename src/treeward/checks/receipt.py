@@ -49,6 +49,7 @@ def decide(
     rule: Comparison | None = None,
     scorer: str | None = None,
     half: Difference | None = None,
+    reward: str | None = None,
 ) -> Verdict:
     """The verdict of a run.
 
@@ -58,6 +59,7 @@ def decide(
         rule: for reward models, the accuracy of the length rule (before) and of the model (after).
         scorer: the name of the scorer; without a judge the reason says that the score is by this scorer alone.
         half: the difference of the accuracy after training from one half.
+        reward: the name of the scorer that training used; if it is `scorer`, the reason says so.
     """
     failed = [check for check in checks if check.passed is False]
     broken = [check for check in failed if check.id not in GUARDS]
@@ -67,7 +69,7 @@ def decide(
         return Verdict("worse", str(failed[0]))
     change = _describe(main)
     if main.metric.name == "score" and scorer is not None and not any(c.slug == "judges-agree" for c in checks):
-        change += f", by {scorer} alone"
+        change += f", by its own reward {scorer}" if scorer == reward else f", by {scorer} alone"
     if half is not None and half.value < 0 and half.p < BELOW_HALF and main.outcome != "worse":
         return Verdict("worse", f"{change}: below one half (p={half.p:.2g})")
     if main.outcome == "improved" and rule is not None and rule.outcome != "improved":
@@ -161,6 +163,7 @@ def receipt(
     metric: str | None = None,
     rule: Comparison | None = None,
     scorer: str | None = None,
+    reward: str | None = None,
     require: str = "improved",
     random_start: bool = False,
 ) -> Receipt:
@@ -175,6 +178,7 @@ def receipt(
         metric: the main metric; by default the first of score, accuracy and NLL that was measured.
         rule: for reward models, the accuracy of the length rule (before) and of the model (after).
         scorer: the name of the scorer, for the reason of the verdict.
+        reward: the name of the scorer that training used, if it used one.
         require: the verdict below which `exit_code` is 3: "improved" or "any".
         random_start: whether the start has random weights; its samples are then not text, and not guarded.
 
@@ -191,7 +195,7 @@ def receipt(
     main, *others = comparisons
     half = to_half(after) if main_metric == "accuracy" else None
     all_checks = [*checks, *guards]
-    verdict = decide(main, all_checks, rule, scorer, half)
+    verdict = decide(main, all_checks, rule, scorer, half, reward)
     return Receipt(verdict, main, others, all_checks, require, scorer, extra=facts)
 
 

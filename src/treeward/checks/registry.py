@@ -437,6 +437,36 @@ _TRAINING = (
         "objective includes its clip, the share is reported only.",
         fix="raise loss.clip or remove it",
     ),
+    Kind(
+        slug="rollouts-differ",
+        id="F29",
+        stage="during",
+        guards=("F29",),
+        name="share of prompts whose samples all score alike",
+        meaning="Over 20 steps, at most 90 % of the prompts may have samples that all score alike, unless the score "
+        "has risen since the first steps. Without differences in score there is no gradient.",
+        fix="look at the scorer; use prompts that are neither too easy nor too hard, or more samples a prompt",
+    ),
+    Kind(
+        slug="rollouts-end",
+        id="F30",
+        stage="during",
+        guards=("F30",),
+        name="share of samples that are cut off at the length limit",
+        meaning="Sampled responses must end before the length limit: all cut off in 3 steps in a row, or over 80 % of "
+        "them over 20 steps, is a failure. Their scores then depend on the limit, and masked ones teach nothing.",
+        fix="raise max_new_tokens, or set unfinished to keep where responses of a fixed length are wanted",
+    ),
+    Kind(
+        slug="sampler-follows-policy",
+        id="F33",
+        stage="during",
+        guards=("F31", "F33"),
+        name="mean difference between sampled and recomputed log-probabilities of a token, in nats",
+        meaning="The log-probabilities that the sampler recorded must be those of the policy that is updated. A "
+        "sampler with stale weights, or another temperature, samples from another policy, and the gradient is wrong.",
+        fix="give the sampler the weights of each step; sample at temperature 1 without top-k, top-p or penalties",
+    ),
 )
 
 _AFTER = (

@@ -19,7 +19,10 @@ from treeward.runner.fields import Option
 
 WIDTH, COLUMN = 100, 28
 """Characters of a line at most, and the column at which meanings begin."""
-GROUPS = ("model", "data", "head", "loss", "divergence", "reference", "training", "evaluation", "run")
+GROUPS = (
+    "model", "data", "head", "loss", "divergence", "baseline", "estimator", "kl", "reference", "training", "evaluation",
+    "run",
+)  # fmt: skip
 """The order of the groups; others come before the last one."""
 
 ALLOW_CODE = ("--allow-code", "run the Python files that a recipe or a run directory names")
@@ -67,6 +70,12 @@ PAGES = {
     "dpo": Page(
         "dpo [RECIPE] [--KEY VALUE ...]",
         "Direct preference optimisation: a preference loss on pairs, rankings or labelled responses.",
+        TRAIN_FLAGS,
+    ),
+    "reinforce": Page(
+        "reinforce [RECIPE] --model.path POLICY --reward SCORER [--KEY VALUE ...]",
+        "REINFORCE with a baseline: the policy samples responses, and those that score better than the baseline become "
+        "more likely.",
         TRAIN_FLAGS,
     ),
     "train": Page(

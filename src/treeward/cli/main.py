@@ -25,6 +25,7 @@ VERBS = {
     "sft": "supervised fine-tuning",
     "reward": "a reward model from pairs",
     "dpo": "direct preference optimisation",
+    "reinforce": "REINFORCE with a baseline, on the policy's own samples, against a reward",
     "train": "any training method, also one of your own: --method FILE.py:NAME",
     "pairs": "preferences from a policy's own samples, ranked by a scorer; --rounds trains on them",
     "evaluate": "measure a policy against its start model, or a reward model, on held-out data",

@@ -1,4 +1,4 @@
-"""`treeward sft | reward | dpo [RECIPE] [--key value ...]` and `treeward resume RUN`."""
+"""`treeward sft | reward | dpo | reinforce [RECIPE] [--key value ...]` and `treeward resume RUN`."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,5 +1,28 @@
-"""Losses, score heads and divergences. They use torch only. The preference losses can be imported from here."""
+"""Losses, baselines, score heads and divergences. They use torch only.
 
+The preference losses, and the baselines and losses of policy gradients, can be imported from here.
+"""
+
+from treeward.losses.advantages import (
+    AnyBaseline,
+    Greedy,
+    GroupMean,
+    GroupZScore,
+    LeaveOneOut,
+    MovingAverage,
+    NoBaseline,
+    Whitened,
+)
+from treeward.losses.policy_gradient import (
+    AnyEstimator,
+    AnyKL,
+    ClippedResponses,
+    ClippedTokens,
+    InLoss,
+    InReward,
+    InRewardToGo,
+    Reinforce,
+)
 from treeward.losses.preference import (
     BCO,
     DPOP,
@@ -39,19 +62,35 @@ __all__ = [
     "SIMPO",
     "APODown",
     "APOZero",
+    "AnyBaseline",
+    "AnyEstimator",
+    "AnyKL",
     "AnyPairLoss",
     "AnyPreferenceLoss",
     "ChosenNLL",
+    "ClippedResponses",
+    "ClippedTokens",
     "FromFile",
+    "Greedy",
+    "GroupMean",
+    "GroupZScore",
     "Hinge",
+    "InLoss",
+    "InReward",
+    "InRewardToGo",
     "LabelledScores",
+    "LeaveOneOut",
+    "MovingAverage",
+    "NoBaseline",
     "NormalisedSigmoid",
     "PairLoss",
     "PairScores",
     "PlackettLuce",
+    "Reinforce",
     "Robust",
     "SPPOHard",
     "Sigmoid",
     "Sum",
     "Term",
+    "Whitened",
 ]

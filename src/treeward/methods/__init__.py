@@ -17,6 +17,7 @@ METHODS: dict[str, str] = {
     "sft": "treeward.methods.sft:SFT",
     "reward": "treeward.methods.reward:Reward",
     "dpo": "treeward.methods.dpo:DPO",
+    "reinforce": "treeward.methods.reinforce:REINFORCE",
 }
 """The methods by command: module:class. They are imported when they are used, so that `--help` stays fast."""
 

@@ -5,7 +5,7 @@ A method needs a `Config`, the usual learning rates, and a constructor that sets
 `metric`, and `measure`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -21,6 +21,7 @@ from treeward.models.reward_model import RewardModel
 from treeward.stats.tables import JUDGE, Comparison, Measurement, Table, metric
 from treeward.training.loop import TrainingConfig
 from treeward.training.objectives import Objective
+from treeward.trees.rollout import Rollout
 from treeward.trees.tokens import TokenTree
 
 
@@ -114,7 +115,8 @@ class Method:
     `model` is what trains, `objective` its loss. `purpose` says which data the method needs: "pairs" (chosen first),
     "ranked", "graded", "unpaired", "sft" (one response) or "prompts". `metric` names the column of the measurement that
     decides the verdict and the best checkpoint. `start` is the start model of a policy, which KL is measured against.
-    `attributes` are the names of the ratings that the model learns, in its order.
+    `attributes` are the names of the ratings that the model learns, in its order. `scorer_name` is the scorer of the
+    samples, by default `evaluation.scorer`; `reward_name` the scorer that training uses, if it uses one.
     """
 
     name: ClassVar[str]
@@ -129,9 +131,23 @@ class Method:
     metric: str
     start: ReferenceModel | None = None
     attributes: tuple[str, ...] = ()
+    reward_name: str | None = None
 
     def __init__(self, config: Any) -> None:
         self.config = config
+
+    @property
+    def scorer_name(self) -> str | None:
+        """The scorer of the samples that are measured."""
+        return self.config.evaluation.scorer  # type: ignore[no-any-return]
+
+    def batch(self, trees: Sequence[TokenTree], step: int) -> Sequence[TokenTree] | Rollout:
+        """What the step of this number trains on, given its batch of trees: the trees, or samples of the policy."""
+        return trees
+
+    def examples(self, trees: Sequence[TokenTree]) -> tuple[Sequence[TokenTree], list[Check]]:
+        """Trees with responses for the checks that run the model, and checks of them: the trees, or samples."""
+        return trees, []
 
     def measure(self, trees: Sequence[TokenTree]) -> Measurement:
         """Measure the model as it is now on these held-out trees."""
@@ -152,6 +168,18 @@ class Method:
     def identities(self, trees: Sequence[TokenTree]) -> list[Check]:
         """Identities that hold for this method alone, tested on a few training trees before the first step."""
         return []
+
+    def step_checks(self, steps: Sequence[Mapping[str, Any]]) -> list[Check]:
+        """Checks after each step, given the metrics of all steps so far; a failed one ends the run as broken."""
+        return []
+
+    def stop_reason(self, steps: Sequence[Mapping[str, Any]]) -> str | None:
+        """Why training should end early without being broken, given the metrics of all steps so far; None to go on."""
+        return None
+
+    def may_keep(self, values: Mapping[str, float]) -> bool:
+        """Whether the weights with these values on the validation part may be kept as the best."""
+        return True
 
     def precompute(self, trees: Sequence[TokenTree]) -> list[Check]:
         """Compute what does not change while training on these trees, such as reference log-probabilities."""

@@ -162,7 +162,7 @@ class ReferenceModel:
             branches = [branch for branch, k in zip(tree.branches, keys[tree], strict=True) if k not in stored]
             if branches:
                 missing[tree] = TokenTree(tree.prompt, tuple(branches), tree.group)
-        computed = self._token_logps(list(dict.fromkeys(missing.values())), token_budget)
+        computed = self.token_logps(list(dict.fromkeys(missing.values())), token_budget)
         identity = self.identity
         new = {
             key(identity, tree.prompt, branch): logps
@@ -178,7 +178,7 @@ class ReferenceModel:
         """`branch_logps` without the store: for trees that are seen once, or a reference that changes."""
         unique = list(dict.fromkeys(trees))
         self.verify_layout(unique)
-        return {tree: _sums(parts) for tree, parts in self._token_logps(unique, token_budget).items()}
+        return {tree: _sums(parts) for tree, parts in self.token_logps(unique, token_budget).items()}
 
     def audit(self, trees: Sequence[TokenTree], token_budget: int) -> Audit | None:
         """Compute some of the stored values of these trees again; None without a store."""
@@ -221,8 +221,8 @@ class ReferenceModel:
         """Verify the layout for these trees, unless that was done for the policy."""
         verify_once(self._policy.packed, trees)
 
-    def _token_logps(self, trees: Sequence[TokenTree], token_budget: int) -> dict[TokenTree, list[Tensor]]:
-        """Log-probabilities of each branch's tokens, on the CPU."""
+    def token_logps(self, trees: Sequence[TokenTree], token_budget: int) -> dict[TokenTree, list[Tensor]]:
+        """log pi_ref of each token of each tree's branches, on the CPU; the store is not used."""
         by_tree: dict[TokenTree, list[Tensor]] = {}
         with self.inference() as packed:
             for forest in packed.forests(list(trees), token_budget):
@@ -248,7 +248,7 @@ class ReferenceModel:
         branches = list({k: (t, n) for t in trees for n, k in enumerate(keys[t]) if k in stored}.values())
         drawn = random.SystemRandom().sample(branches, min(AUDITED, len(branches)))
         singles = [TokenTree(tree.prompt, (tree.branches[number],)) for tree, number in drawn]
-        computed = self._token_logps(list(dict.fromkeys(singles)), budget)
+        computed = self.token_logps(list(dict.fromkeys(singles)), budget)
         limit = AUDIT_LIMIT[self.packed.precision]
         audit = Audit(len(drawn), 0.0, limit, f"{len(drawn)} values of {self.store.path}")
         for (tree, number), single in zip(drawn, singles, strict=True):

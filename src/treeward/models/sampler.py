@@ -156,6 +156,7 @@ class DecodeSampler:
             self.tokenizer,
             [[logps for _, logps, _ in sampled[n]] for n in range(len(prompts))],
             [[drawn_logps for _, _, drawn_logps in sampled[n]] for n in range(len(prompts))],
+            finished=[[ids[-1] in self.end_ids for ids, _, _ in sampled[n]] for n in range(len(prompts))],
         )
 
     def _probes(self, prompts: Sequence[tuple[int, ...]]) -> list[TokenTree]:

@@ -36,6 +36,13 @@ def snapshot(module: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().to("cpu", copy=True) for name, p in trainable(module)}
 
 
+def restore(module: nn.Module, start: Mapping[str, Tensor]) -> None:
+    """Put the trainable parameters of a `snapshot` back."""
+    with torch.no_grad():
+        for name, parameter in trainable(module):
+            parameter.copy_(start[name])
+
+
 def movement(module: nn.Module, start: Mapping[str, Tensor]) -> dict[str, tuple[float, float]]:
     """(norm of the change, norm at the start) of each trainable parameter."""
     norms = {}

@@ -50,6 +50,7 @@ from treeward.stats.tables import JUDGE, Measurement, metric
 from treeward.training.batches import Batches
 from treeward.training.checkpoints import MustMatch, load_trainable, save_trainable
 from treeward.training.loop import Loop, Stateful, TrainingConfig
+from treeward.trees.rollout import Rollout
 from treeward.trees.text import split_group
 from treeward.trees.tokens import Tokenizer, TokenTree
 from treeward.trees.verify import verify
@@ -71,7 +72,7 @@ class Finished:
 
 @dataclass
 class Setup:
-    """Everything that a run has before its first step, all checks passed."""
+    """Everything that a run has before its first step, all checks passed; `probe` are trees that checks ran on."""
 
     config: RunConfig
     method: Method
@@ -80,6 +81,7 @@ class Setup:
     loop: Loop
     checks: list[Check]
     gradient_missing: list[str]
+    probe: list[TokenTree]
 
     @property
     def validate_every(self) -> int:
@@ -89,17 +91,19 @@ class Setup:
 
 @dataclass(frozen=True)
 class Trained:
-    """What the training part did: steps before this session, in all, and planned; how far the weights moved, at the
-    last step and of the step that is kept (the best by validation); and what broke it.
+    """What the training part did: steps taken and planned; how far the weights moved, at the last step and of the step
+    that is kept (the best by validation); what broke it, or why it stopped early; and the seconds and packed tokens
+    since it began or resumed.
     """
 
-    before: int
     taken: int
     planned: int
     moved: Movement
     kept: Movement
     broken: Check | None
+    stopped: str | None
     seconds: float
+    tokens: int
 
 
 def run(
@@ -166,9 +170,9 @@ def set_up(config: RunConfig, method: Callable[[Any], Method], *, runtime: Runti
     checks.append(enough_groups(data, built.verdict_groups(data.held_out)))
     batches = config.batches(data.train)
     loop = Loop.from_config(model, built.objective, config, len(batches), runtime)
-    model_checks, missing = _model_checks(config, built, data, loop)
+    model_checks, missing, probe = _model_checks(config, built, data, loop)
     accepted = require([*tokenizer_checks, *checks, *model_checks], config.skip_check)
-    return Setup(config, built, data, batches, loop, accepted, missing)
+    return Setup(config, built, data, batches, loop, accepted, missing, probe)
 
 
 def data_of(config: RunConfig, tokenizer: Tokenizer, purpose: Purpose, attributes: Sequence[str] = ()) -> Prepared:
@@ -203,11 +207,16 @@ def verdict_line(facts: Mapping[str, Any]) -> str:
     )
 
 
-def _model_checks(config: RunConfig, method: Method, data: Prepared, loop: Loop) -> tuple[list[Check], list[str]]:
-    """The checks that run the model, on the objective and the optimizer that train; and tensors without gradient."""
+def _model_checks(
+    config: RunConfig, method: Method, data: Prepared, loop: Loop
+) -> tuple[list[Check], list[str], list[TokenTree]]:
+    """The checks that run the model, on the objective and the optimizer that train; tensors without gradient; and the
+    trees that the checks ran on.
+    """
     packed = method.model.packed
-    everything = [tree for part in data.parts.values() for tree in part]
-    verification = verify(packed, everything, loop.token_budget)
+    examples, example_checks = method.examples(data.train)
+    held_out = [tree for part in ("validation", "test") for tree in data.parts[part] if tree.branches]
+    verification = verify(packed, [*examples, *held_out], loop.token_budget)
     log.info(
         "layout: %s, largest deviation from plain calls %.2g, gradients %.2g",
         verification.backend,
@@ -215,19 +224,21 @@ def _model_checks(config: RunConfig, method: Method, data: Prepared, loop: Loop)
         verification.gradient_deviation,
     )
     data_fit = require(method.check_data(data.train))
-    probe = identities.probe(data.train)
+    probe = identities.probe(examples)
     gradients, missing = identities.reached(packed, method.objective, probe, loop.parameters)
     parameters = sum(p.numel() for p in packed.parameters())
     steps = len(config.batches(data.train))
-    return [
+    checks = [
         identities.layout(verification),
         *identities.passes(packed, probe),
         identities.accumulation(packed, method.objective, probe),
         gradients,
         *data_fit,
+        *example_checks,
         *method.identities(probe),
         rate_check(method.usual_lr, config.lr, steps, parameters, config.model.random),
-    ], missing
+    ]
+    return checks, missing, probe
 
 
 def measure_start(setup: Setup) -> Measurement:
@@ -267,7 +278,7 @@ def estimate(setup: Setup) -> str:
     """Memory and time of the run to come: one step's forward and backward pass is timed; no update is made."""
     packed = setup.method.model.packed
     clock = time.monotonic()
-    setup.loop.backward(setup.data.train[: setup.config.batch_size])
+    setup.loop.backward(setup.method.batch(setup.data.train[: setup.config.batch_size], 0))
     seconds = time.monotonic() - clock
     packed.zero_grad(set_to_none=True)
     steps = len(setup.batches)
@@ -301,9 +312,7 @@ def train(setup: Setup, directory: RunDirectory, resumed: bool, reporter: Report
     A loss, gradient or score that is not finite ends training with a failed check; the run still gets its receipt.
     """
     method, loop, batches, data = setup.method, setup.loop, setup.batches, setup.data
-    packed = method.model.packed
-    start = weights.snapshot(packed)
-    best = Best()
+    start, best = weights.snapshot(method.model.packed), Best()
     states: dict[str, Stateful] = {"batches": batches, "best": best, "run": MustMatch(_identity(setup))}
     clock = time.monotonic()
     total, done = len(batches), _last_checkpoint(directory)
@@ -311,14 +320,15 @@ def train(setup: Setup, directory: RunDirectory, resumed: bool, reporter: Report
         loop.load(directory.checkpoint(done), **states)
     if resumed:
         log.info("resuming from step %d of %d%s", done, total, "" if done else ": no checkpoint was saved")
-    directory.write_lines("metrics.jsonl", [row for row in directory.lines("metrics.jsonl") if row["step"] <= done])
-    broken: Check | None = None
-    moved: Movement | None = None
+    rows = [row for row in directory.lines("metrics.jsonl") if row["step"] <= done]
+    directory.write_lines("metrics.jsonl", rows)
+    broken, stopped, moved, tokens = None, None, None, 0
     figures: dict[str, float] = {}
     try:
         with interruptible() as pressed:
-            remaining = batches if done < total else ()
-            for batch in reporter.progress(remaining, total, method.name, done, figures):
+            for trees in reporter.progress(batches if done < total else (), total, method.name, done, figures):
+                batch = method.batch(trees, loop.index + 1)
+                tokens += sum(map(len, batch.trees if isinstance(batch, Rollout) else batch))
                 step = loop.step(batch)
                 row: dict[str, Any] = {"step": step.index, **step.numbers()}
                 figures["loss"] = row["loss"]
@@ -328,7 +338,11 @@ def train(setup: Setup, directory: RunDirectory, resumed: bool, reporter: Report
                         figures[f"validation {method.metric}"] = row[f"validation/{method.metric}"]
                 finally:
                     directory.append("metrics.jsonl", row)
+                    rows.append(row)
                 reporter.step(step.index, row)
+                broken, stopped = _reason_to_end(method, rows)
+                if broken or stopped:
+                    break
                 if step.index % setup.config.save_every == 0 or pressed:
                     _save(loop, directory, states)
                 if pressed:
@@ -337,13 +351,26 @@ def train(setup: Setup, directory: RunDirectory, resumed: bool, reporter: Report
                     )
         moved = Movement.since(method.model, start)
         if directory.best.exists():
-            load_trainable(packed, directory.best)
+            load_trainable(method.model.packed, directory.best)
             log.info("kept the weights of step %s, the best by validation %s", best.step, method.metric)
+        elif stopped:
+            weights.restore(method.model.packed, start)
+            log.info("kept the weights of the start: no later ones may be kept")
     except (FloatingPointError, BadScore) as problem:
         broken = not_finite(problem)
         log.error("stopped: %s", problem)
     kept = Movement.since(method.model, start)
-    return Trained(done, loop.index, total, moved or kept, kept, broken, time.monotonic() - clock)
+    planned, seconds = loop.index if stopped else total, time.monotonic() - clock
+    return Trained(loop.index, planned, moved or kept, kept, broken, stopped, seconds, tokens)
+
+
+def _reason_to_end(method: Method, steps: Sequence[Mapping[str, Any]]) -> tuple[Check | None, str | None]:
+    """A failed check of the last steps, or why training should end early without one."""
+    broken = next((check for check in method.step_checks(steps) if check.passed is False), None)
+    stopped = method.stop_reason(steps)
+    if broken or stopped:
+        log.error("stopped: %s", broken or stopped)
+    return broken, stopped
 
 
 def _identity(setup: Setup) -> dict[str, str]:
@@ -379,18 +406,18 @@ def _validate(
     main = metric(method.metric)
     value = measured.table_of(main.name).mean(main.name)
     sign = 1 if main.higher_is_better else -1
-    if best.value is None or sign * value > sign * best.value:
+    values = {main.name: value}
+    if "samples" in measured.tables:
+        samples = measured.tables["samples"]
+        shown = ("score", "kl", "entropy", "start_nll", "length")
+        values |= {n: samples.mean(n) for n in samples.columns if n in shown or n.startswith(JUDGE)}
+    if (best.value is None or sign * value > sign * best.value) and method.may_keep(values):
         best.value, best.step = value, index
         temporary = directory.best.with_name(".best.safetensors")
         temporary.parent.mkdir(exist_ok=True)
         with whole(temporary):
             save_trainable(method.model.packed, temporary)
             temporary.rename(directory.best)
-    values = {main.name: value}
-    if "samples" in measured.tables:
-        samples = measured.tables["samples"]
-        shown = ("score", "kl", "entropy", "start_nll", "length")
-        values |= {n: samples.mean(n) for n in samples.columns if n in shown or n.startswith(JUDGE)}
     return {f"validation/{name}": value for name, value in values.items()}
 
 
@@ -422,15 +449,18 @@ def conclude(setup: Setup, directory: RunDirectory, before: Measurement, trained
         checks,
         metric=method.metric,
         rule=rule,
-        scorer=config.evaluation.scorer if "samples" in after.tables else None,
+        scorer=method.scorer_name if "samples" in after.tables else None,
+        reward=method.reward_name,
         require=config.require,
         random_start=config.model.random,
     )
     extra: dict[str, Any] = {
         "command": method.name,
         "seconds": trained.seconds,
-        "tokens_per_second": _tokens(setup.batches, trained) / trained.seconds,
+        "tokens_per_second": trained.tokens / trained.seconds,
     }
+    if trained.stopped is not None:
+        extra["stopped"] = trained.stopped
     if data.best_accuracy is not None:
         extra["best_reachable_accuracy"] = data.best_accuracy
     if rule is not None:
@@ -477,10 +507,11 @@ def not_finite(problem: FloatingPointError | BadScore, remark: str = "") -> Chec
 
 def _closing_checks(setup: Setup, directory: RunDirectory, trained: Trained, after: Measurement) -> list[Check]:
     method, config = setup.method, setup.config
+    held_out = [tree for tree in setup.data.held_out if tree.branches]
     checks = [
         *guards.movement_checks(trained.moved, config.lr > 0),
         guards.updates_check(trained.taken, trained.planned),
-        guards.reload_check(method.model, directory.path, identities.probe(setup.data.held_out)),
+        guards.reload_check(method.model, directory.path, identities.probe(held_out) or setup.probe),
     ]
     checks += [guards.reference_unchanged(model) for model in _frozen_models(method)]
     chi_po = isinstance(getattr(config, "divergence", None), ChiSquaredMixed)
@@ -510,11 +541,6 @@ def _labels(method: Method, data: Prepared, seed: int, held_out: Difference) -> 
     if table is None:
         return []
     return [guards.labels_check(held_out, against_half(table.columns["accuracy"], table.groups))]
-
-
-def _tokens(batches: Batches[TokenTree], trained: Trained) -> int:
-    """Packed tokens of the steps of this session."""
-    return sum(len(tree) for index in range(trained.before, trained.taken) for tree in batches.batch(index))
 
 
 def _reward_model_facts(setup: Setup, after: Measurement) -> dict[str, Any]:

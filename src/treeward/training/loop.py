@@ -30,7 +30,7 @@ from treeward.models.weights import trainable
 from treeward.runtime import Runtime
 from treeward.training import checkpoints
 from treeward.training.batches import Batches
-from treeward.training.objectives import Objective, prepare
+from treeward.training.objectives import Objective, RolloutObjective, prepare
 from treeward.trees.rollout import Rollout
 from treeward.trees.text import Tree
 from treeward.trees.tokens import TokenTree
@@ -225,7 +225,7 @@ class Loop:
 
         Where the device runs out of memory the batch is tried once more with half the token budget, which then stays.
         """
-        trees = tokenized(batch.trees if isinstance(batch, Rollout) else batch, self.model.tokenizer)
+        trees = self._trees(batch)
         if not trees:
             raise UserError("batch is empty; skip the step where there is nothing to train on")
         try:
@@ -240,6 +240,14 @@ class Loop:
         self._has_gradients = True
         self._loss = metrics["loss"]
         return metrics
+
+    def _trees(self, batch: Sequence[Tree | TokenTree] | Rollout) -> list[TokenTree]:
+        """The trees of a batch; of a rollout, with the advantages that the objective gives them."""
+        if not isinstance(batch, Rollout):
+            return tokenized(batch, self.model.tokenizer)
+        if isinstance(self.objective, RolloutObjective) and isinstance(self.model, Policy) and batch.trees:
+            return self.objective.training_trees(self.model, batch, self.token_budget)
+        return list(batch.trees)
 
     def _backward(self, trees: Sequence[TokenTree]) -> dict[str, Tensor]:
         verify_once(self.packed, trees)
@@ -289,7 +297,8 @@ class Loop:
 
     def save(self, directory: str | Path, **states: Stateful) -> None:
         """Write everything that continuing needs into `directory`, all or nothing: trained weights, optimizer, learning
-        rate, random state, a reference that follows the policy, and the `states` given by name (`batches=batches`).
+        rate, random state, a reference that follows the policy, the objective's state if it has one (a baseline's
+        average), and the `states` given by name (`batches=batches`).
         """
         checkpoints.save(
             Path(directory),
@@ -297,7 +306,7 @@ class Loop:
             {"reference": self.reference.packed} if self.reference is not None else {},
             {"index": self.index, "settings": self._settings, "world": self.runtime.world},
             {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()},
-            {name: state.state_dict() for name, state in states.items()},
+            {name: state.state_dict() for name, state in self._with_objective(states).items()},
         )
 
     def load(self, directory: str | Path, **states: Stateful) -> None:
@@ -308,6 +317,7 @@ class Loop:
         """
         saved = checkpoints.read(Path(directory))
         checkpoints.check_same(Path(directory), saved.facts["settings"], self._settings)
+        states = self._with_objective(states)
         missing = sorted(states.keys() - saved.states.keys())
         if missing:
             raise UserError(f"{str(directory)!r} has no state of {missing[0]!r}; pass to load what was passed to save")
@@ -323,6 +333,10 @@ class Loop:
         self.scheduler.load_state_dict(saved.training["scheduler"])
         checkpoints.restore_random(saved, self.packed.device)
         self.index = int(saved.facts["index"])
+
+    def _with_objective(self, states: dict[str, Stateful]) -> dict[str, Stateful]:
+        """The states with that of the objective, such as a baseline's moving average, if it has one."""
+        return {**states, "objective": self.objective} if isinstance(self.objective, Stateful) else states
 
 
 def check_optimizer(optimizer: Optimizer, weights: Mapping[str, Tensor]) -> None:

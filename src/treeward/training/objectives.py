@@ -16,9 +16,11 @@ from torch import Tensor
 from treeward.errors import UserError
 from treeward.losses.heads import AnyHead
 from treeward.losses.reward import Branches
+from treeward.models.policy import Policy
 from treeward.runtime import Runtime
 from treeward.trees.forest import Forest
 from treeward.trees.forward import TreeModule
+from treeward.trees.rollout import Rollout
 from treeward.trees.tokens import TokenTree
 
 
@@ -41,7 +43,7 @@ class Objective(Protocol):
 
     `prepare(model, batch, token_budget, runtime)`, called once a step on every rank with the whole batch, before its
     first forest; and `reference`, a reference model or None. A reference with `follows_policy` is updated by the loop
-    after each step and saved with it.
+    after each step and saved with it. An objective with `state_dict` and `load_state_dict` is saved with the loop too.
     """
 
     def count(self, tree: TokenTree) -> int:
@@ -57,6 +59,15 @@ class PreparedObjective(Protocol):
 
     def prepare(self, model: TreeModule, batch: Sequence[TokenTree], token_budget: int, runtime: Runtime) -> None:
         """Called once a step, on every rank, with all trees of the batch."""
+        ...
+
+
+@runtime_checkable
+class RolloutObjective(Protocol):
+    """An objective that learns from scored rollouts."""
+
+    def training_trees(self, model: Policy, rollout: Rollout, token_budget: int) -> list[TokenTree]:
+        """The rollout's trees with all that the objective needs of them; called once a step."""
         ...
 
 

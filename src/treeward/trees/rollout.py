@@ -26,12 +26,33 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Sampled:
+    """What policy gradients know of a tree's branches, which were sampled: a tuple with one item a branch.
+
+    `logps`, `reference_logps` and `advantages` have one number a token: the policy's log-probability when the token was
+    sampled, the reference's (the same number without a reference), and the advantage. `scores` are the scorer's,
+    `rewards` what the advantages were made of. `finished` says which branches have an end token, `used` which of them
+    train.
+    """
+
+    logps: tuple[Tensor, ...]
+    reference_logps: tuple[Tensor, ...]
+    advantages: tuple[Tensor, ...]
+    scores: tuple[float, ...]
+    rewards: tuple[float, ...]
+    finished: tuple[bool, ...]
+    used: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
 class Rollout:
     """Sampled trees in the order of their prompts.
 
     `logps` and `drawn_logps` hold, by tree and branch, the log-probability of each sampled token in nats: of the policy
     itself, and of the distribution that was sampled from (at temperature 1 the same). Both are None where the sampler
-    records none. `scores` holds one number a branch, by tree; None before scoring. Two equal samples are two branches.
+    records none. `finished` tells by tree and branch whether a response has its end token; None where that is unknown.
+    `scores` holds one number a branch, by tree; None before scoring. `greedy` has one greedy response a prompt, for a
+    baseline that needs it. Two equal samples are two branches.
     """
 
     trees: Sequence[TokenTree]
@@ -39,6 +60,8 @@ class Rollout:
     logps: Sequence[Sequence[Float[Tensor, "_"]]] | None = None
     drawn_logps: Sequence[Sequence[Float[Tensor, "_"]]] | None = None
     scores: Sequence[Sequence[float]] | None = None
+    finished: Sequence[Sequence[bool]] | None = None
+    greedy: "Rollout | None" = None
 
     def __len__(self) -> int:
         """The number of prompts."""

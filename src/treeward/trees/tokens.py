@@ -30,6 +30,7 @@ class TokenTree:
     - `margin`: the margin of this pair in a pairwise loss, in [0, 1]; it replaces the run's margin.
     - `attributes`: the names of the ratings' values, where they have names.
     - `row`: the other columns of the data row, for scorers; two trees that differ only here are equal.
+    - `sampled`: what policy gradients need of sampled branches (`trees.rollout.Sampled`); also left out of equality.
 
     Raises:
         UserError: the prompt or a branch is empty, the weight is negative, the margin is outside [0, 1], or the number
@@ -45,6 +46,7 @@ class TokenTree:
     margin: float | None = None
     attributes: tuple[str, ...] = ()
     row: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
+    sampled: Any = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.prompt:

@@ -1,0 +1,574 @@
+"""REINFORCE: raise the log-probability of sampled responses by how much better they scored than a baseline.
+
+    R_i  = score_i - penalties - beta * k1_i          k1 = log pi(y_i | prompt) - log pi_ref(y_i | prompt), a constant
+    A_i  = R_i - baseline                             (losses.advantages)
+    loss = -(1 / N) sum_i A_i log pi(y_i | prompt)    (losses.policy_gradient)
+
+Each step samples K responses to each prompt of a batch from the policy as it is now, at temperature 1, so the expected
+gradient is that of E[score] - beta * KL(policy, reference). With a moving-average baseline this is the REINFORCE of
+"Back to Basics" (arXiv:2402.14740). RLOO, ReMax, Dr.GRPO, GRPO's advantage and REINFORCE++ are other choices of
+baseline, estimator and place of the KL.
+
+Letters: G prompts, K samples a prompt, N = G K responses, S scored tokens.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from treeward.checks import guards, identities
+from treeward.checks.check import Check
+from treeward.data import world
+from treeward.data.formats import Purpose
+from treeward.errors import UserError
+from treeward.evaluation import policies
+from treeward.losses.advantages import AnyBaseline, GroupZScore, MovingAverage, Rewards, Whitened
+from treeward.losses.policy_gradient import (
+    AnyEstimator,
+    AnyKL,
+    InLoss,
+    InReward,
+    InRewardToGo,
+    Reinforce,
+    SampledTokens,
+    k2_loss,
+)
+from treeward.methods.method import Method, RunConfig
+from treeward.models.policy import Policy, token_logps, tokenized
+from treeward.models.reference import AnyReference, Frozen, ReferenceModel, reference_for
+from treeward.models.sampler import DecodeSampler, Noise, Sampler
+from treeward.rewards import scorers
+from treeward.rewards.scorers import Scorer
+from treeward.stats.tables import Measurement, Table
+from treeward.training.loop import Loop, Result, Step, TrainingConfig, result_of
+from treeward.training.objectives import Terms
+from treeward.trees.forest import Forest
+from treeward.trees.forward import TreeModule
+from treeward.trees.rollout import Rollout, Sampled
+from treeward.trees.text import Tree
+from treeward.trees.tokens import TokenTree
+
+EXAMPLES = 8
+"""Prompts that are sampled before the first step, for the checks that run the model and the reward."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReinforceConfig(TrainingConfig):
+    """REINFORCE on responses that the policy samples while it trains."""
+
+    batch_size: int = 16
+    """Prompts in an optimizer step; each is answered `samples` times."""
+    lr: float = 1e-6
+    """Peak learning rate: 1e-6 from 1B parameters, 1e-5 at 100M, 3e-4 under 20M or from random weights."""
+    schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant_with_warmup"
+    """How the learning rate changes; constant after warm-up is usual."""
+    warmup: float = 0.03
+    """Share of the steps in which the learning rate rises."""
+    samples: int = 4
+    """Responses sampled for each prompt."""
+    max_new_tokens: int = 64
+    """Longest response in tokens, end token included."""
+    baseline: AnyBaseline = field(default_factory=MovingAverage)
+    """What is subtracted from a reward to give the advantage."""
+    estimator: AnyEstimator = field(default_factory=Reinforce)
+    """The loss of a response, given its advantage."""
+    kl: AnyKL = field(default_factory=InReward)
+    """How the KL to the reference is charged."""
+    reference: AnyReference = field(default_factory=Frozen)
+    """The model that the KL is measured against."""
+    unfinished: Literal["penalise", "mask", "keep"] = "penalise"
+    """Responses without an end token: penalise lowers their reward by `missing_end_penalty`, mask gives them advantage
+    0 and leaves them out of every baseline, keep does nothing."""
+    missing_end_penalty: float = 1.0
+    """Subtracted from the reward of an unfinished response."""
+    length_penalty: float = 0.0
+    """Subtracted from the reward for each token of a response; 0.0005 is usual where one is wanted."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("samples", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        check_samples(self.baseline, self.samples)
+        if self.batch_size * self.samples < 2:
+            raise UserError("batch_size is 1 and samples is 1, so a step has one response; use at least 2 responses")
+
+
+class PolicyGradientObjective:
+    """Policy gradient on a scored rollout; a unit is a response.
+
+    `Loop.step(rollout)` calls `training_trees`, which computes rewards and advantages and moves the baseline's average.
+    The average and an adaptive coefficient of the KL are saved by `Loop.save`.
+
+    Args:
+        reference: The reference model; may be left out where `kl.beta` is 0.
+        baseline: A class of `losses.advantages`; by default a moving average.
+        estimator: `Reinforce`, or a clipped loss for rollouts that are used several times.
+        kl: How the KL is charged; by default beta 0.05 in the reward.
+        unfinished: What is done with responses without an end token: "penalise", "mask" or "keep".
+        missing_end_penalty: Subtracted from their reward under "penalise".
+        length_penalty: Subtracted from the reward for each token.
+
+    Raises:
+        UserError: the KL needs a reference, or the choices do not go together.
+    """
+
+    def __init__(
+        self,
+        reference: ReferenceModel | None = None,
+        baseline: AnyBaseline | None = None,
+        estimator: AnyEstimator | None = None,
+        kl: AnyKL | None = None,
+        *,
+        unfinished: Literal["penalise", "mask", "keep"] = "penalise",
+        missing_end_penalty: float = 1.0,
+        length_penalty: float = 0.0,
+    ) -> None:
+        self.reference = reference
+        self.baseline = baseline or MovingAverage()
+        self.estimator = estimator or Reinforce()
+        self.kl = kl or InReward()
+        self.unfinished = unfinished
+        self.missing_end_penalty = missing_end_penalty
+        self.length_penalty = length_penalty
+        self.beta = self.kl.beta
+        self.average: float | None = None
+        if reference is None and self.beta:
+            raise UserError(
+                f"reference is not given, but kl.beta is {self.beta}: pass policy.frozen_copy(), or "
+                "losses.policy_gradient.InReward(beta=0)"
+            )
+        if isinstance(self.kl, InRewardToGo) and isinstance(self.baseline, GroupZScore):
+            raise UserError(
+                "kl.kind in-reward-to-go does not go with baseline.kind group-z-score, which scales whole responses; "
+                "use kl.kind in-reward"
+            )
+
+    @classmethod
+    def of(cls, config: ReinforceConfig, reference: ReferenceModel) -> "PolicyGradientObjective":
+        """The objective of a configuration."""
+        return cls(
+            reference,
+            config.baseline,
+            config.estimator,
+            config.kl,
+            unfinished=config.unfinished,
+            missing_end_penalty=config.missing_end_penalty,
+            length_penalty=config.length_penalty,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The moving average of the rewards and the coefficient of the KL."""
+        return {"average": self.average, "beta": self.beta}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put both back."""
+        self.average, self.beta = state["average"], state["beta"]
+
+    # From a scored rollout to trees with advantages
+
+    def training_trees(self, model: Policy, rollout: Rollout, token_budget: int) -> list[TokenTree]:
+        """The rollout's trees with rewards and advantages; call it once a rollout, because it moves the average.
+
+        Args:
+            model: The policy that was sampled.
+            rollout: Scored samples, equally many for each prompt.
+            token_budget: Packed tokens of one forward pass.
+
+        Raises:
+            UserError: the rollout has no scores, was not sampled at temperature 1, or does not fit the baseline.
+        """
+        trees, rewards = self._with_advantages(model, rollout, token_budget)
+        if isinstance(self.baseline, MovingAverage) and bool(rewards.used.any()):
+            self.average = self.baseline.updated(rewards)
+        kls = [ratio.sum().item() for tree in trees for ratio in _log_ratios(tree.sampled)]
+        self.beta = self.kl.adapted(self.beta, sum(kls) / len(kls))
+        return trees
+
+    def examples(self, model: Policy, rollout: Rollout, token_budget: int) -> list[TokenTree]:
+        """As `training_trees`, but the average and the coefficient stay as they are; for checks."""
+        return self._with_advantages(model, rollout, token_budget)[0]
+
+    def _with_advantages(self, model: Policy, rollout: Rollout, token_budget: int) -> tuple[list[TokenTree], Rewards]:
+        scores = _scores(rollout)
+        logps = _sampled_logps(model, rollout)
+        finished = rollout.finished or [[True] * len(tree.branches) for tree in rollout.trees]
+        if self.reference is None:
+            reference_logps = logps
+        else:
+            self.reference.verify_layout(rollout.trees)
+            by_tree = self.reference.token_logps(list(dict.fromkeys(rollout.trees)), token_budget)
+            reference_logps = [by_tree[tree] for tree in rollout.trees]
+        shaped = self._shaped(rollout.trees, scores, finished)
+        returns = [
+            [self.kl.returns(r, (p - q).double(), self.beta) for r, p, q in zip(*branches, strict=True)]
+            for branches in zip(shaped, logps, reference_logps, strict=True)
+        ]
+        rewards = Rewards(
+            torch.tensor([[tokens[0].item() for tokens in branches] for branches in returns], dtype=torch.float64),
+            torch.tensor(finished) if self.unfinished == "mask" else torch.ones(len(scores), len(scores[0])).bool(),
+            self.average,
+            self._greedy_rewards(rollout),
+        )
+        advantages = self._token_advantages(rewards, returns)
+        trees = [
+            replace(
+                tree,
+                sampled=Sampled(
+                    tuple(logps[g]),
+                    tuple(reference_logps[g]),
+                    tuple(advantages[g]),
+                    tuple(scores[g]),
+                    tuple(rewards.values[g].tolist()),
+                    tuple(finished[g]),
+                    tuple(rewards.used[g].tolist()),
+                ),
+            )
+            for g, tree in enumerate(rollout.trees)
+        ]
+        return trees, rewards
+
+    def _shaped(
+        self, trees: Sequence[TokenTree], scores: Sequence[Sequence[float]], finished: Sequence[Sequence[bool]]
+    ) -> list[list[float]]:
+        """Scores minus the penalties for length and for a missing end token."""
+        missing_end = self.missing_end_penalty if self.unfinished == "penalise" else 0.0
+        return [
+            [
+                score - self.length_penalty * len(branch) - (0.0 if ended else missing_end)
+                for branch, score, ended in zip(tree.branches, scores[g], finished[g], strict=True)
+            ]
+            for g, tree in enumerate(trees)
+        ]
+
+    def _greedy_rewards(self, rollout: Rollout) -> Float[Tensor, "G"] | None:
+        if not self.baseline.needs_greedy:
+            return None
+        greedy = rollout.greedy
+        if greedy is None:
+            raise UserError("baseline greedy needs rollout.greedy, the scored greedy responses of the same prompts")
+        finished = greedy.finished or [[True]] * len(greedy)
+        return torch.tensor(self._shaped(greedy.trees, _scores(greedy), finished), dtype=torch.float64)[:, 0]
+
+    def _token_advantages(self, rewards: Rewards, returns: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
+        """The advantage of each token: its return minus the baseline of its response.
+
+        Whitening scales as well; with a reward-to-go it is done over tokens.
+        """
+        check_samples(self.baseline, rewards.values.shape[1])
+        if isinstance(self.baseline, Whitened) and isinstance(self.kl, InRewardToGo):
+            tokens = torch.cat([part for branches in returns for part in branches])
+            lengths = torch.tensor([len(part) for branches in returns for part in branches])
+            used = rewards.used.flatten().repeat_interleave(lengths)
+            whitened = iter(torch.split(self.baseline(Rewards(tokens[None], used[None]))[0], lengths.tolist()))
+            return [[next(whitened) for _ in branches] for branches in returns]
+        advantages = self.baseline(rewards)
+        if isinstance(self.kl, InRewardToGo):
+            return [
+                [(advantages[g, k] + part - part[0]) * bool(rewards.used[g, k]) for k, part in enumerate(branches)]
+                for g, branches in enumerate(returns)
+            ]
+        return [
+            [advantages[g, k].expand_as(part) for k, part in enumerate(branches)] for g, branches in enumerate(returns)
+        ]
+
+    # The loss
+
+    def count(self, tree: TokenTree) -> int:
+        return len(tree.branches)
+
+    def __call__(self, model: TreeModule, forest: Forest) -> Terms:
+        samples = [_sampled(tree) for tree in forest.sources]
+        logps = model(forest)
+
+        def tokens(name: str) -> Float[Tensor, "S"]:
+            return torch.cat([part for each in samples for part in getattr(each, name)]).to(logps)
+
+        sampled = SampledTokens(
+            logps,
+            tokens("logps"),
+            tokens("advantages"),
+            forest.scored_branch.to(logps.device),
+            forest.branches,
+        )
+        values = self.estimator(sampled)
+        if isinstance(self.kl, InLoss) and self.beta:
+            used = torch.tensor([u for each in samples for u in each.used], device=values.device)
+            values = values + self.beta * k2_loss(sampled, tokens("reference_logps")) * used
+        gap = (logps.detach() - sampled.sampled_logps).abs()
+        return Terms(values, {**self._metrics(samples), "sampler/gap": gap})
+
+    def _metrics(self, samples: Sequence[Sampled]) -> dict[str, Tensor]:
+        """By response, except `reward_std` and `no_signal`, by prompt: both are of raw scores."""
+        ratios = [ratio.double() for each in samples for ratio in _log_ratios(each)]
+        scores = [torch.tensor(each.scores, dtype=torch.float64) for each in samples]
+        metrics = {
+            "score": torch.cat(scores),
+            "reward": torch.tensor([r for each in samples for r in each.rewards], dtype=torch.float64),
+            "length": torch.tensor([float(len(part)) for each in samples for part in each.logps]),
+            "ended": torch.tensor([float(f) for each in samples for f in each.finished]),
+            "entropy": torch.cat([-part.double() for each in samples for part in each.logps]),
+            "advantages/size": torch.tensor([part[0].abs().item() for each in samples for part in each.advantages]),
+            "no_signal": torch.tensor([float(min(each.scores) == max(each.scores)) for each in samples]),
+        }
+        if self.reference is not None:
+            metrics |= {
+                "kl": torch.stack([ratio.sum() for ratio in ratios]),
+                "kl/k3": torch.stack([(torch.expm1(-ratio) + ratio).sum() for ratio in ratios]),
+                "kl/beta": torch.full((len(samples),), self.beta, dtype=torch.float64),
+            }
+        if isinstance(self.baseline, MovingAverage):
+            advantages = torch.stack([part[0] for each in samples for part in each.advantages])
+            metrics["baseline"] = metrics["reward"] - advantages
+        if len(scores[0]) > 1:
+            metrics["reward_std"] = torch.stack([each.std() for each in scores])
+        return metrics
+
+
+def check_samples(baseline: AnyBaseline, samples: int) -> None:
+    """Whether there are enough samples a prompt for the baseline.
+
+    Raises:
+        UserError: there are not.
+    """
+    if samples < baseline.min_samples:
+        raise UserError(
+            f"samples is {samples}, but baseline.kind {type(baseline).__name__} compares the samples of a prompt with "
+            f"each other; use {baseline.min_samples} or more, or baseline.kind moving-average"
+        )
+
+
+def _scores(rollout: Rollout) -> Sequence[Sequence[float]]:
+    if rollout.scores is None:
+        raise UserError("rollout has no scores; call treeward.score(rollout, scorer) first")
+    if len({len(scores) for scores in rollout.scores}) > 1:
+        raise UserError("rollout has different numbers of samples for its prompts; sample equally many for each")
+    return rollout.scores
+
+
+def _sampled_logps(model: Policy, rollout: Rollout) -> Sequence[Sequence[Tensor]]:
+    """The log-probabilities recorded while sampling, or computed now where the sampler records none."""
+    if rollout.logps is None:
+        return token_logps(model, rollout.trees)
+    for policy, drawn in zip(rollout.logps, rollout.drawn_logps or rollout.logps, strict=True):
+        if any(not torch.equal(p, d) for p, d in zip(policy, drawn, strict=True)):
+            raise UserError(
+                "rollout was sampled at another temperature than 1, so its samples are not the policy's; sample with "
+                "temperature=1"
+            )
+    return rollout.logps
+
+
+def _sampled(tree: TokenTree) -> Sampled:
+    if tree.sampled is None:
+        raise UserError(
+            "the policy gradient needs rollouts: pass treeward.score(treeward.sample(policy, prompts, ...), scorer) to "
+            "Loop.step"
+        )
+    return tree.sampled  # type: ignore[no-any-return]
+
+
+def _log_ratios(sampled: Sampled) -> list[Tensor]:
+    """log pi - log pi_ref of each token, by branch, at sampling."""
+    return [p - q for p, q in zip(sampled.logps, sampled.reference_logps, strict=True)]
+
+
+# Sampling and training
+
+
+GREEDY = 1e-6
+"""Sampling temperature at which the most likely token is taken."""
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Makes scored rollouts: K responses to each prompt, and a greedy one where the baseline needs it.
+
+    The noise of a response depends on seed, step and prompt alone, so that a resumed run samples the same responses.
+    """
+
+    policy: Policy
+    scorer: Scorer
+    config: ReinforceConfig
+    sampler: Sampler | None = None
+
+    def __call__(self, prompts: Sequence[TokenTree], step: int) -> Rollout:
+        """Sample from the policy as it is now, before the step of this number, and score the samples.
+
+        Raises:
+            BadScore: a score is missing or not finite.
+            UserError: a sample could exceed the model's positions.
+        """
+        config = self.config
+        sampler = self.sampler or DecodeSampler.of(self.policy, config.max_new_tokens)
+        noise = Noise(config.seed, step=step)
+        rollout = self._scored(sampler(prompts, config.samples, noise))
+        if not config.baseline.needs_greedy:
+            return rollout
+        greedy = DecodeSampler.of(self.policy, config.max_new_tokens, GREEDY)
+        return replace(rollout, greedy=self._scored(greedy(prompts, 1, noise)))
+
+    def _scored(self, rollout: Rollout) -> Rollout:
+        return rollout.with_scores(self.scorer(rollout).tolist())
+
+
+def reinforce_steps(
+    policy: Policy,
+    prompts: Sequence[Tree | TokenTree],
+    reward: Any,
+    config: ReinforceConfig | None = None,
+    reference: ReferenceModel | None = None,
+    *,
+    sampler: Sampler | None = None,
+) -> Iterator[Step]:
+    """Train `policy` in place on its own samples; yields each step after it was taken.
+
+    Args:
+        policy: The policy.
+        prompts: Trees; responses that they have are ignored, their rows are passed on to the reward.
+        reward: A function `(prompt, response, row) -> float`, a reward model, a scorer, or a scorer's name.
+        config: Training, sampling, baseline, estimator and KL.
+        reference: A reference model; by default the one of `config.reference`.
+        sampler: Another sampler than the policy's own decoding.
+
+    Raises:
+        BadScore: the reward failed, or is not a finite number.
+        NonFinite: a loss or gradient is not finite.
+        UserError: there are no prompts, or a response could exceed the model's positions.
+    """
+    config = config or ReinforceConfig()
+    objective = PolicyGradientObjective.of(config, reference or reference_for(policy, config.reference))
+    rollouts = Rollouts(policy, scorers.as_scorer(reward), config, sampler)
+    bare = [Tree(tree.prompt, (), tree.group, row=tree.row) if isinstance(tree, Tree) else tree for tree in prompts]
+    batches = config.batches([without_responses(tree) for tree in tokenized(bare, policy.tokenizer)])
+    loop = Loop.from_config(policy, objective, config, len(batches))
+    for batch in batches:
+        yield loop.step(rollouts(batch, loop.index + 1))
+
+
+def reinforce(
+    policy: Policy,
+    prompts: Sequence[Tree | TokenTree],
+    reward: Any,
+    config: ReinforceConfig | None = None,
+    reference: ReferenceModel | None = None,
+    *,
+    sampler: Sampler | None = None,
+) -> Result:
+    """Train `policy` in place: all steps of `reinforce_steps`."""
+    return result_of(reinforce_steps(policy, prompts, reward, config, reference, sampler=sampler))
+
+
+def without_responses(tree: TokenTree) -> TokenTree:
+    """The prompt alone, with its row."""
+    return TokenTree(tree.prompt, (), tree.group, row=tree.row)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReinforceRun(ReinforceConfig, RunConfig):
+    """treeward reinforce: REINFORCE with a baseline, on the policy's own samples."""
+
+    kl_cap: float | None = None
+    """Stop when a step's mean KL is above this many nats a response, and keep the best weights within it."""
+    reward: str | None = None
+    """Scores the samples that train: `gold` (the embedded world, and its default), `length`, `count:WORD`,
+    `FILE.py:FUNCTION`, or the directory of a reward model or classifier (`DIR#LABEL`)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.reward is None and world.source(self.data.source) is None:
+            raise UserError("reward is not given; name a scorer with --reward, such as gold or FILE.py:FUNCTION")
+        if self.kl_cap is not None and not self.kl_cap > 0:
+            raise UserError(f"kl_cap is {self.kl_cap}; it must be above 0, in nats a response")
+        if self.kl_cap is not None and not self.data.validation:
+            raise UserError(
+                "kl_cap is set, but data.validation is 0: the weights within the cap are chosen on that part"
+            )
+
+
+class REINFORCE(Method):
+    """Measured by the score of fresh samples for held-out prompts, with the KL to the start model beside it.
+
+    The score is that of `evaluation.scorer`; without one it is the reward that trains, and the verdict says so.
+    """
+
+    name = "reinforce"
+    Config = ReinforceRun
+    reward_name: str
+    usual_lr = (1e-6, 1e-5, 3e-4)
+
+    def __init__(
+        self,
+        config: ReinforceRun,
+        *,
+        sampler: Sampler | None = None,
+        reward: Scorer | None = None,
+        scorer: Scorer | None = None,
+        judges: Sequence[Scorer] | None = None,
+    ) -> None:
+        self.config = config
+        self.purpose: Purpose = "prompts"
+        self.model: Policy = Policy.from_config(config.model, config.seed)
+        reference = reference_for(self.model, config.reference)
+        self.start: ReferenceModel = reference if config.reference.is_start else self.model.frozen_copy()
+        self.objective: PolicyGradientObjective = PolicyGradientObjective.of(config, reference)
+        self.reward_name = config.reward or "gold"
+        self.rollouts = Rollouts(self.model, reward or scorers.find(self.reward_name), config, sampler)
+        if scorer is None and self.scorer_name == self.reward_name:
+            scorer = self.rollouts.scorer
+        self.samples = policies.SampleEvaluation.of(self.model, self.start, config, sampler, scorer, judges)
+        self.metric = config.evaluation.metric or "score"
+
+    @property
+    def scorer_name(self) -> str:
+        return self.config.evaluation.scorer or self.reward_name
+
+    @property
+    def token_budget(self) -> int:
+        """Packed tokens of one forward pass."""
+        return self.config.token_budget or self.model.token_budget
+
+    def batch(self, trees: Sequence[TokenTree], step: int) -> Rollout:
+        return self.rollouts([without_responses(tree) for tree in trees], step)
+
+    def examples(self, trees: Sequence[TokenTree]) -> tuple[list[TokenTree], list[Check]]:
+        """A first rollout, prompts whose samples differ in reward first, and what it must show before training."""
+        rollout = self.batch(trees[:EXAMPLES], 0)
+        assert rollout.scores is not None
+        finished = [ended for branches in rollout.finished or [] for ended in branches]
+        checks = [
+            *identities.sampled_rollout(self.model, rollout),
+            guards.first_rollout([[score for row in rollout.scores for score in row]], rollout.texts()),
+        ]
+        if finished and self.config.unfinished != "keep":
+            checks.append(guards.first_cut(finished, self.config.max_new_tokens))
+        examples = self.objective.examples(self.model, rollout, self.token_budget)
+        signal = {id(tree): max(a.abs().max().item() for a in tree.sampled.advantages) for tree in examples}
+        return sorted(examples, key=lambda tree: -signal[id(tree)]), checks
+
+    def identities(self, trees: Sequence[TokenTree]) -> list[Check]:
+        return identities.policy_identities(self.model.packed, self.start, trees, self.config.model.random)
+
+    def step_checks(self, steps: Sequence[Mapping[str, Any]]) -> list[Check]:
+        return guards.rollout_checks(steps, fixed_length=self.config.unfinished == "keep")
+
+    def stop_reason(self, steps: Sequence[Mapping[str, Any]]) -> str | None:
+        cap, kl = self.config.kl_cap, steps[-1]["kl"]
+        return f"KL {kl:.4g} nats is above kl_cap {cap:g}" if cap is not None and kl > cap else None
+
+    def may_keep(self, values: Mapping[str, float]) -> bool:
+        return self.config.kl_cap is None or values["kl"] <= self.config.kl_cap
+
+    def measure(self, trees: Sequence[TokenTree]) -> Measurement:
+        samples, rows = self.samples.measure(trees)
+        return Measurement({"samples": samples}, rows)
+
+    def measure_again(self, trees: Sequence[TokenTree]) -> Table | None:
+        return self.samples.measure(trees, offset=1)[0] if self.config.evaluation.aa else None
+
+    def verdict_groups(self, trees: Sequence[TokenTree]) -> int:
+        return len(self.samples.prompts_of(trees))

@@ -1,0 +1,187 @@
+"""Rollouts that cannot teach, and samplers that are not the policy: each with a twin without the fault."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from treeward.checks.guards import rollout_checks
+from treeward.cli.main import run as command
+from treeward.methods.reinforce import REINFORCE
+from treeward.models.policy import Policy
+from treeward.models.sampler import DecodeSampler, Noise
+from treeward.runner.run import run
+from treeward.runner.settings import build
+from treeward.trees.rollout import Rollout
+from treeward.trees.tokens import TokenTree
+
+OPTIONS: dict[str, Any] = {
+    "data": {"source": "world:200", "test": 0.3, "validation": 0.1},
+    "steps": 25, "batch_size": 8, "samples": 2, "lr": 3e-3,
+    "max_new_tokens": 8, "unfinished": "keep", "reward": "count:good", "skip_check": ["F48"], "evaluate_every": 5,
+    "model": {"config": {"num_hidden_layers": 1}}, "evaluation": {"prompts": 12, "samples": 2, "max_new_tokens": 8},
+}  # fmt: skip
+"""A short run from random weights, whose responses seldom end."""
+
+
+def receipt_of(path: Path) -> dict[str, Any]:
+    return dict(json.loads((path / "receipt.json").read_text()))
+
+
+def configured(out: Path, **over: Any) -> Any:
+    return build(REINFORCE.Config, {**OPTIONS, **over, "out": str(out)})
+
+
+def words(**over: Any) -> list[str]:
+    options = {**OPTIONS, **over}
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in options.items()}
+    return ["reinforce", *(word for name, text in texts.items() for word in (f"--{name}", text))]
+
+
+def test_a_rewarded_word_becomes_frequent_and_the_receipt_says_by_what(tmp_path: Path) -> None:
+    finished = run(configured(tmp_path / "run"), REINFORCE)
+    receipt = finished.receipt
+    assert receipt["verdict"] == "improved"
+    assert receipt["reason"].endswith("by its own reward count:good")
+    assert receipt["scorer"] == "count:good"
+    assert receipt["metrics"]["kl"]["after"]["low"] > 0
+    assert not [check for check in receipt["checks"] if check["passed"] is False]
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 26))
+    assert rows[-1]["score"] > rows[0]["score"] + 1
+    assert max(row["sampler/gap"] for row in rows) < 1e-4
+
+
+def test_f29_a_constant_reward_is_refused_before_the_first_step(tmp_path: Path, capsys: Any) -> None:
+    assert command([*words(reward="count:nowhere"), "--out", str(tmp_path / "run")]) == 2
+    message = capsys.readouterr().err
+    assert "first-samples-differ" in message
+    assert "scores 0 to 0" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_f30_responses_that_never_end_are_refused_before_the_first_step(tmp_path: Path, capsys: Any) -> None:
+    assert command([*words(unfinished="penalise"), "--out", str(tmp_path / "run")]) == 2
+    message = capsys.readouterr().err
+    assert "first-samples-end" in message
+    assert "max_new_tokens 8" in message
+
+
+class Stale:
+    """Samples from a copy of the policy that is never refreshed."""
+
+    def __init__(self, policy: Policy, tokens: int) -> None:
+        self.copy = DecodeSampler.of(Policy(policy.frozen_copy().packed.model, policy.tokenizer), tokens)
+
+    def __call__(self, prompts: Any, samples: int, noise: Noise) -> Rollout:
+        return self.copy(prompts, samples, noise)
+
+
+def test_f33_a_sampler_with_stale_weights_ends_the_run_as_broken(tmp_path: Path) -> None:
+    def stale(config: Any) -> REINFORCE:
+        method = REINFORCE(config)
+        object.__setattr__(method.rollouts, "sampler", Stale(method.model, config.max_new_tokens))
+        return method
+
+    finished = run(configured(tmp_path / "run"), stale)
+    assert finished.receipt["verdict"] == "broken"
+    assert finished.receipt["reason"].startswith("sampler-follows-policy (F33) FAILED")
+    assert finished.exit_code == 4
+    rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert 1 < len(rows) < 25
+
+
+def test_a_kl_cap_stops_the_run_and_keeps_weights_within_it(tmp_path: Path) -> None:
+    finished = run(configured(tmp_path / "run", kl_cap=1.0, evaluate_every=1), REINFORCE)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert 1 < len(rows) < 25
+    assert rows[-1]["kl"] > 1.0 >= rows[-2]["kl"]
+    assert finished.receipt["stopped"].startswith("KL ")
+    assert finished.receipt["verdict"] != "broken"
+    inside = [row["validation/score"] for row in rows if row["validation/kl"] <= 1.0]
+    best = next(row for row in rows if row["validation/score"] == max(inside) and row["validation/kl"] <= 1.0)
+    assert finished.receipt["metrics"]["kl"]["after"]["value"] == pytest.approx(best["validation/kl"], abs=0.6)
+
+
+def steps(count: int, **last: Any) -> list[dict[str, Any]]:
+    """Metrics of sound steps, the last ones changed."""
+    sound = {"score": 1.0, "no_signal": 0.0, "ended": 1.0, "length": 5.0, "sampler/gap": 1e-6}
+    first = count - last.pop("over", count)
+    return [
+        {**sound, "step": number + 1, "score": 0.1 * number, **(last if number >= first else {})}
+        for number in range(count)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "failed"),
+    [
+        (steps(40), []),
+        (steps(1), []),
+        (steps(40, no_signal=0.95, score=0.0, over=20), ["rollouts-differ"]),
+        (steps(40, no_signal=0.85, score=0.0, over=20), []),
+        (steps(40, no_signal=1.0, over=20), []),  # the score has risen: there is little left to learn
+        (steps(40, no_signal=1.0, score=0.0, over=15), []),
+        (steps(3, ended=0.0), ["rollouts-end"]),
+        (steps(2, ended=0.0), []),
+        (steps(30, ended=0.1, over=20), ["rollouts-end"]),
+        (steps(30, ended=0.3, over=20), []),
+        (steps(2, **{"sampler/gap": 0.06}), ["sampler-follows-policy"]),
+        (steps(2, **{"sampler/gap": 0.04}), []),
+    ],
+)
+def test_f29_f30_f31_what_ends_a_run(rows: list[dict[str, Any]], failed: list[str]) -> None:
+    assert [check.slug for check in rollout_checks(rows) if check.passed is False] == failed
+
+
+def test_a_fixed_length_needs_no_end() -> None:
+    assert all(check.passed for check in rollout_checks(steps(30, ended=0.0), fixed_length=True))
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ("raise KeyError('answer')", "KeyError"),
+        ("return None", "gave None"),
+        ("return float('nan')", "gave nan"),
+        ("return 'good'", "gave 'good'"),
+    ],
+)
+def test_a_reward_that_gives_no_number_is_one_line(body: str, named: str, tmp_path: Path, capsys: Any) -> None:
+    file = tmp_path / "reward.py"
+    file.write_text(f"def reward(prompt, response, row):\n    {body}\n")
+    assert command([*words(reward=f"{file}:reward"), "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert named in error
+    assert str(file) in error
+
+
+def test_zero_is_a_score(tmp_path: Path) -> None:
+    """0.0 must not count as missing: half of the samples score 0."""
+    file = tmp_path / "reward.py"
+    file.write_text("def reward(prompt, response, row):\n    return float('good' in response.split())\n")
+    finished = run(configured(tmp_path / "run", reward=f"{file}:reward", steps=2), REINFORCE)
+    assert finished.receipt["verdict"] != "broken"
+
+
+def test_prompts_alone_are_enough(tmp_path: Path) -> None:
+    """A file with a prompt and an answer: the reward sees the answer in its row."""
+    data, file = tmp_path / "sums.jsonl", tmp_path / "reward.py"
+    data.write_text("".join(json.dumps({"prompt": f"this film {n} :", "answer": "good"}) + "\n" for n in range(60)))
+    file.write_text("def reward(prompt, response, row):\n    return float(response.split().count(row['answer']))\n")
+    source = {"source": str(data), "test": 0.3, "validation": 0.1}
+    finished = run(configured(tmp_path / "run", data=source, reward=f"{file}:reward", steps=2), REINFORCE)
+    assert finished.receipt["data"]["rows"] == 60
+    assert finished.receipt["metric"] == "score"
+
+
+def test_prompts_are_those_of_the_batches(tmp_path: Path) -> None:
+    config = configured(tmp_path / "run")
+    method = REINFORCE(config)
+    trees = [TokenTree((5, 6), ((7, 8), (9,)), "a"), TokenTree((5, 7), (), "b")]
+    rollout = method.batch(trees, 3)
+    assert [tree.prompt for tree in rollout.trees] == [(5, 6), (5, 7)]
+    assert [len(tree.branches) for tree in rollout.trees] == [2, 2]
+    again, later = method.batch(trees, 3), method.batch(trees, 4)
+    assert rollout.trees == again.trees != later.trees
