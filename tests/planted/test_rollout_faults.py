@@ -18,7 +18,7 @@ from treeward.trees.tokens import TokenTree
 
 OPTIONS: dict[str, Any] = {
     "data": {"source": "world:200", "test": 0.3, "validation": 0.1},
-    "steps": 25, "batch_size": 8, "samples": 2, "lr": 3e-3,
+    "steps": 25, "batch_size": 16, "samples": 2, "lr": 3e-3,
     "max_new_tokens": 8, "unfinished": "keep", "reward": "count:good", "skip_check": ["F48"], "evaluate_every": 5,
     "model": {"config": {"num_hidden_layers": 1}}, "evaluation": {"prompts": 12, "samples": 2, "max_new_tokens": 8},
 }  # fmt: skip
@@ -174,6 +174,17 @@ def test_prompts_alone_are_enough(tmp_path: Path) -> None:
     finished = run(configured(tmp_path / "run", data=source, reward=f"{file}:reward", steps=2), REINFORCE)
     assert finished.receipt["data"]["rows"] == 60
     assert finished.receipt["metric"] == "score"
+
+
+def test_texts_give_their_first_tokens_as_prompts(tmp_path: Path) -> None:
+    file = tmp_path / "reward.py"
+    file.write_text("def letters(prompt, response):\n    return len(set(response))\n")
+    source = {"source": "world-texts:200", "test": 0.3, "validation": 0.1}
+    over = {"data": source, "prompt_tokens": [2, 4], "reward": f"{file}:letters"}
+    finished = run(configured(tmp_path / "run", **over, steps=2), REINFORCE)
+    assert finished.receipt["data"]["used"] > 100
+    rows = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert {len(row["prompt"].split()) for row in rows} == {2, 3, 4}
 
 
 def test_prompts_are_those_of_the_batches(tmp_path: Path) -> None:

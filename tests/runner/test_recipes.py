@@ -16,7 +16,7 @@ from treeward.data import world
 from treeward.data.formats import Purpose
 from treeward.data.inspect import read_contents
 from treeward.data.prepare import prepare
-from treeward.data.prompts import openings
+from treeward.data.prompts import openings, prompt_range
 from treeward.data.store import Prepared
 from treeward.methods import METHODS, find
 from treeward.methods import dpo as dpo_method
@@ -146,7 +146,7 @@ def test_a_recipe_fills_training_and_held_out_from_data_like_its_own(name: str, 
         return
     config = configured(name, source)
     if isinstance(config, PairsRun):
-        prompts = openings(config.data, tokenizer, config.range).prompts
+        prompts = openings(config.data, tokenizer, prompt_range(config.prompt_tokens)).prompts
         assert min([prompt.split for prompt in prompts].count(part) for part in PARTS) >= 30
     else:
         prepared = prepare(config.data, world.tokenizer() if source is None else tokenizer, purpose_of(config))

@@ -10,13 +10,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from treeward.data import store
+from treeward.data.account import Account
 from treeward.data.prepare import DataConfig, Reading, prepare, source_rows
 from treeward.data.splits import PARTS, Part, unit
 from treeward.data.store import Prepared
 from treeward.errors import UserError
 from treeward.trees.text import Prompt as Text
-from treeward.trees.text import normalised
-from treeward.trees.tokens import Tokenizer, decode
+from treeward.trees.text import Tree, normalised
+from treeward.trees.tokens import Tokenizer, TokenTree, decode
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,45 @@ def openings(config: DataConfig, tokenizer: Tokenizer, tokens: tuple[int, int]) 
         raise UserError(f"data.source {config.source!r} leaves no prompt: {dict(dropped)}")
     distinct = [prompt for prompt in prompts if first[prompt.group] is prompt]
     return Opened(distinct, +dropped, cut, given, Counter(prompt.split for prompt in distinct))
+
+
+def prompt_range(prompt_tokens: int | tuple[int, int]) -> tuple[int, int]:
+    """The fewest and most tokens of a prompt that is cut from a text, of the option `prompt_tokens`.
+
+    Raises:
+        UserError: they are not numbers from 1, in order.
+    """
+    low, high = prompt_tokens if isinstance(prompt_tokens, tuple) else (prompt_tokens, prompt_tokens)
+    if not 1 <= low <= high:
+        raise UserError(f"prompt_tokens is {prompt_tokens}; it is a number from 1, or [fewest, most]")
+    return low, high
+
+
+def prepare_prompts(config: DataConfig, tokenizer: Tokenizer, tokens: tuple[int, int]) -> Prepared:
+    """The prompts of a source as trees without responses: those of the data or, of texts, their first tokens.
+
+    Raises:
+        UserError: the source cannot be read, or nothing is left.
+    """
+    if not _has_texts_only(config):
+        data = prepare(config, tokenizer, "prompts")
+        if data.format != "text":
+            return data
+    opened = openings(config, tokenizer, tokens)
+    account = Account(
+        rows=len(opened.prompts) + opened.dropped.total(),
+        used=len(opened.prompts),
+        dropped=opened.dropped,
+        made="prompts",
+        layout=f"first {tokens[0]} to {tokens[1]} tokens of texts",
+    )
+    by_part = {part: [prompt for prompt in opened.prompts if prompt.split == part] for part in PARTS}
+    return Prepared(
+        {part: [TokenTree(p.ids, (), p.group, row=p.row) for p in prompts] for part, prompts in by_part.items()},
+        {part: [Tree(p.text, (), p.group, row=p.row) for p in prompts] for part, prompts in by_part.items()},
+        account,
+        "text",
+    )
 
 
 def drawn(prompts: Sequence[Prompt], count: int | None, seed: int) -> list[Prompt]:

@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Literal
 
 from treeward.checks.check import Check
 from treeward.data.formats import Purpose
-from treeward.data.prepare import DataConfig
+from treeward.data.prepare import DataConfig, prepare
+from treeward.data.store import Prepared
 from treeward.errors import UserError
 from treeward.evaluation.policies import SamplePlan
 from treeward.models.loading import ModelConfig
@@ -22,7 +23,7 @@ from treeward.stats.tables import JUDGE, Comparison, Measurement, Table, metric
 from treeward.training.loop import TrainingConfig
 from treeward.training.objectives import Objective
 from treeward.trees.rollout import Rollout
-from treeward.trees.tokens import TokenTree
+from treeward.trees.tokens import Tokenizer, TokenTree
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +141,14 @@ class Method:
     def scorer_name(self) -> str | None:
         """The scorer of the samples that are measured."""
         return self.config.evaluation.scorer  # type: ignore[no-any-return]
+
+    def prepare(self, tokenizer: Tokenizer) -> Prepared:
+        """Read and render the data of the configuration.
+
+        Raises:
+            UserError: the data cannot be read.
+        """
+        return prepare(self.config.data, tokenizer, self.purpose, self.attributes)
 
     def batch(self, trees: Sequence[TokenTree], step: int) -> Sequence[TokenTree] | Rollout:
         """What the step of this number trains on, given its batch of trees: the trees, or samples of the policy."""

@@ -24,6 +24,8 @@ from treeward.checks import guards, identities
 from treeward.checks.check import Check
 from treeward.data import world
 from treeward.data.formats import Purpose
+from treeward.data.prompts import prepare_prompts, prompt_range
+from treeward.data.store import Prepared
 from treeward.errors import UserError
 from treeward.evaluation import policies
 from treeward.losses.advantages import AnyBaseline, GroupZScore, MovingAverage, Rewards, Whitened
@@ -50,10 +52,10 @@ from treeward.trees.forest import Forest
 from treeward.trees.forward import TreeModule
 from treeward.trees.rollout import Rollout, Sampled
 from treeward.trees.text import Tree
-from treeward.trees.tokens import TokenTree
+from treeward.trees.tokens import Tokenizer, TokenTree
 
-EXAMPLES = 8
-"""Prompts that are sampled before the first step, for the checks that run the model and the reward."""
+EXAMPLES = 32
+"""Most prompts that are sampled before the first step, for the checks that run the model and the reward."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -472,6 +474,8 @@ def without_responses(tree: TokenTree) -> TokenTree:
 class ReinforceRun(ReinforceConfig, RunConfig):
     """treeward reinforce: REINFORCE with a baseline, on the policy's own samples."""
 
+    prompt_tokens: int | tuple[int, int] = 8
+    """First tokens of a text that become its prompt, if the data has no prompts; [2, 8] draws from a range."""
     kl_cap: float | None = None
     """Stop when a step's mean KL is above this many nats a response, and keep the best weights within it."""
     reward: str | None = None
@@ -482,6 +486,7 @@ class ReinforceRun(ReinforceConfig, RunConfig):
         super().__post_init__()
         if self.reward is None and world.source(self.data.source) is None:
             raise UserError("reward is not given; name a scorer with --reward, such as gold or FILE.py:FUNCTION")
+        prompt_range(self.prompt_tokens)
         if self.kl_cap is not None and not self.kl_cap > 0:
             raise UserError(f"kl_cap is {self.kl_cap}; it must be above 0, in nats a response")
         if self.kl_cap is not None and not self.data.validation:
@@ -532,17 +537,20 @@ class REINFORCE(Method):
         """Packed tokens of one forward pass."""
         return self.config.token_budget or self.model.token_budget
 
+    def prepare(self, tokenizer: Tokenizer) -> Prepared:
+        return prepare_prompts(self.config.data, tokenizer, prompt_range(self.config.prompt_tokens))
+
     def batch(self, trees: Sequence[TokenTree], step: int) -> Rollout:
         return self.rollouts([without_responses(tree) for tree in trees], step)
 
     def examples(self, trees: Sequence[TokenTree]) -> tuple[list[TokenTree], list[Check]]:
         """A first rollout, prompts whose samples differ in reward first, and what it must show before training."""
-        rollout = self.batch(trees[:EXAMPLES], 0)
-        assert rollout.scores is not None
+        rollout = self.batch(trees[: min(EXAMPLES, self.config.batch_size)], 0)
+        scores = _scores(rollout)
         finished = [ended for branches in rollout.finished or [] for ended in branches]
         checks = [
             *identities.sampled_rollout(self.model, rollout),
-            guards.first_rollout([[score for row in rollout.scores for score in row]], rollout.texts()),
+            guards.first_rollout(scores if len(scores[0]) > 1 else [[row[0] for row in scores]], rollout.texts()),
         ]
         if finished and self.config.unfinished != "keep":
             checks.append(guards.first_cut(finished, self.config.max_new_tokens))

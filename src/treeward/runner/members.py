@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from treeward.data.prepare import prepare
 from treeward.evaluation.rewards import paired
 from treeward.methods.reward import Reward, RewardRun, loss_for, required_data
 from treeward.models import ensemble
@@ -59,7 +60,7 @@ def train_members(config: RewardRun) -> TrainedEnsemble:
         finished.append(run(member, Reward))
     models = [RewardModel.load(str(each.path), device=config.model.device) for each in finished]
     purpose = required_data(loss_for(models[0].head, config.loss))
-    trees = data_of(config, models[0].tokenizer, purpose).held_out
+    trees = data_of(config, prepare(config.data, models[0].tokenizer, purpose)).held_out
     averaged = ensemble.warm(models)
     standardised = ensemble.Ensemble.standardised(models, trees).scores(trees)
     raw = torch.stack([model.score(trees) for model in models])

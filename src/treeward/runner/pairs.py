@@ -27,7 +27,7 @@ from treeward.checks.data import selection_check
 from treeward.checks.guards import first_cut, first_rollout
 from treeward.data import world
 from treeward.data.prepare import DataConfig
-from treeward.data.prompts import Opened, Prompt, drawn, openings
+from treeward.data.prompts import Opened, Prompt, drawn, openings, prompt_range
 from treeward.data.render import vocabulary_hash
 from treeward.data.selection import AnySelection, BestWorst, Picks, Ranking, clear
 from treeward.errors import UserError
@@ -92,9 +92,7 @@ class PairsRun:
     """The training of each round; its model and data are set by the round."""
 
     def __post_init__(self) -> None:
-        low, high = self.range
-        if not 1 <= low <= high:
-            raise UserError(f"prompt_tokens is {self.prompt_tokens}; it is a number from 1, or [fewest, most]")
+        prompt_range(self.prompt_tokens)
         if self.samples < 2:
             raise UserError(f"samples is {self.samples}; a comparison needs at least 2")
         for name, least in (("prompts", 1), ("most", 1), ("min_gap", 0), ("rounds", 0)):
@@ -111,11 +109,6 @@ class PairsRun:
     def scorer_name(self) -> str:
         """The scorer's name; on the embedded world `gold` by default."""
         return self.scorer or "gold"
-
-    @property
-    def range(self) -> tuple[int, int]:
-        """Fewest and most tokens of a prompt that is cut from a text."""
-        return self.prompt_tokens if isinstance(self.prompt_tokens, tuple) else (self.prompt_tokens,) * 2
 
 
 @dataclass(frozen=True)
@@ -209,7 +202,7 @@ def prompts_of(config: PairsRun, tokenizer: Tokenizer) -> Opened:
     Raises:
         UserError: the source cannot be read, or no prompt is left.
     """
-    opened = openings(config.data, tokenizer, config.range)
+    opened = openings(config.data, tokenizer, prompt_range(config.prompt_tokens))
     return replace(opened, prompts=drawn(opened.prompts, config.prompts, config.data.seed))
 
 

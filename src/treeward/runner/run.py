@@ -24,8 +24,7 @@ from treeward.checks.data import data_checks, enough_groups, vocabulary_checks
 from treeward.checks.guards import Movement
 from treeward.checks.identities import rate_check
 from treeward.checks.receipt import data_facts, receipt, to_half
-from treeward.data.formats import Purpose
-from treeward.data.prepare import prepare, unheld
+from treeward.data.prepare import unheld
 from treeward.data.splits import shuffled
 from treeward.data.store import Prepared
 from treeward.errors import UserError
@@ -52,7 +51,7 @@ from treeward.training.checkpoints import MustMatch, load_trainable, save_traina
 from treeward.training.loop import Loop, Stateful, TrainingConfig
 from treeward.trees.rollout import Rollout
 from treeward.trees.text import split_group
-from treeward.trees.tokens import Tokenizer, TokenTree
+from treeward.trees.tokens import TokenTree
 from treeward.trees.verify import verify
 
 log = logging.getLogger(__name__)
@@ -159,7 +158,7 @@ def set_up(config: RunConfig, method: Callable[[Any], Method], *, runtime: Runti
     prepare_process(model)
     tokenizer_checks = vocabulary_checks(config.model, model.tokenizer, model.packed.model)
     require(tokenizer_checks, config.skip_check, more_to_come=True)
-    data = data_of(config, model.tokenizer, built.purpose, built.attributes)
+    data = data_of(config, built.prepare(model.tokenizer))
     if data.best_accuracy is not None:
         log.info("best reachable accuracy on these pairs: %.3f (known from the label noise)", data.best_accuracy)
     if not data.held_out:
@@ -175,15 +174,12 @@ def set_up(config: RunConfig, method: Callable[[Any], Method], *, runtime: Runti
     return Setup(config, built, data, batches, loop, accepted, missing, probe)
 
 
-def data_of(config: RunConfig, tokenizer: Tokenizer, purpose: Purpose, attributes: Sequence[str] = ()) -> Prepared:
-    """The data of a run. No checkpoint is selected on the groups that give the verdict.
-
-    `attributes` are the names of a model's ratings, in the order of its head.
+def data_of(config: RunConfig, data: Prepared) -> Prepared:
+    """The prepared data of a run, parted so that no checkpoint is selected on the groups that give the verdict.
 
     Raises:
-        UserError: the data cannot be read, or nothing is left to train on.
+        UserError: nothing is left to train on.
     """
-    data = prepare(config.data, tokenizer, purpose, attributes)
     log.info("columns: %s", data.account.layout)
     log.info("data: %s", data.account)
     if not data.train:
