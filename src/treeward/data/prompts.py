@@ -19,6 +19,9 @@ from treeward.trees.text import Prompt as Text
 from treeward.trees.text import Tree, normalised
 from treeward.trees.tokens import Tokenizer, TokenTree, decode
 
+REPEATED = "repeated prompts"
+"""The reason for which a prompt is left out that is there already."""
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -66,7 +69,7 @@ def openings(config: DataConfig, tokenizer: Tokenizer, tokens: tuple[int, int]) 
         cut = 0
     first: dict[str, Prompt] = {}
     for prompt in sorted(prompts, key=lambda prompt: -PARTS.index(prompt.split)):
-        dropped["repeated prompts"] += prompt.group in first
+        dropped[REPEATED] += prompt.group in first
         first.setdefault(prompt.group, prompt)
     if not first:
         raise UserError(f"data.source {config.source!r} leaves no prompt: {dict(dropped)}")
@@ -97,12 +100,13 @@ def prepare_prompts(config: DataConfig, tokenizer: Tokenizer, tokens: tuple[int,
         if data.format != "text":
             return data
     opened = openings(config, tokenizer, tokens)
+    repeated = opened.dropped.pop(REPEATED, 0)  # several texts with one opening are no loss
     account = Account(
         rows=len(opened.prompts) + opened.dropped.total(),
         used=len(opened.prompts),
         dropped=opened.dropped,
         made="prompts",
-        layout=f"first {tokens[0]} to {tokens[1]} tokens of texts",
+        layout=f"the first {tokens[0]} to {tokens[1]} tokens of each text; {repeated} texts repeat an opening",
     )
     by_part = {part: [prompt for prompt in opened.prompts if prompt.split == part] for part in PARTS}
     return Prepared(
