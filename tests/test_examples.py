@@ -117,3 +117,23 @@ def test_best_of_n_and_reading_a_receipt(
     code = script("read_receipt.py", str(tmp_path / "reward"), monkeypatch=monkeypatch)
     assert code == (0 if receipt["verdict"] == "improved" else 1)
     assert capsys.readouterr().out.startswith(receipt["verdict"])
+
+
+def test_story_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The openings do not contain their words, the reward counts them, and the command runs with it."""
+    file = tmp_path / "prompts.jsonl"
+    assert script("story_words.py", str(file), monkeypatch=monkeypatch) == 0
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    example = runpy.run_path(str(EXAMPLES / "story_words.py"))
+    assert len({row["prompt"] for row in rows}) == 432
+    assert not any(example["contained"](row["prompt"], row) for row in rows)
+    both = example["contains_both"]
+    row = {"words": ["tree", "ball"]}
+    assert [both("", text, row) for text in (" The Balls and a tree.", " a ball", " treetop ball")] == [1.0, 0.0, 0.0]
+    assert [example["share_contained"]("", text, row) for text in (" a tree, a ball", " a ball", "")] == [1.0, 0.5, 0.0]
+    short = tmp_path / "short.py"
+    short.write_text("def reward(prompt, response, row):\n    return len(set(response)) + len(row['words'])\n")
+    arguments = [*SHORT, "--data.source", str(file), "--model.init", "random", "--reward", f"{short}:reward"]
+    arguments += ["--unfinished", "keep", "--max-new-tokens", "6", "--lr", "1e-3", "--out", str(tmp_path / "run")]
+    assert run(["reinforce", *arguments]) == 0
+    assert json.loads((tmp_path / "run" / "receipt.json").read_text())["data"]["rows"] == 432

@@ -44,6 +44,11 @@ def word_numbers(prompt: str, response: str) -> float:
     return sum(float(word[1:]) for word in response.split()) / 100
 
 
+def word_count(prompt: str, response: str) -> float:
+    """How many different words the response has, by their letters."""
+    return len(set(response)) / 10
+
+
 def prompts(grow: Grow, count: int) -> list[TokenTree]:
     return [TokenTree(tree.prompt, (), tree.group) for tree in grow(count)]
 
@@ -347,3 +352,15 @@ def test_clipped_tokens_reuse_a_rollout(policy: BuildPolicy, grow: Grow) -> None
     first, second = (loop.step(trees).numbers() for _ in range(2))
     assert second["loss"] < first["loss"] - 1e-2
     assert second["score"] == first["score"]
+
+
+def test_adapters_train_and_the_model_without_them_is_the_reference(grow: Grow) -> None:
+    lora = tw.LoRA(r=4)
+    adapted = Policy.load("world", lora=lora, device="cpu")
+    frozen = {name: p.clone() for name, p in adapted.model.named_parameters() if "lora_" not in name}
+    trees = [TokenTree((5, 6, 7 + n), (), str(n)) for n in range(8)]
+    config = ReinforceConfig(steps=4, batch_size=4, max_new_tokens=4, lr=1e-2, unfinished="keep")
+    kls = [step.numbers()["kl"] for step in reinforce_steps(adapted, trees, word_count, config)]
+    assert kls[0] == pytest.approx(0, abs=1e-5)
+    assert abs(kls[-1]) > 1e-3
+    assert all(torch.equal(p, frozen[name]) for name, p in adapted.model.named_parameters() if name in frozen)

@@ -1,0 +1,73 @@
+"""A verifiable reward: a story must contain two words that its opening suggests but does not have.
+
+    python examples/story_words.py prompts.jsonl                      # writes 432 openings, each with its two words
+    treeward reinforce --model.path stories260K --data.source prompts.jsonl \
+        --reward examples/story_words.py:contains_both --unfinished keep --max-new-tokens 160 --lr 3e-4
+
+The model is any one that writes short stories, such as karpathy/tinyllamas stories260K in the layout of Hugging Face.
+"""
+
+import itertools
+import json
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+NAMES = ("Lily", "Tom", "Ben", "Mia", "Sam", "Anna", "Max", "Sue", "Tim")
+OPENINGS = (
+    " Once upon a time, {name} went to the {place}.",
+    " One day, {name} and a friend went to the {place}.",
+    " {name} was very happy. {name} wanted to go to the {place}.",
+    " It was a sunny day. {name} walked to the {place}.",
+)
+WORDS = {
+    "park": ("tree", "ball"),
+    "beach": ("water", "sand"),
+    "farm": ("cow", "grass"),
+    "garden": ("flower", "bug"),
+    "kitchen": ("cake", "table"),
+    "forest": ("bird", "leaf"),
+    "zoo": ("bear", "tall"),
+    "store": ("toy", "money"),
+    "lake": ("fish", "boat"),
+    "school": ("book", "teacher"),
+    "castle": ("king", "door"),
+    "hill": ("sky", "rock"),
+}
+"""Places and the two words that a story about each must contain."""
+
+
+def prompts() -> list[dict[str, Any]]:
+    """All openings, each with its two words."""
+    return [
+        {"prompt": opening.format(name=name, place=place), "words": list(WORDS[place])}
+        for opening, name, place in itertools.product(OPENINGS, NAMES, WORDS)
+    ]
+
+
+def contained(response: str, row: Mapping[str, Any]) -> int:
+    """How many of the row's two words the story contains, as whole words, in any case, singular or with an s."""
+    return sum(re.search(rf"\b{word}s?\b", response, re.IGNORECASE) is not None for word in row["words"])
+
+
+def contains_both(prompt: str, response: str, row: Mapping[str, Any]) -> float:
+    """1 if the story contains both words, else 0: the share of stories that do what was asked."""
+    return float(contained(response, row) == 2)
+
+
+def share_contained(prompt: str, response: str, row: Mapping[str, Any]) -> float:
+    """0, 1/2 or 1: a reward that is less sparse."""
+    return contained(response, row) / 2
+
+
+def main(path: str) -> None:
+    """Write the openings to a new file."""
+    with Path(path).open("x", encoding="utf-8") as out:
+        out.writelines(json.dumps(row) + "\n" for row in prompts())
+    print(f"{path}: {len(prompts())} openings")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else "prompts.jsonl")
