@@ -2,13 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+import torch
 
+from treeward.checks import identities
 from treeward.checks.guards import rollout_checks
 from treeward.cli.main import run as command
 from treeward.data import world
+from treeward.losses.advantages import AnyBaseline, LeaveOneOut, MovingAverage, Rewards
 from treeward.methods.reinforce import REINFORCE
 from treeward.models.policy import Policy
 from treeward.models.sampler import DecodeSampler, Noise
@@ -134,6 +137,43 @@ def steps(count: int, **last: Any) -> list[dict[str, Any]]:
 )
 def test_f29_f30_f31_what_ends_a_run(rows: list[dict[str, Any]], failed: list[str]) -> None:
     assert [check.slug for check in rollout_checks(rows) if check.passed is False] == failed
+
+
+class OwnSample(LeaveOneOut):
+    """Leave-one-out that forgot to leave one out."""
+
+    def __call__(self, rewards: Rewards) -> Any:
+        return rewards.centred
+
+
+class OwnBatch(MovingAverage):
+    """A moving average that already holds this rollout."""
+
+    def __call__(self, rewards: Rewards) -> Any:
+        return rewards.values - self.updated(rewards)
+
+
+class Uncentred(LeaveOneOut):
+    """Advantages that do not sum to zero."""
+
+    def __call__(self, rewards: Rewards) -> Any:
+        return super().__call__(rewards) + 0.1
+
+
+@pytest.mark.parametrize(
+    ("baseline", "passed"),
+    [
+        *((kind(), True) for kind in get_args(AnyBaseline)),
+        *((kind(), False) for kind in (OwnSample, OwnBatch, Uncentred)),
+    ],
+)
+@pytest.mark.parametrize("rewards", [[[1.0, 2.0, 6.0]], [[0.0, 0.0, 1.0], [3.0, 3.0, 3.0]]])
+def test_f35_advantages_are_those_that_the_baseline_declares(
+    baseline: Any, passed: bool, rewards: list[list[float]]
+) -> None:
+    check = identities.advantages(baseline, torch.tensor(rewards, dtype=torch.float64))
+    assert check.slug == "advantages-as-declared"
+    assert check.passed is passed
 
 
 def test_a_fixed_length_needs_no_end() -> None:

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from treeward.checks.check import Check, below, result
 from treeward.checks.registry import Stage
+from treeward.losses.advantages import AnyBaseline, Rewards
 from treeward.losses.preference import loss_name
 from treeward.models.policy import Policy, token_logps
 from treeward.models.reference import Audit, ReferenceModel
@@ -247,6 +249,30 @@ def sampled_rollout(policy: Policy, rollout: Rollout) -> list[Check]:
     gaps, largest = (np.array([f(row).item() for row in deviations], dtype=np.float64) for f in (torch.mean, torch.max))
     lengths = np.array([len(row) for row in deviations], dtype=np.float64)
     return [sampled(gaps, largest, lengths, policy.packed.precision)]
+
+
+def advantages(baseline: AnyBaseline, rewards: Float[Tensor, "G K"]) -> Check:
+    """I10: the advantages of a first rollout are those that the baseline declares.
+
+    Where they sum to 0 by prompt, they do, and equal rewards give 0. Where they are not scaled, a reward that is 1
+    higher raises its own advantage by 1, less the weight that the baseline declares for a sample's own reward.
+    """
+    used = torch.ones_like(rewards).bool()
+    average, greedy = rewards.mean().item(), rewards[:, 0].clone()
+
+    def of(values: Tensor) -> Tensor:
+        return baseline(Rewards(values, used, average, greedy))
+
+    deviations = [0.0]
+    if baseline.sums_to_zero:
+        deviations += [of(rewards).sum(1).abs().max().item(), of(torch.full_like(rewards, average)).abs().max().item()]
+    if not baseline.scales:
+        raised = rewards.clone()
+        raised[0, -1] += 1
+        rise = (of(raised) - of(rewards))[0, -1].item()
+        deviations.append(abs(rise - (1 - baseline.own_share(rewards.shape[1]))))
+    largest = max(1.0, rewards.abs().max().item())
+    return below("advantages-as-declared", max(deviations) / largest, 1e-5, detail=type(baseline).__name__)
 
 
 def knows_vocabulary(model: TreeLM, trees: Sequence[TokenTree]) -> Check:

@@ -385,6 +385,17 @@ _MODEL = (
         fix="set --lr to about the usual rate",
     ),
     Kind(
+        slug="advantages-as-declared",
+        id="I10",
+        stage="before",
+        guards=("F35",),
+        name="deviation of the advantages from what the baseline declares",
+        meaning="A sample's own reward must weigh in its baseline only as much as the baseline declares (not at all, "
+        "for most), advantages that are relative to the other samples of a prompt must sum to zero, and equal rewards "
+        "must give advantages of zero. Otherwise the gradient is not that of the mean reward.",
+        fix="this is a fault of the baseline; use another --baseline.kind and report it",
+    ),
+    Kind(
         slug="first-samples-differ",
         id="I17",
         stage="before",

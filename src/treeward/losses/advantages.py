@@ -60,10 +60,20 @@ class Rewards:
 
 @dataclass(frozen=True)
 class _Baseline:
-    """What baselines declare: the fewest samples a prompt that they need, and what they need to be given."""
+    """What baselines declare.
+
+    `min_samples` a prompt are needed, and a greedy response if `needs_greedy`. `sums_to_zero`: the advantages of a
+    prompt sum to 0. `scales`: the advantage is divided by a spread. `own_share(K)` is the weight of a sample's own
+    reward in its baseline, where the advantage is not scaled: 0 leaves the gradient's expectation unchanged.
+    """
 
     min_samples: ClassVar[int] = 1
     needs_greedy: ClassVar[bool] = False
+    sums_to_zero: ClassVar[bool] = False
+    scales: ClassVar[bool] = False
+
+    def own_share(self, samples: int) -> float:
+        return 0.0
 
 
 @dataclass(frozen=True)
@@ -99,6 +109,7 @@ class LeaveOneOut(_Baseline):
     """
 
     min_samples: ClassVar[int] = 2
+    sums_to_zero: ClassVar[bool] = True
 
     def __call__(self, rewards: Rewards) -> Float[Tensor, "G K"]:
         counts = rewards.counts
@@ -135,6 +146,10 @@ class GroupMean(_Baseline):
     """
 
     min_samples: ClassVar[int] = 2
+    sums_to_zero: ClassVar[bool] = True
+
+    def own_share(self, samples: int) -> float:
+        return 1 / samples
 
     def __call__(self, rewards: Rewards) -> Float[Tensor, "G K"]:
         return rewards.centred
@@ -149,6 +164,8 @@ class GroupZScore(_Baseline):
     """
 
     min_samples: ClassVar[int] = 2
+    sums_to_zero: ClassVar[bool] = True
+    scales: ClassVar[bool] = True
 
     def __call__(self, rewards: Rewards) -> Float[Tensor, "G K"]:
         centred = rewards.centred
@@ -162,6 +179,8 @@ class Whitened(_Baseline):
 
     Expectation: approximately parallel to the gradient of J, for rollouts of many responses.
     """
+
+    scales: ClassVar[bool] = True
 
     def __call__(self, rewards: Rewards) -> Float[Tensor, "G K"]:
         used = rewards.values[rewards.used]

@@ -555,6 +555,8 @@ class REINFORCE(Method):
         if finished and self.config.unfinished != "keep":
             checks.append(guards.first_cut(finished, self.config.max_new_tokens))
         examples = self.objective.examples(self.model, rollout, self.token_budget)
+        rewards = torch.tensor([tree.sampled.rewards for tree in examples], dtype=torch.float64)
+        checks.append(identities.advantages(self.config.baseline, rewards))
         signal = {id(tree): max(a.abs().max().item() for a in tree.sampled.advantages) for tree in examples}
         return sorted(examples, key=lambda tree: -signal[id(tree)]), checks
 
