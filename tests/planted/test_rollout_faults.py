@@ -55,6 +55,10 @@ def test_a_rewarded_word_becomes_frequent_and_the_receipt_says_by_what(tmp_path:
     assert [row["step"] for row in rows] == list(range(1, 26))
     assert rows[-1]["score"] > rows[0]["score"] + 1
     assert max(row["sampler/gap"] for row in rows) < 1e-4
+    page = (tmp_path / "run" / "report.html").read_text()
+    for shown in ("moving-average, decay 0.95", "in-reward, beta 0.05<", "2 a prompt, at most 8 tokens", "count:good"):
+        assert shown in page
+    assert page.count("<svg") == 4  # score, KL and validation by step, and the frontier
 
 
 def test_f29_a_constant_reward_is_refused_before_the_first_step(tmp_path: Path, capsys: Any) -> None:

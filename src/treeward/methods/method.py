@@ -125,6 +125,9 @@ class Method:
     usual_lr: ClassVar[tuple[float, float, float]]
     """Usual peak learning rates: from 1B parameters, at 100M, and under 20M or from random weights."""
 
+    shown: ClassVar[tuple[str, ...]] = ("loss",)
+    """Metrics of a step that the progress line shows."""
+
     config: Any
     model: Policy | RewardModel
     objective: Objective

@@ -505,6 +505,7 @@ class REINFORCE(Method):
     Config = ReinforceRun
     reward_name: str
     usual_lr = (1e-6, 1e-5, 3e-4)
+    shown = ("score", "kl", "length", "ended")
 
     def __init__(
         self,

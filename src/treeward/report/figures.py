@@ -41,15 +41,15 @@ def legend_above(axes: Axes) -> None:
 
 
 def curves(metrics: Rows, main: str) -> list[Figure]:
-    """Training loss by step, and the validation metric by step (the gradient norm if there was no validation)."""
+    """Training loss by step, or the score and KL of the samples where the run trained on samples; and the validation
+    metric by step (the gradient norm if there was no validation).
+    """
     with plt.rc_context(STYLE):
-        loss, axes = plt.subplots(figsize=SIZE, layout="constrained")
         steps = [row["step"] for row in metrics]
-        losses = [row["loss"] for row in metrics]
-        axes.plot(steps, losses, color=SOFT, linewidth=0.8, label="each step")
-        axes.plot(steps, smoothed(losses), color=ACCENT, linewidth=1.6, label="smoothed")
-        axes.set(xlabel="step", ylabel="training loss")
-        legend_above(axes)
+        sampled = {"score": "score of the training samples", "kl": "KL of the training samples, nats"}
+        columns = {column: text for column, text in sampled.items() if column in metrics[0]}
+        first = [_by_step(steps, [row[column] for row in metrics], text)
+                 for column, text in (columns or {"loss": "training loss"}).items()]  # fmt: skip
         second, axes = plt.subplots(figsize=SIZE, layout="constrained")
         key = f"validation/{main}"
         points = [(row["step"], row[key]) for row in metrics if row.get(key) is not None]
@@ -58,7 +58,17 @@ def curves(metrics: Rows, main: str) -> list[Figure]:
         else:
             axes.plot(steps, [row["grad_norm"] for row in metrics], color=ACCENT, linewidth=1.0)
             axes.set(xlabel="step", ylabel="gradient norm")
-        return [loss, second]
+        return [*first, second]
+
+
+def _by_step(steps: Sequence[int], values: Sequence[float], text: str) -> Figure:
+    """A quantity at each step, and smoothed."""
+    figure, axes = plt.subplots(figsize=SIZE, layout="constrained")
+    axes.plot(steps, values, color=SOFT, linewidth=0.8, label="each step")
+    axes.plot(steps, smoothed(values), color=ACCENT, linewidth=1.6, label="smoothed")
+    axes.set(xlabel="step", ylabel=text)
+    legend_above(axes)
+    return figure
 
 
 def _validation(axes: Axes, metrics: Rows, main: str, points: Sequence[tuple[float, float]]) -> None:

@@ -98,6 +98,7 @@ def about(run: Path, receipt: Mapping[str, Any], metrics: Sequence[Mapping[str, 
         ),
         "held out": _verdict_groups(receipt["data"].get("verdict")),
         "loss": _joined(_loss(config), _divergence(config), _head(config)),
+        **_rollouts(config),
         "learning rate": _learning_rate(config),
         "steps": _joined(number(steps) if steps is not None else "", _epochs(config)),
         "batch": f"{config['batch_size']} prompts a step" if "batch_size" in config else "",
@@ -109,6 +110,19 @@ def about(run: Path, receipt: Mapping[str, Any], metrics: Sequence[Mapping[str, 
         ),
     }
     return {name: line for name, line in lines.items() if line}
+
+
+def _rollouts(config: Mapping[str, Any]) -> dict[str, str]:
+    """What a run that trained on its own samples says of them."""
+    if "baseline" not in config:
+        return {}
+    kl = {name: value for name, value in config["kl"].items() if name != "rate" or config["kl"].get("target")}
+    return {
+        "reward": config.get("reward") or "gold",
+        "baseline": _kind(config["baseline"]),
+        "KL": _kind(kl),
+        "samples": f"{config['samples']} a prompt, at most {config['max_new_tokens']} tokens",
+    }
 
 
 def _learning_rate(config: Mapping[str, Any]) -> str:
@@ -155,7 +169,7 @@ def _loss(config: Mapping[str, Any]) -> str:
         return "cross-entropy of the response tokens"
     if config.get("command") == "reward" and config.get("loss") is None:
         return DEFAULT_LOSSES.get(config["head"]["kind"], "half-ties")
-    return _kind(config.get("loss"))
+    return _kind(config.get("loss") or config.get("estimator"))
 
 
 def _divergence(config: Mapping[str, Any]) -> str:

@@ -327,7 +327,7 @@ def train(setup: Setup, directory: RunDirectory, resumed: bool, reporter: Report
                 tokens += sum(map(len, batch.trees if isinstance(batch, Rollout) else batch))
                 step = loop.step(batch)
                 row: dict[str, Any] = {"step": step.index, **step.numbers()}
-                figures["loss"] = row["loss"]
+                figures |= {name: row[name] for name in method.shown if name in row}
                 try:
                     if data.parts["validation"] and (step.index % setup.validate_every == 0 or step.index == total):
                         row |= _validate(method, data.parts["validation"], step.index, best, directory)
