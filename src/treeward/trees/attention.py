@@ -2,8 +2,9 @@
 
 A token sees the prompt of its own tree and its own branch, causally. There are two backends:
 
-- `tree`: one packed row with a 4-D mask under SDPA, so that each prompt is computed once. No token sees another tree,
-  so attention runs on slices of the row (one large tree, or a few small ones) and never on T x T scores;
+- `tree`: one packed row with a 4-D mask under SDPA, so that each prompt is computed once. No token sees another tree
+  or another branch, so attention runs on slices of the row (a few small trees, one large tree, or some branches of a
+  tree with many) and never on T x T scores;
 - `rows`: one padded row a branch and no 4-D mask, for models that cannot take the packed row.
 
 `choose_backend` decides by what the class declares, because some classes silently drop their sliding window when they
@@ -12,7 +13,7 @@ are given a 4-D mask. `trees.verify` then compares the outputs.
 
 from collections.abc import Sequence
 from inspect import signature
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool
@@ -22,6 +23,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from treeward.trees.forest import PROMPT, Backend, Forest
+from treeward.trees.tokens import TokenTree
 
 IMPLEMENTATION = "treeward"
 """The name under which our attention is registered with transformers: SDPA on slices of the packed row."""
@@ -30,7 +32,31 @@ SLICES = "tree_slices"
 """The keyword argument that carries the slices from the model's call to its attention layers."""
 
 SLICE_TOKENS = 192
-"""Consecutive trees share a slice of at most this many tokens; a larger tree has a slice of its own."""
+"""Consecutive trees share a slice of at most this many tokens; a larger tree has a slice of its own, or several."""
+
+
+class Slice(NamedTuple):
+    """The tokens from `start` to `end` of a row, which attend to each other and to those from `prefix` to `prefix_end`:
+    to nothing else of the row, or to the prompt of their tree.
+    """
+
+    start: int
+    end: int
+    prefix: int = 0
+    prefix_end: int = 0
+
+    @property
+    def scores(self) -> int:
+        """Attention scores that are computed."""
+        size = self.end - self.start
+        return size * (self.prefix_end - self.prefix + size)
+
+    def keys(self, row: Tensor, dim: int) -> Tensor:
+        """The part of a row of keys, values or mask columns that the slice attends to."""
+        own = row.narrow(dim, self.start, self.end - self.start)
+        if self.prefix == self.prefix_end:
+            return own
+        return torch.cat([row.narrow(dim, self.prefix, self.prefix_end - self.prefix), own], dim)
 
 
 def mask(forest: Forest) -> Bool[Tensor, "1 1 T T"]:
@@ -43,16 +69,37 @@ def mask(forest: Forest) -> Bool[Tensor, "1 1 T T"]:
     return (is_before & same_tree & (same_branch | is_prompt))[None, None]
 
 
-def slices(lengths: Sequence[int]) -> list[tuple[int, int]]:
-    """Consecutive trees of these lengths grouped into (start, end) ranges of tokens."""
-    ranges: list[tuple[int, int]] = []
+def slices(trees: Sequence[TokenTree]) -> list[Slice]:
+    """The slices of a row of these trees, in order.
+
+    Consecutive small trees share one. A large tree has one of its own or, where that halves the attention scores (as
+    with many long branches after a short prompt), one for its prompt with the first branches and more for the others.
+    """
+    parts_of_row: list[Slice] = []
     start = end = 0
-    for length in lengths:
-        if end > start and end - start + length > SLICE_TOKENS:
-            ranges.append((start, end))
+    for tree in trees:
+        if end > start and end - start + len(tree) > SLICE_TOKENS:
+            parts_of_row.append(Slice(start, end))
             start = end
-        end += length
-    return [*ranges, (start, end)]
+        parts = _branch_slices(tree, end) if start == end and len(tree) > SLICE_TOKENS else []
+        end += len(tree)
+        if parts and 2 * sum(part.scores for part in parts) <= Slice(start, end).scores:
+            parts_of_row += parts
+            start = end
+    return [*parts_of_row, Slice(start, end)] if end > start else parts_of_row
+
+
+def _branch_slices(tree: TokenTree, start: int) -> list[Slice]:
+    """A tree in slices of at most `SLICE_TOKENS` tokens or one branch; the first has the prompt as well."""
+    prompt_end = end = start + len(tree.prompt)
+    parts = [Slice(start, end)]
+    for branch in tree.branches:
+        last = parts[-1]
+        if end > prompt_end and end - last.start + len(branch) > SLICE_TOKENS:
+            parts.append(Slice(end, end, start, prompt_end))
+        end += len(branch)
+        parts[-1] = parts[-1]._replace(end=end)
+    return parts
 
 
 def slice_arguments(module: nn.Module, forest: Forest) -> dict[str, Any]:
@@ -67,22 +114,23 @@ def slice_arguments(module: nn.Module, forest: Forest) -> dict[str, Any]:
         return {}
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return {}
-    return {SLICES: slices([len(tree) for tree in forest.sources])}
+    return {SLICES: slices(forest.sources)}
 
 
 def _sliced_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **arguments: Any
 ) -> tuple[Tensor, None]:
     """SDPA, slice by slice where slices are given."""
-    ranges: list[tuple[int, int]] | None = arguments.pop(SLICES, None)
-    if attention_mask is None or ranges is None:
+    parts: list[Slice] | None = arguments.pop(SLICES, None)
+    if attention_mask is None or parts is None:
         whole: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **arguments)
         return whole
-    sizes = [end - start for start, end in ranges]
     outputs = []
-    for (start, end), q, k, v in zip(ranges, *(torch.split(x, sizes, 2) for x in (query, key, value)), strict=True):
-        part = attention_mask[:, :, start:end, start:end]
-        outputs.append(sdpa_attention_forward(module, q, k, v, part, **arguments)[0])
+    for part in parts:
+        rows = slice(part.start, part.end)
+        seen = part.keys(attention_mask[:, :, rows], 3)
+        k, v = part.keys(key, 2), part.keys(value, 2)
+        outputs.append(sdpa_attention_forward(module, query[:, :, rows], k, v, seen, **arguments)[0])
     return torch.cat(outputs, 1), None
 
 
