@@ -210,6 +210,38 @@ def test_zero_is_a_score(tmp_path: Path) -> None:
     assert finished.receipt["verdict"] != "broken"
 
 
+def test_several_rewards_are_added_by_weight_and_each_is_logged(tmp_path: Path) -> None:
+    config = configured(
+        tmp_path / "run", reward=["count:good", "length"], reward_weights=[1.0, -0.5], unfinished="penalise",
+        skip_check=["F48", "first-samples-end"], steps=2,
+    )  # fmt: skip
+    finished = run(config, REINFORCE)
+    assert finished.receipt["scorer"] == "count:good + -0.5 length"
+    assert finished.receipt["reason"].endswith("by its own reward count:good + -0.5 length")
+    for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        assert row["score/length"] == pytest.approx(row["length"])
+        assert row["score"] == pytest.approx(row["score/count:good"] - 0.5 * row["length"])
+
+
+@pytest.mark.parametrize(
+    ("over", "named"),
+    [
+        ({"reward": ["length", "gold"], "reward_weights": [1.0]}, "reward_weights has 1 numbers, but reward names 2"),
+        ({"reward": ["length", "length"]}, "names a scorer twice"),
+        ({"reward": [], "data": {"source": "prompts.jsonl"}}, "reward is not given"),
+        ({"kl_cap": -1.0}, "kl_cap is -1.0"),
+        ({"kl_cap": 1.0, "data": {"validation": 0, "source": "world"}}, "data.validation is 0"),
+        ({"prompt_tokens": 0}, "prompt_tokens is 0"),
+        ({"samples": 1, "baseline": {"kind": "leave-one-out"}}, "samples is 1, but baseline.kind"),
+        ({"max_new_tokens": 5000}, "more than the model's"),
+    ],
+)
+def test_options_that_cannot_work_are_one_line(over: dict[str, Any], named: str, tmp_path: Path, capsys: Any) -> None:
+    assert command([*words(**over), "--out", str(tmp_path / "run")]) == 2
+    assert named in capsys.readouterr().err
+
+
 def test_prompts_alone_are_enough(tmp_path: Path) -> None:
     """A file with a prompt and an answer: the reward sees the answer in its row."""
     data, file = tmp_path / "sums.jsonl", tmp_path / "reward.py"

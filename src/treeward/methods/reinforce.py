@@ -44,7 +44,7 @@ from treeward.models.policy import Policy, token_logps, tokenized
 from treeward.models.reference import AnyReference, Frozen, ReferenceModel, reference_for
 from treeward.models.sampler import DecodeSampler, Noise, Sampler
 from treeward.rewards import scorers
-from treeward.rewards.scorers import Scorer
+from treeward.rewards.scorers import Mixture, Scorer
 from treeward.stats.tables import Measurement, Table
 from treeward.training.loop import Loop, Result, Step, TrainingConfig, result_of
 from treeward.training.objectives import Terms
@@ -228,6 +228,7 @@ class PolicyGradientObjective:
                     tuple(rewards.values[g].tolist()),
                     tuple(finished[g]),
                     tuple(rewards.used[g].tolist()),
+                    {name: tuple(scores[g]) for name, scores in rollout.parts.items()},
                 ),
             )
             for g, tree in enumerate(rollout.trees)
@@ -317,6 +318,8 @@ class PolicyGradientObjective:
             "advantages/size": torch.tensor([part[0].abs().item() for each in samples for part in each.advantages]),
             "no_signal": torch.tensor([float(min(each.scores) == max(each.scores)) for each in samples]),
         }
+        for name in samples[0].parts:
+            metrics[f"score/{name}"] = torch.tensor([value for each in samples for value in each.parts[name]])
         if self.reference is not None:
             metrics |= {
                 "kl": torch.stack([ratio.sum() for ratio in ratios]),
@@ -415,7 +418,10 @@ class Rollouts:
         return replace(rollout, greedy=self._scored(greedy(prompts, 1, noise)))
 
     def _scored(self, rollout: Rollout) -> Rollout:
-        return rollout.with_scores(self.scorer(rollout).tolist())
+        if not isinstance(self.scorer, Mixture):
+            return rollout.with_scores(self.scorer(rollout).tolist())
+        parts = self.scorer.parts(rollout)
+        return rollout.with_scores(self.scorer.total(parts).tolist(), {name: v.tolist() for name, v in parts.items()})
 
 
 def reinforce_steps(
@@ -478,13 +484,15 @@ class ReinforceRun(ReinforceConfig, RunConfig):
     """First tokens of a text that become its prompt, if the data has no prompts; [2, 8] draws from a range."""
     kl_cap: float | None = None
     """Stop when a step's mean KL is above this many nats a response, and keep the best weights within it."""
-    reward: str | None = None
+    reward: tuple[str, ...] = ()
     """Scores the samples that train: `gold` (the embedded world, and its default), `length`, `count:WORD`,
-    `FILE.py:FUNCTION`, or the directory of a reward model or classifier (`DIR#LABEL`)."""
+    `FILE.py:FUNCTION`, or the directory of a reward model or classifier (`DIR#LABEL`). Several are added up."""
+    reward_weights: tuple[float, ...] = ()
+    """The weight of each reward, in the same order; 1 each by default."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.reward is None and world.source(self.data.source) is None:
+        if not self.reward and world.source(self.data.source) is None:
             raise UserError("reward is not given; name a scorer with --reward, such as gold or FILE.py:FUNCTION")
         prompt_range(self.prompt_tokens)
         if self.kl_cap is not None and not self.kl_cap > 0:
@@ -522,8 +530,9 @@ class REINFORCE(Method):
         reference = reference_for(self.model, config.reference)
         self.start: ReferenceModel = reference if config.reference.is_start else self.model.frozen_copy()
         self.objective: PolicyGradientObjective = PolicyGradientObjective.of(config, reference)
-        self.reward_name = config.reward or "gold"
-        self.rollouts = Rollouts(self.model, reward or scorers.find(self.reward_name), config, sampler)
+        reward = reward or Mixture.find(config.reward or ("gold",), config.reward_weights)
+        self.reward_name = reward.name
+        self.rollouts = Rollouts(self.model, reward, config, sampler)
         if scorer is None and self.scorer_name == self.reward_name:
             scorer = self.rollouts.scorer
         self.samples = policies.SampleEvaluation.of(self.model, self.start, config, sampler, scorer, judges)

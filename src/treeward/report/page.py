@@ -118,7 +118,7 @@ def _rollouts(config: Mapping[str, Any]) -> dict[str, str]:
         return {}
     kl = {name: value for name, value in config["kl"].items() if name != "rate" or config["kl"].get("target")}
     return {
-        "reward": config.get("reward") or "gold",
+        "reward": _joined(*(config.get("reward") or ["gold"])),
         "baseline": _kind(config["baseline"]),
         "KL": _kind(kl),
         "samples": f"{config['samples']} a prompt, at most {config['max_new_tokens']} tokens",

@@ -9,7 +9,7 @@ import inspect
 import logging
 import re
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
@@ -139,6 +139,47 @@ class CheckedScorer:
             place = int(wrong[0])
             raise BadScore.of(self.name, scores[place].item(), place + 1, rollout.samples()[place].response)
         return scores
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A weighted sum of scorers; `parts` gives the score of each."""
+
+    scorers: tuple[Scorer, ...]
+    weights: tuple[float, ...]
+
+    @classmethod
+    def find(cls, names: Sequence[str], weights: Sequence[float] = ()) -> "Mixture | CheckedScorer":
+        """The scorers of these names with their weights (1 each, unless given); a single one of weight 1 as it is.
+
+        Raises:
+            UserError: a name is unknown or given twice, or there is another number of weights.
+        """
+        if weights and len(weights) != len(names):
+            raise UserError(f"reward_weights has {len(weights)} numbers, but reward names {len(names)} scorers")
+        if len(set(names)) < len(names):
+            raise UserError(f"reward names a scorer twice: {', '.join(names)}; name each once, with its weight")
+        scorers = tuple(find(name) for name in names)
+        weights = tuple(weights) or (1.0,) * len(names)
+        return scorers[0] if weights == (1.0,) else cls(scorers, weights)
+
+    @property
+    def name(self) -> str:
+        """ "gold + 0.5 length"."""
+        terms = zip(self.scorers, self.weights, strict=True)
+        return " + ".join(scorer.name if weight == 1 else f"{weight:g} {scorer.name}" for scorer, weight in terms)
+
+    def parts(self, rollout: Rollout) -> dict[str, Float[Tensor, "N"]]:
+        """The score of each scorer by its name, without its weight."""
+        return {scorer.name: scorer(rollout) for scorer in self.scorers}
+
+    def total(self, parts: Mapping[str, Float[Tensor, "N"]]) -> Float[Tensor, "N"]:
+        """The weighted sum of these scores."""
+        scores = [weight * part for weight, part in zip(self.weights, parts.values(), strict=True)]
+        return torch.stack(scores).sum(0)
+
+    def __call__(self, rollout: Rollout) -> Float[Tensor, "N"]:
+        return self.total(self.parts(rollout))
 
 
 class Gold:

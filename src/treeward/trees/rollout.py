@@ -1,7 +1,7 @@
 """A rollout: what a policy sampled for some prompts, and how it was scored."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jaxtyping import Float
@@ -32,7 +32,7 @@ class Sampled:
     `logps`, `reference_logps` and `advantages` have one number a token: the policy's log-probability when the token was
     sampled, the reference's (the same number without a reference), and the advantage. `scores` are the scorer's,
     `rewards` what the advantages were made of. `finished` says which branches have an end token, `used` which of them
-    train.
+    train. `parts` has the scores of each scorer where several are mixed.
     """
 
     logps: tuple[Tensor, ...]
@@ -42,6 +42,7 @@ class Sampled:
     rewards: tuple[float, ...]
     finished: tuple[bool, ...]
     used: tuple[bool, ...]
+    parts: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class Rollout:
     `logps` and `drawn_logps` hold, by tree and branch, the log-probability of each sampled token in nats: of the policy
     itself, and of the distribution that was sampled from (at temperature 1 the same). Both are None where the sampler
     records none. `finished` tells by tree and branch whether a response has its end token; None where that is unknown.
-    `scores` holds one number a branch, by tree; None before scoring. `greedy` has one greedy response a prompt, for a
+    `scores` holds one number a branch, by tree; None before scoring. `parts` has the same for each of several scorers
+    that were mixed. `greedy` has one greedy response a prompt, for a
     baseline that needs it. Two equal samples are two branches.
     """
 
@@ -61,6 +63,7 @@ class Rollout:
     drawn_logps: Sequence[Sequence[Float[Tensor, "_"]]] | None = None
     scores: Sequence[Sequence[float]] | None = None
     finished: Sequence[Sequence[bool]] | None = None
+    parts: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
     greedy: "Rollout | None" = None
 
     def __len__(self) -> int:
@@ -81,7 +84,11 @@ class Rollout:
         """Prompt and response of every branch as one text, decoded together so that nothing between them is lost."""
         return [decode(tree.prompt + ids, self.tokenizer) for tree in self.trees for ids in tree.branches]
 
-    def with_scores(self, scores: Sequence[float]) -> "Rollout":
-        """The same rollout with these scores, one a branch, in order."""
-        numbers = iter(scores)
-        return replace(self, scores=[[float(next(numbers)) for _ in tree.branches] for tree in self.trees])
+    def with_scores(self, scores: Sequence[float], parts: Mapping[str, Sequence[float]] | None = None) -> "Rollout":
+        """The same rollout with these scores, one a branch, in order, and those of each scorer that was mixed."""
+        by_scorer = {name: self._by_tree(values) for name, values in (parts or {}).items()}
+        return replace(self, scores=self._by_tree(scores), parts=by_scorer)
+
+    def _by_tree(self, values: Sequence[float]) -> list[list[float]]:
+        numbers = iter(values)
+        return [[float(next(numbers)) for _ in tree.branches] for tree in self.trees]
