@@ -207,6 +207,7 @@ def test_the_adaptive_coefficient_moves_towards_the_target() -> None:
         (lambda: Reinforce(divisor=0.0), "estimator.divisor is 0.0"),
         (lambda: InReward(beta=-1.0), "kl.beta is -1.0"),
         (lambda: InReward(beta=0.0, target=1.0), "kl.target is 1.0"),
+        (lambda: InLoss(rate=0.5), "kl.rate is 0.5, but kl.target is not set"),
     ],
 )
 def test_what_cannot_work_is_refused(build: Any, named: str) -> None:

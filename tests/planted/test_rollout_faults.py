@@ -231,6 +231,7 @@ def test_several_rewards_are_added_by_weight_and_each_is_logged(tmp_path: Path) 
         ({"reward": ["length", "length"]}, "names a scorer twice"),
         ({"reward": [], "data": {"source": "prompts.jsonl"}}, "reward is not given"),
         ({"kl_cap": -1.0}, "kl_cap is -1.0"),
+        ({"missing_end_penalty": 0.5}, "missing_end_penalty is 0.5, but unfinished is 'keep'"),
         ({"kl_cap": 1.0, "data": {"validation": 0, "source": "world"}}, "data.validation is 0"),
         ({"prompt_tokens": 0}, "prompt_tokens is 0"),
         ({"samples": 1, "baseline": {"kind": "leave-one-out"}}, "samples is 1, but baseline.kind"),

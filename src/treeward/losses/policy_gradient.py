@@ -128,6 +128,8 @@ class _KL:
             raise UserError(
                 f"kl.target is {self.target} and kl.beta {self.beta}; both must be above 0 to adapt beta towards a KL"
             )
+        if self.target is None and self.rate != 0.1:
+            raise UserError(f"kl.rate is {self.rate}, but kl.target is not set, so beta stays as it is; set kl.target")
 
     def adapted(self, beta: float, kl: float) -> float:
         """The coefficient after a rollout with this mean KL, in nats a response."""

@@ -96,6 +96,11 @@ class ReinforceConfig(TrainingConfig):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
         check_samples(self.baseline, self.samples)
+        if self.unfinished != "penalise" and self.missing_end_penalty != 1.0:
+            raise UserError(
+                f"missing_end_penalty is {self.missing_end_penalty}, but unfinished is {self.unfinished!r}, which has no "
+                "penalty; set unfinished to penalise, or leave the penalty out"
+            )
         if self.batch_size * self.samples < 2:
             raise UserError("batch_size is 1 and samples is 1, so a step has one response; use at least 2 responses")
 
