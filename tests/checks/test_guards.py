@@ -167,6 +167,13 @@ def test_k1_is_skipped_at_another_temperature_and_for_one_prompt() -> None:
     assert k1_check(samples(0.5, prompts=1), 1.0).passed is None
 
 
+@pytest.mark.parametrize(("share", "passed"), [(0.001, True), (0.02, False)])
+def test_rare_tokens_of_a_nearly_deterministic_policy_are_no_fault(share: float, passed: bool) -> None:
+    """All samples alike: the estimates differ by the tokens that no sample has, and there is no spread to judge by."""
+    kl = np.full(8, 24.66)
+    assert k1_check(Table(list("aabbccdd"), {"kl": kl, "k1": kl * (1 + share)}), 1.0).passed is passed
+
+
 def test_equal_estimates_pass_without_any_spread() -> None:
     zeros = np.zeros(8)
     assert k1_check(Table(list("aabbccdd"), {"kl": zeros, "k1": zeros}), 1.0).passed is True

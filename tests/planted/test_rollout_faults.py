@@ -231,6 +231,7 @@ def test_several_rewards_are_added_by_weight_and_each_is_logged(tmp_path: Path) 
         ({"reward": ["length", "length"]}, "names a scorer twice"),
         ({"reward": [], "data": {"source": "prompts.jsonl"}}, "reward is not given"),
         ({"kl_cap": -1.0}, "kl_cap is -1.0"),
+        ({"control": "target-token"}, "control is target-token, which has a reward of its own"),
         ({"missing_end_penalty": 0.5}, "missing_end_penalty is 0.5, but unfinished is 'keep'"),
         ({"kl_cap": 1.0, "data": {"validation": 0, "source": "world"}}, "data.validation is 0"),
         ({"prompt_tokens": 0}, "prompt_tokens is 0"),
@@ -241,6 +242,37 @@ def test_several_rewards_are_added_by_weight_and_each_is_logged(tmp_path: Path) 
 def test_options_that_cannot_work_are_one_line(over: dict[str, Any], named: str, tmp_path: Path, capsys: Any) -> None:
     assert command([*words(**over), "--out", str(tmp_path / "run")]) == 2
     assert named in capsys.readouterr().err
+
+
+def test_random_rewards_teach_nothing(tmp_path: Path) -> None:
+    finished = run(configured(tmp_path / "run", control="random-reward"), REINFORCE)
+    receipt = finished.receipt
+    assert finished.exit_code == 0
+    assert receipt["verdict"] in receipt["expected_verdicts"] == ["no detectable change", "worse"]
+    assert "own reward" not in receipt["reason"]
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    scores = [row["score"] for row in rows]
+    assert len(set(scores)) == 25
+    assert 0.4 < sum(scores) / 25 < 0.6
+    assert receipt["scorer"] == "count:good"
+
+
+def test_the_target_token_is_learned_within_50_steps(tmp_path: Path) -> None:
+    options = {name: value for name, value in OPTIONS.items() if name != "reward"}
+    config = build(REINFORCE.Config, {**options, "control": "target-token", "steps": 50, "out": str(tmp_path / "run")})
+    finished = run(config, REINFORCE)
+    assert finished.exit_code == 0
+    assert finished.receipt["verdict"] == "improved"
+    assert finished.receipt["scorer"].startswith("token ")
+    assert finished.receipt["control"] == "target-token"
+
+
+@pytest.mark.parametrize(
+    ("verdict", "code"), [("improved", 3), ("no detectable change", 0), ("worse", 0), ("broken", 4)]
+)
+def test_a_control_that_ends_otherwise_is_no_success(verdict: str, code: int) -> None:
+    method = REINFORCE(configured(Path("unused"), control="random-reward"))
+    assert method.exit_code(verdict, {"improved": 0, "broken": 4}.get(verdict, 3)) == code
 
 
 def test_prompts_alone_are_enough(tmp_path: Path) -> None:

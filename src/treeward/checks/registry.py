@@ -557,8 +557,8 @@ _AFTER = (
         guards=("F31", "F34"),
         name="standard errors between two estimates of KL(policy, start)",
         meaning="Two estimates of the KL, from the sampled tokens and from the full distributions, must agree within "
-        "their standard error. If they do not, the samples are not the policy's, or a log-probability is "
-        "wrong.",
+        "their standard error, or within a hundredth of the KL. If they do not, the samples are not the policy's, or "
+        "a log-probability is wrong.",
         fix="set model.precision to fp32, and sample at temperature 1",
     ),
     Kind(

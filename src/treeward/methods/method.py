@@ -117,7 +117,7 @@ class Method:
     "ranked", "graded", "unpaired", "sft" (one response) or "prompts". `metric` names the column of the measurement that
     decides the verdict and the best checkpoint. `start` is the start model of a policy, which KL is measured against.
     `attributes` are the names of the ratings that the model learns, in its order. `scorer_name` is the scorer of the
-    samples, by default `evaluation.scorer`; `reward_name` the scorer that training uses, if it uses one.
+    samples, where it is not `evaluation.scorer`; `reward_name` the scorer that training uses, if it uses one.
     """
 
     name: ClassVar[str]
@@ -135,15 +135,11 @@ class Method:
     metric: str
     start: ReferenceModel | None = None
     attributes: tuple[str, ...] = ()
+    scorer_name: str | None = None
     reward_name: str | None = None
 
     def __init__(self, config: Any) -> None:
         self.config = config
-
-    @property
-    def scorer_name(self) -> str | None:
-        """The scorer of the samples that are measured."""
-        return self.config.evaluation.scorer  # type: ignore[no-any-return]
 
     def prepare(self, tokenizer: Tokenizer) -> Prepared:
         """Read and render the data of the configuration.
@@ -204,6 +200,10 @@ class Method:
     def verdict_groups(self, trees: Sequence[TokenTree]) -> int:
         """How many groups of these held-out trees the metric of the verdict is measured on."""
         return len({tree.group for tree in trees})
+
+    def exit_code(self, verdict: str, code: int) -> int:
+        """The exit code of a finished run, given its verdict and the usual exit code."""
+        return code
 
     def trivial_rule(self, measured: Measurement) -> Comparison | None:
         """A trivial rule that the model must beat, against the model; None if there is none."""

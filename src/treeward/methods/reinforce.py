@@ -12,6 +12,7 @@ baseline, estimator and place of the KL.
 Letters: G prompts, K samples a prompt, N = G K responses, S scored tokens.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -42,7 +43,7 @@ from treeward.losses.policy_gradient import (
 from treeward.methods.method import Method, RunConfig
 from treeward.models.policy import Policy, token_logps, tokenized
 from treeward.models.reference import AnyReference, Frozen, ReferenceModel, reference_for
-from treeward.models.sampler import DecodeSampler, Noise, Sampler
+from treeward.models.sampler import DecodeSampler, Noise, Sampler, row_ids
 from treeward.rewards import scorers
 from treeward.rewards.scorers import Mixture, Scorer
 from treeward.stats.tables import Measurement, Table
@@ -98,8 +99,8 @@ class ReinforceConfig(TrainingConfig):
         check_samples(self.baseline, self.samples)
         if self.unfinished != "penalise" and self.missing_end_penalty != 1.0:
             raise UserError(
-                f"missing_end_penalty is {self.missing_end_penalty}, but unfinished is {self.unfinished!r}, which has no "
-                "penalty; set unfinished to penalise, or leave the penalty out"
+                f"missing_end_penalty is {self.missing_end_penalty}, but unfinished is {self.unfinished!r}: set "
+                "unfinished to penalise, or leave the penalty out"
             )
         if self.batch_size * self.samples < 2:
             raise UserError("batch_size is 1 and samples is 1, so a step has one response; use at least 2 responses")
@@ -392,6 +393,15 @@ def _log_ratios(sampled: Sampled) -> list[Tensor]:
 
 GREEDY = 1e-6
 """Sampling temperature at which the most likely token is taken."""
+RANDOM_REWARD = -1
+"""The `member` of the noise that random rewards are drawn from; samples have 0 and up."""
+
+Control = Literal["random-reward", "target-token"]
+EXPECTED: dict[Control, tuple[str, ...]] = {
+    "random-reward": ("no detectable change", "worse"),
+    "target-token": ("improved",),
+}
+"""The verdicts with which a control ends as it should."""
 
 
 @dataclass(frozen=True)
@@ -405,6 +415,8 @@ class Rollouts:
     scorer: Scorer
     config: ReinforceConfig
     sampler: Sampler | None = None
+    random: bool = False
+    """Replace every score by a random number in [0, 1), drawn anew at each step: a control that teaches nothing."""
 
     def __call__(self, prompts: Sequence[TokenTree], step: int) -> Rollout:
         """Sample from the policy as it is now, before the step of this number, and score the samples.
@@ -416,13 +428,17 @@ class Rollouts:
         config = self.config
         sampler = self.sampler or DecodeSampler.of(self.policy, config.max_new_tokens)
         noise = Noise(config.seed, step=step)
-        rollout = self._scored(sampler(prompts, config.samples, noise))
+        rollout = self._scored(sampler(prompts, config.samples, noise), step)
         if not config.baseline.needs_greedy:
             return rollout
         greedy = DecodeSampler.of(self.policy, config.max_new_tokens, GREEDY)
-        return replace(rollout, greedy=self._scored(greedy(prompts, 1, noise)))
+        return replace(rollout, greedy=self._scored(greedy(prompts, 1, noise), step))
 
-    def _scored(self, rollout: Rollout) -> Rollout:
+    def _scored(self, rollout: Rollout, step: int) -> Rollout:
+        if self.random:
+            noise = Noise(self.config.seed, member=RANDOM_REWARD, step=step)
+            count = max(len(tree.branches) for tree in rollout.trees)
+            return rollout.with_scores([u for row in row_ids(rollout.trees) for u in noise.uniforms(row, 0, count)])
         if not isinstance(self.scorer, Mixture):
             return rollout.with_scores(self.scorer(rollout).tolist())
         parts = self.scorer.parts(rollout)
@@ -494,11 +510,16 @@ class ReinforceRun(ReinforceConfig, RunConfig):
     `FILE.py:FUNCTION`, or the directory of a reward model or classifier (`DIR#LABEL`). Several are added up."""
     reward_weights: tuple[float, ...] = ()
     """The weight of each reward, in the same order; 1 each by default."""
+    control: Control | None = None
+    """Test the set-up: random-reward trains on random numbers, and `reward` must not improve; target-token trains on
+    how often the prompts' most frequent token occurs, and that must improve. The exit code is 0 if it ends so."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.reward and world.source(self.data.source) is None:
+        if not self.reward and self.control != "target-token" and world.source(self.data.source) is None:
             raise UserError("reward is not given; name a scorer with --reward, such as gold or FILE.py:FUNCTION")
+        if self.control == "target-token" and self.reward:
+            raise UserError(f"control is target-token, which has a reward of its own; leave reward {self.reward} out")
         prompt_range(self.prompt_tokens)
         if self.kl_cap is not None and not self.kl_cap > 0:
             raise UserError(f"kl_cap is {self.kl_cap}; it must be above 0, in nats a response")
@@ -506,6 +527,28 @@ class ReinforceRun(ReinforceConfig, RunConfig):
             raise UserError(
                 "kl_cap is set, but data.validation is 0: the weights within the cap are chosen on that part"
             )
+
+
+@dataclass(frozen=True)
+class TargetToken:
+    """Scores a response by how often a token occurs in it."""
+
+    token: int
+
+    @property
+    def name(self) -> str:
+        """Shown as the scorer of the run."""
+        return f"token {self.token}"
+
+    def __call__(self, rollout: Rollout) -> Float[Tensor, "N"]:
+        return torch.tensor([float(branch.count(self.token)) for tree in rollout.trees for branch in tree.branches])
+
+
+def most_frequent_token(prompts: Sequence[TokenTree], policy: Policy) -> int:
+    """The token that occurs most often in these prompts, special tokens left out."""
+    special = {*policy.tokenizer.all_special_ids, *policy.end_ids}
+    counts = Counter(token for tree in prompts for token in tree.prompt if token not in special)
+    return counts.most_common(1)[0][0]
 
 
 class REINFORCE(Method):
@@ -516,7 +559,6 @@ class REINFORCE(Method):
 
     name = "reinforce"
     Config = ReinforceRun
-    reward_name: str
     usual_lr = (1e-6, 1e-5, 3e-4)
     shown = ("score", "kl", "length", "ended")
 
@@ -535,17 +577,17 @@ class REINFORCE(Method):
         reference = reference_for(self.model, config.reference)
         self.start: ReferenceModel = reference if config.reference.is_start else self.model.frozen_copy()
         self.objective: PolicyGradientObjective = PolicyGradientObjective.of(config, reference)
+        if config.control == "target-token":
+            reward = TargetToken(most_frequent_token(self.prepare(self.model.tokenizer).train, self.model))
         reward = reward or Mixture.find(config.reward or ("gold",), config.reward_weights)
-        self.reward_name = reward.name
-        self.rollouts = Rollouts(self.model, reward, config, sampler)
-        if scorer is None and self.scorer_name == self.reward_name:
-            scorer = self.rollouts.scorer
+        random = config.control == "random-reward"
+        self.reward_name = config.control if random else reward.name
+        self.rollouts = Rollouts(self.model, reward, config, sampler, random)
+        self.scorer_name = config.evaluation.scorer or reward.name
+        if scorer is None and not config.evaluation.scorer:
+            scorer = reward
         self.samples = policies.SampleEvaluation.of(self.model, self.start, config, sampler, scorer, judges)
         self.metric = config.evaluation.metric or "score"
-
-    @property
-    def scorer_name(self) -> str:
-        return self.config.evaluation.scorer or self.reward_name
 
     @property
     def token_budget(self) -> int:
@@ -587,6 +629,16 @@ class REINFORCE(Method):
 
     def may_keep(self, values: Mapping[str, float]) -> bool:
         return self.config.kl_cap is None or values["kl"] <= self.config.kl_cap
+
+    def exit_code(self, verdict: str, code: int) -> int:
+        control = self.config.control
+        if control is None or code == 4:
+            return code
+        return 0 if verdict in EXPECTED[control] else 3
+
+    def facts(self, measured: Measurement, trees: Sequence[TokenTree]) -> dict[str, Any]:
+        control = self.config.control
+        return {} if control is None else {"control": control, "expected_verdicts": list(EXPECTED[control])}
 
     def measure(self, trees: Sequence[TokenTree]) -> Measurement:
         samples, rows = self.samples.measure(trees)

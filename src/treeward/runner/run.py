@@ -445,7 +445,7 @@ def conclude(setup: Setup, directory: RunDirectory, before: Measurement, trained
         checks,
         metric=method.metric,
         rule=rule,
-        scorer=method.scorer_name if "samples" in after.tables else None,
+        scorer=(method.scorer_name or config.evaluation.scorer) if "samples" in after.tables else None,
         reward=method.reward_name,
         require=config.require,
         random_start=config.model.random,
@@ -476,7 +476,7 @@ def conclude(setup: Setup, directory: RunDirectory, before: Measurement, trained
     directory.write_lines("samples.jsonl", versus.side_by_side(before, after))
     directory.write_json("receipt.json", facts)
     write_page(directory.path)
-    return Finished(directory.path, facts, outcome.exit_code)
+    return Finished(directory.path, facts, method.exit_code(facts["verdict"], outcome.exit_code))
 
 
 def _measure_end(
