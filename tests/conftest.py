@@ -35,8 +35,10 @@ import transformers  # noqa: E402
 from fixtures import BuildModel, BuildPolicy, Grow, PlainLogps  # noqa: E402
 
 torch.set_num_threads(1)
-hypothesis.settings.register_profile("treeward", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
-hypothesis.settings.load_profile("treeward")
+SETTINGS: dict[str, Any] = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
+hypothesis.settings.register_profile("same-cases", derandomize=True, **SETTINGS)
+hypothesis.settings.register_profile("new-cases", max_examples=1000, **SETTINGS)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same-cases"))
 
 SLOW = (
     "cli", "fuzz", "planted", "runner", "test_docs.py", "test_examples.py", "training/test_training_resume.py",

@@ -247,6 +247,17 @@ def test_interval_and_exact_test_of_a_paired_share_agree() -> None:
             assert difference.excludes_zero == (difference.p < 0.05), (up, total)
 
 
+def test_interval_and_sign_test_agree_with_any_number_of_ties() -> None:
+    """Every split of up to 30 results into wins, losses and ties. With 8, 1 and 4 the sign test says p = .039."""
+    cases = [(up, down, ties) for up in range(31) for down in range(31 - up) for ties in range(31 - up - down)][1:]
+    for up, down, ties in cases:
+        difference = sign_test([1.0] * up + [0.0] * down + [0.5] * ties)
+        assert difference.excludes_zero == (difference.p < 0.05), (up, down, ties)
+    tied = sign_test([1.0] * 8 + [0.0] + [0.5] * 4)
+    assert tied.p == pytest.approx(2 * stats.norm.sf(math.sqrt(13) * 7 / 13))
+    assert sign_test([1.0] * 8 + [0.0]).p == pytest.approx(0.0390625)
+
+
 @given(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=2, max_size=90), st.integers(1, 4), st.integers(0, 10**6))
 def test_every_interval_agrees_with_its_test(results: list[float], rows: int, seed: int) -> None:
     after = np.array(results)
