@@ -42,9 +42,10 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same-case
 
 SLOW = (
     "cli", "fuzz", "planted", "runner", "test_docs.py", "test_examples.py", "training/test_training_resume.py",
-    "training/test_two_processes.py", "data/test_inspect_real.py", "data/test_real_files.py", "report",
+    "training/test_two_processes.py", "data/test_inspect_real.py", "data/test_real_files.py",
+    "data/test_render_real.py", "models/test_tokenizer_files.py", "methods/test_divergence_table.py", "report",
 )  # fmt: skip
-"""Whole runs, other processes, real data and drawn pages: directories and files that `make fast` leaves out."""
+"""Whole runs, other processes, real data, long tables and drawn pages: what `make fast` leaves out."""
 
 VOCABULARY = 64
 POSITIONS = 256

@@ -187,6 +187,7 @@ def test_a_hub_id_without_a_network_is_one_line_with_a_fix() -> None:
     assert "\n" not in str(e.value)
 
 
+@pytest.mark.slow
 def test_the_world_needs_no_file() -> None:
     assert sources.read_rows("world", limit=2, seed=3) == sources.read_rows("world", seed=3)[:2]
     assert sources.read_rows("world", limit=2, seed=3) != sources.read_rows("world", limit=2, seed=4)

@@ -253,6 +253,7 @@ def test_a_reference_that_follows_is_moved_and_charged(policy: BuildPolicy, grow
     assert kls[0][1:] != kls[1][1:]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_is_the_whole_one_bit_for_bit(policy: BuildPolicy, grow: Grow, tmp_path: Path) -> None:
     """The moving average, the adaptive coefficient and the samples go on where they stopped (F70)."""
     config = ReinforceConfig(
@@ -354,6 +355,7 @@ def test_clipped_tokens_reuse_a_rollout(policy: BuildPolicy, grow: Grow) -> None
     assert second["score"] == first["score"]
 
 
+@pytest.mark.slow
 def test_adapters_train_and_the_model_without_them_is_the_reference(grow: Grow) -> None:
     lora = tw.LoRA(r=4)
     adapted = Policy.load("world", lora=lora, device="cpu")

@@ -48,6 +48,7 @@ class Recorder:
         self.steps.append((index, dict(metrics)))
 
 
+@pytest.mark.slow
 def test_a_reporter_hears_of_every_step(tmp_path: Path) -> None:
     reporter = Recorder()
     run(configuration(tmp_path / "run"), DPO, reporter=reporter)
@@ -247,6 +248,7 @@ class Toy(Method):
 '''
 
 
+@pytest.mark.slow
 def test_a_method_of_a_users_file_reaches_its_receipt(tmp_path: Path) -> None:
     (tmp_path / "toy.py").write_text(TOY)
     name = f"{tmp_path / 'toy.py'}:Toy"
@@ -266,6 +268,7 @@ def test_a_method_of_a_users_file_reaches_its_receipt(tmp_path: Path) -> None:
     assert losses[0] == pytest.approx(losses[1] / 2, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_command_line_trains_a_method_of_a_users_file(tmp_path: Path) -> None:
     (tmp_path / "toy.py").write_text(TOY)
     words = ["train", "--method", f"{tmp_path / 'toy.py'}:Toy", "--steps", "3", "--batch-size", "4", "--lr", "1e-3",

@@ -58,6 +58,7 @@ def test_the_margin_of_a_pair_is_its_own_matter(budget: int, policy: BuildPolicy
     assert step.numbers()["loss"] == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_a_rated_tree_is_ranked_by_its_ratings_beside_an_unrated_one(
     budget: int, policy: BuildPolicy, grow: Grow
