@@ -19,27 +19,18 @@ from treeward.data.render import token_tree
 from treeward.data.selection import BestWorst, clear
 from treeward.errors import UserError
 from treeward.evaluation.policies import SamplePlan, fresh
-from treeward.models.policy import Policy, tokenized
+from treeward.models.policy import Policy, bare_prompts, tokenized
 from treeward.models.reference import ReferenceModel
 from treeward.models.reward_model import RewardModel
 from treeward.models.sampler import DecodeSampler, Noise, Sampler
-from treeward.rewards.scorers import Scorer, as_scorer
+from treeward.rewards.scorers import AnyScorer, as_scorer
 from treeward.stats import formatting
 from treeward.stats.tables import Measurement, is_metric
 from treeward.training.objectives import Objective
-from treeward.trees.rollout import Rollout, Sample
+from treeward.trees.rollout import Rollout
 from treeward.trees.text import Tree
 from treeward.trees.tokens import Tokenizer, TokenTree
 from treeward.trees.verify import verify
-
-AnyScorer = (
-    str
-    | RewardModel
-    | Scorer
-    | Callable[[str, str, Mapping[str, Any]], float]
-    | Callable[[Sequence[Sample]], Sequence[float]]
-)
-"""A scorer's name, a reward model, or a function: (prompt, response, row) -> float, or samples -> floats."""
 
 MAX_NEW_TOKENS = 256
 """Longest sample of an evaluation, unless given or the model's positions are fewer."""
@@ -85,11 +76,8 @@ def sample(
     """
     if n < 1:
         raise UserError(f"n is {n}; it must be at least 1")
-    bare = [
-        TokenTree(tree.prompt, (), tree.group, row=tree.row) for tree in tokenized(_prompts(prompts), policy.tokenizer)
-    ]
     sampler = sampler or DecodeSampler.of(policy, max_new_tokens, temperature)
-    return sampler(bare, n, Noise(seed, step=step))
+    return sampler(bare_prompts(prompts, policy.tokenizer), n, Noise(seed, step=step))
 
 
 def score(rollout: Rollout, scorer: AnyScorer) -> Rollout:
@@ -181,9 +169,7 @@ def evaluate(
     """
     if not prompts:
         raise UserError("prompts is empty; give at least one held-out prompt")
-    trees = [
-        TokenTree(tree.prompt, (), tree.group, row=tree.row) for tree in tokenized(_prompts(prompts), policy.tokenizer)
-    ]
+    trees = bare_prompts(prompts, policy.tokenizer)
     if max_new_tokens is None:
         positions = policy.packed.positions
         room = MAX_NEW_TOKENS if positions is None else positions - max(len(tree.prompt) for tree in trees)
@@ -267,8 +253,3 @@ def receipt(
         if list(old.tables[name].groups) != list(new.tables[name].groups):
             raise UserError("before and after are measured on different prompts; evaluate both on the same ones")
     return receipts.receipt(old, new, checks, metric=metric, scorer=scorer, require=require, random_start=random_start)
-
-
-def _prompts(trees: Sequence[Tree | TokenTree]) -> list[Tree | TokenTree]:
-    """Text trees without their responses, which need not be rendered."""
-    return [Tree(t.prompt, (), t.group, row=t.row) if isinstance(t, Tree) else t for t in trees]

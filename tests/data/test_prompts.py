@@ -29,7 +29,7 @@ def test_the_first_tokens_of_a_text(tmp_path: Path) -> None:
     assert prompt.ids == (1, *TOKENIZER("the plot is", add_special_tokens=False).input_ids)
     assert (prompt.group, prompt.split) == ("the plot is", "test")
     assert not opened.dropped
-    assert not opened.given
+    assert not opened.from_data
 
 
 def test_a_range_draws_every_length_by_the_text_alone(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_prompts_of_the_data_are_whole(tmp_path: Path) -> None:
     (prompt,) = opened.prompts
     assert prompt.text == "the plot is"
     assert len(prompt.ids) == 4
-    assert opened.given
+    assert opened.from_data
     assert opened.cut == 0
 
 

@@ -235,6 +235,7 @@ def test_several_rewards_are_added_by_weight_and_each_is_logged(tmp_path: Path) 
         ({"missing_end_penalty": 0.5}, "missing_end_penalty is 0.5, but unfinished is 'keep'"),
         ({"kl_cap": 1.0, "data": {"validation": 0, "source": "world"}}, "data.validation is 0"),
         ({"prompt_tokens": 0}, "prompt_tokens is 0"),
+        ({"baseline": {"kind": "rloo"}}, "baseline.kind 'rloo' is not offered: it is leave-one-out here"),
         ({"samples": 1, "baseline": {"kind": "leave-one-out"}}, "samples is 1, but baseline.kind"),
         ({"max_new_tokens": 5000}, "more than the model's"),
     ],

@@ -167,8 +167,8 @@ def _flag_names(verb: str) -> list[str]:
 def _kinds(verb: str, config: type[Any] | str, arguments: Sequence[str]) -> dict[str, str]:
     """The kinds that a command line chooses, by the key of their group."""
     flags = _flag_names(verb)
-    given = {key.replace("-", "_"): text for key, text in parse(arguments, flags).options}
-    kinds = {key.removesuffix(".kind"): text for key, text in given.items() if key.endswith(".kind")}
+    texts = {key.replace("-", "_"): text for key, text in parse(arguments, flags).options}
+    kinds = {key.removesuffix(".kind"): text for key, text in texts.items() if key.endswith(".kind")}
     unions = {option.key: option.kinds for option in fields.options(config, kinds) if option.kinds}
     for key, kind in kinds.items():
         names = unions.get(f"{key}.kind")

@@ -92,8 +92,8 @@ def overridden(words: Words, base: Mapping[str, Any] | None = None) -> dict[str,
     texts: dict[str, list[str]] = {}
     for key, text in words.options:
         texts.setdefault(key.replace("-", "_"), []).append(text)
-    for key, given in texts.items():
-        values = settings.merge(values, settings.override(key, *given))
+    for key, values_of_key in texts.items():
+        values = settings.merge(values, settings.override(key, *values_of_key))
     if not words.flags & {"allow-code", "print-config"}:
         settings.refuse_code(values, " ".join(map(repr, words.places)))
     return values

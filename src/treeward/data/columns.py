@@ -212,8 +212,8 @@ def layout(
     present = list(dict.fromkeys(name for row in sample for name in row))
     _check_names(sample, present, columns or {}, {"data.ignore": ignore, "data.keep": keep})
     present = [name for name in present if name not in ignore]
-    given = dict(columns or {})
-    inference = _Inference(sample, present, keep, dict(given), purpose, format)
+    requested = dict(columns or {})
+    inference = _Inference(sample, present, keep, dict(requested), purpose, format)
     inference.infer()
     inferred = inference.columns
     first = {**sample[0], **{ours: value_of(sample[0], ours, theirs) for ours, theirs in inferred.items()}}
@@ -224,7 +224,7 @@ def layout(
         except formats.NoFormat as problem:
             raise formats.NoFormat(f"{problem}{inference.advice()}") from None
     reads = {*READS.get(name, ()), *COMMON}
-    idle = sorted(set(given) - reads)
+    idle = sorted(set(requested) - reads)
     if idle and purpose != "prompts" and name in READS:
         raise UserError(f"data.columns maps {idle[0]!r}, but format {name!r} does not read it; leave it out")
     meanings: Mapping[str, int] = winner or inference.public_winner
@@ -243,7 +243,7 @@ def layout(
         inference.refuse_winner(unread)
     if given_splits and "split" not in {*present, *inferred}:
         inference.refuse_split(unread)
-    guessed = {ours: theirs for ours, theirs in used.items() if ours not in given}
+    guessed = {ours: theirs for ours, theirs in used.items() if ours not in requested}
     line = _description(name, guessed, meanings if name == "compared" else {}, used, inference.public_name)
     return Layout(name, used, meanings, unread, tuple(ignore), tuple(keep), attributes(name, first), line)
 

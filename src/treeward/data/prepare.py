@@ -302,15 +302,15 @@ def _placed(
     """Trees by part: the one that their row names, else the one of their group; and the groups placed by chance."""
     config = reading.config
     places = {tree.group: unit(tree.group, config.seed) for _, tree in trees}
-    free = [places[tree.group] for given, tree in trees if given is None]
+    free = [places[tree.group] for part, tree in trees if part is None]
     ends = reading.ends or edges(free, config.validation, config.test, config.shares)
     placed = None
     if config.shares == "expected" and free:
         shares: dict[Part, float] = {"test": config.test, "validation": config.validation}
         placed = Placed(Counter(part_at(place, ends) for place in set(free)), shares)
     parts: dict[Part, list[Tree]] = {part: [] for part in PARTS}
-    for given, tree in trees:
-        parts[given or part_at(places[tree.group], ends)].append(tree)
+    for part, tree in trees:
+        parts[part or part_at(places[tree.group], ends)].append(tree)
     return parts, placed
 
 

@@ -42,14 +42,14 @@ class Opened:
     """Every prompt of a source once.
 
     `dropped` counts the prompts left out, by reason; `cut` counts those cut on the left at data.max_prompt, the left
-    out ones included. `given`: the prompts came from the data, so responses should reach EOS. `parts` counts the
+    out ones included. `from_data`: the prompts came from the data, so responses should reach EOS. `parts` counts the
     prompts of each part before a selection.
     """
 
     prompts: list[Prompt]
     dropped: Counter[str]
     cut: int
-    given: bool
+    from_data: bool
     parts: Counter[Part]
 
 
@@ -61,8 +61,8 @@ def openings(config: DataConfig, tokenizer: Tokenizer, tokens: tuple[int, int]) 
         UserError: the source cannot be read, or nothing is left.
     """
     data = None if _has_texts_only(config) else prepare(config, tokenizer, "prompts")
-    given = data is not None and data.format != "text"
-    if data is not None and given:
+    from_data = data is not None and data.format != "text"
+    if data is not None and from_data:
         prompts, dropped, cut = _given(data), data.account.dropped, data.account.cut["prompt"]
     else:
         prompts, dropped = _first_tokens(config, tokenizer, tokens)
@@ -74,7 +74,7 @@ def openings(config: DataConfig, tokenizer: Tokenizer, tokens: tuple[int, int]) 
     if not first:
         raise UserError(f"data.source {config.source!r} leaves no prompt: {dict(dropped)}")
     distinct = [prompt for prompt in prompts if first[prompt.group] is prompt]
-    return Opened(distinct, +dropped, cut, given, Counter(prompt.split for prompt in distinct))
+    return Opened(distinct, +dropped, cut, from_data, Counter(prompt.split for prompt in distinct))
 
 
 def prompt_range(prompt_tokens: int | tuple[int, int]) -> tuple[int, int]:

@@ -71,6 +71,15 @@ class _Baseline:
     needs_greedy: ClassVar[bool] = False
     sums_to_zero: ClassVar[bool] = False
     scales: ClassVar[bool] = False
+    not_offered: ClassVar[dict[str, str]] = {
+        "rloo": "it is leave-one-out here",
+        "remax": "it is greedy here",
+        "grpo": "its advantage is group-z-score here",
+        "dr-grpo": "it is group-mean here, with estimator.divisor",
+        "reinforce++": "its advantage is whitened here",
+        "none": "it is no-baseline here",
+    }
+    """Names of papers and trainers, and what they are called here."""
 
     def own_share(self, samples: int) -> float:
         return 0.0

@@ -41,11 +41,11 @@ from treeward.losses.policy_gradient import (
     k2_loss,
 )
 from treeward.methods.method import Method, RunConfig
-from treeward.models.policy import Policy, token_logps, tokenized
+from treeward.models.policy import Policy, bare_prompts, token_logps
 from treeward.models.reference import AnyReference, Frozen, ReferenceModel, reference_for
 from treeward.models.sampler import DecodeSampler, Noise, Sampler, row_ids
 from treeward.rewards import scorers
-from treeward.rewards.scorers import Mixture, Scorer
+from treeward.rewards.scorers import AnyScorer, Mixture, Scorer
 from treeward.stats.tables import Measurement, Table
 from treeward.training.loop import Loop, Result, Step, TrainingConfig, result_of
 from treeward.training.objectives import Terms
@@ -448,7 +448,7 @@ class Rollouts:
 def reinforce_steps(
     policy: Policy,
     prompts: Sequence[Tree | TokenTree],
-    reward: Any,
+    reward: AnyScorer,
     config: ReinforceConfig | None = None,
     reference: ReferenceModel | None = None,
     *,
@@ -472,8 +472,7 @@ def reinforce_steps(
     config = config or ReinforceConfig()
     objective = PolicyGradientObjective.of(config, reference or reference_for(policy, config.reference))
     rollouts = Rollouts(policy, scorers.as_scorer(reward), config, sampler)
-    bare = [Tree(tree.prompt, (), tree.group, row=tree.row) if isinstance(tree, Tree) else tree for tree in prompts]
-    batches = config.batches([without_responses(tree) for tree in tokenized(bare, policy.tokenizer)])
+    batches = config.batches(bare_prompts(prompts, policy.tokenizer))
     loop = Loop.from_config(policy, objective, config, len(batches))
     for batch in batches:
         yield loop.step(rollouts(batch, loop.index + 1))
@@ -482,7 +481,7 @@ def reinforce_steps(
 def reinforce(
     policy: Policy,
     prompts: Sequence[Tree | TokenTree],
-    reward: Any,
+    reward: AnyScorer,
     config: ReinforceConfig | None = None,
     reference: ReferenceModel | None = None,
     *,
@@ -490,11 +489,6 @@ def reinforce(
 ) -> Result:
     """Train `policy` in place: all steps of `reinforce_steps`."""
     return result_of(reinforce_steps(policy, prompts, reward, config, reference, sampler=sampler))
-
-
-def without_responses(tree: TokenTree) -> TokenTree:
-    """The prompt alone, with its row."""
-    return TokenTree(tree.prompt, (), tree.group, row=tree.row)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -598,7 +592,7 @@ class REINFORCE(Method):
         return prepare_prompts(self.config.data, tokenizer, prompt_range(self.config.prompt_tokens))
 
     def batch(self, trees: Sequence[TokenTree], step: int) -> Rollout:
-        return self.rollouts([without_responses(tree) for tree in trees], step)
+        return self.rollouts(bare_prompts(trees, self.model.tokenizer), step)
 
     def examples(self, trees: Sequence[TokenTree]) -> tuple[list[TokenTree], list[Check]]:
         """A first rollout, prompts whose samples differ in reward first, and what it must show before training."""

@@ -195,6 +195,12 @@ def tokenized(
     return [token_tree(tree, tokenizer, *longest) if isinstance(tree, Tree) else tree for tree in trees]
 
 
+def bare_prompts(trees: Sequence[Tree | TokenTree], tokenizer: Tokenizer) -> list[TokenTree]:
+    """The prompts of these trees to sample from, with their rows; responses are dropped and need not be renderable."""
+    prompts = [Tree(t.prompt, (), t.group, row=t.row) if isinstance(t, Tree) else t for t in trees]
+    return [TokenTree(t.prompt, (), t.group, row=t.row) for t in tokenized(prompts, tokenizer)]
+
+
 def token_logps(policy: Policy, trees: Sequence[Tree | TokenTree]) -> list[list[Float[Tensor, "L"]]]:
     """log pi of every scored token, by tree and branch, in nats; L differs by branch. No gradient.
 

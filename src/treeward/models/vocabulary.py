@@ -112,10 +112,10 @@ def _special_ids(config: ModelConfig, tokenizer: Tokenizer, module: Any, compare
             theirs = configured.get(kind, set())
             if theirs and ours != {None} and not ours & theirs:
                 first = min(theirs)
-                given = ", ".join(f"{id} {ids.get(id)!r}" for id in sorted(id for id in ours if id is not None))
+                expected = ", ".join(f"{id} {ids.get(id)!r}" for id in sorted(id for id in ours if id is not None))
                 different.append(
                     f"{where} has {kind} {first} ({ids[first]!r}), the tokenizer of {name!r} ({len(ids)} tokens) has "
-                    f"{given}"
+                    f"{expected}"
                 )
     detail = (missing + different + [f"{len(ids)} tokens, {rows} embedding rows"])[0]
     name = "special ids of the configuration that the tokenizer does not share"

@@ -52,6 +52,16 @@ class Scorer(Protocol):
     def __call__(self, rollout: Rollout) -> Float[Tensor, "N"]: ...
 
 
+AnyScorer = (
+    str
+    | RewardModel
+    | Scorer
+    | Callable[[str, str, Mapping[str, Any]], float]
+    | Callable[[Sequence[Sample]], Sequence[float]]
+)
+"""A scorer's name, a reward model, or a function: (prompt, response, row) -> float, or samples -> floats."""
+
+
 class BadScore(UserError):
     """A scorer failed or returned something else than finite numbers. The message names the scorer and the response."""
 
@@ -86,7 +96,7 @@ def find(name: str) -> "CheckedScorer":
         raise UserError(message if message.startswith("scorer ") else f"scorer {name!r}: {message}") from None
 
 
-def as_scorer(scorer: "str | RewardModel | Callable[..., Any] | Scorer") -> "CheckedScorer":
+def as_scorer(scorer: AnyScorer) -> "CheckedScorer":
     """A scorer from a name (see `find`), a reward model, a Python function (see `FunctionScorer`), or a scorer.
 
     Raises:

@@ -39,11 +39,11 @@ def with_budgets(values: Mapping[str, Any]) -> dict[str, Any]:
         return dict(values)
     filled = dict(data)
     for name, trained in vars(budgets).items():
-        given = yaml.safe_load(str(last_value(data[name]))) if name in data else None
-        if given is None:
+        option = yaml.safe_load(str(last_value(data[name]))) if name in data else None
+        if option is None:
             filled[name] = trained
-        elif given != trained:
-            log.warning("data.%s is %s; the model was trained with %d", name, given, trained)
+        elif option != trained:
+            log.warning("data.%s is %s; the model was trained with %d", name, option, trained)
     default = DataConfig()
     changed = [f"{n} {value}" for n, value in vars(budgets).items() if n not in data and value != getattr(default, n)]
     if changed:

@@ -104,10 +104,10 @@ class _Reader:
     kinds: Mapping[str, str]
     every_kind: bool
 
-    def group(self, source: Source, path: str, given: Mapping[str, tuple[ast.expr, Module]]) -> Iterator[Option]:
-        """The options of a class whose keys begin with `path`; `given` are defaults that replace its own."""
+    def group(self, source: Source, path: str, defaults: Mapping[str, tuple[ast.expr, Module]]) -> Iterator[Option]:
+        """The options of a class whose keys begin with `path`; `defaults` replace its own."""
         for field in _fields(source).values():
-            default, module = given.get(field.name, (field.default, field.module))
+            default, module = defaults.get(field.name, (field.default, field.module))
             members = _members(field.annotation, field.module)
             if members:
                 yield from self.union(field, members, f"{path}{field.name}", _factory(default), module)
@@ -121,8 +121,8 @@ class _Reader:
     ) -> Iterator[Option]:
         """The options of a field that holds a group: its kind, if there are several, and the fields of that kind."""
         names = {kind_name(member.node.name): member for member in members}
-        made, given = _constructed(default, module)
-        usual = kind_name(made) if made and kind_name(made) in names else next(iter(names))
+        class_name, arguments = _constructed(default, module)
+        usual = kind_name(class_name) if class_name and kind_name(class_name) in names else next(iter(names))
         if len(names) > 1:
             shown = None if _is_null(default) else usual
             yield Option(f"{path}.kind", shown, field.meaning, tuple(names), field.module.name)
@@ -131,7 +131,7 @@ class _Reader:
             chosen = usual
         for kind, member in names.items():
             if self.every_kind or kind == chosen:
-                yield from self.group(member, f"{path}.", given if kind == usual else {})
+                yield from self.group(member, f"{path}.", arguments if kind == usual else {})
 
 
 def _sources(config: type[Any] | str) -> list[Source]:

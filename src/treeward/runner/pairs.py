@@ -294,7 +294,7 @@ def _first_chunk_checks(rows: Sequence[Mapping[str, Any]], opened: Opened, confi
         first_rollout([row["scores"] for row in rows], rows[0]["responses"]),
         selection_check(opened.parts, Counter(prompt.split for prompt in opened.prompts)),
     ]
-    if opened.given:
+    if opened.from_data:
         checks.append(first_cut([ended for row in rows for ended in row["ended"]], config.max_new_tokens))
     return require(checks, config.skip_check)
 

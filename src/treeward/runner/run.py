@@ -97,8 +97,8 @@ class Trained:
 
     taken: int
     planned: int
-    moved: Movement
-    kept: Movement
+    last_movement: Movement
+    kept_movement: Movement
     broken: Check | None
     stopped: str | None
     seconds: float
@@ -318,7 +318,7 @@ def train(setup: Setup, directory: RunDirectory, resumed: bool, reporter: Report
         log.info("resuming from step %d of %d%s", done, total, "" if done else ": no checkpoint was saved")
     rows = [row for row in directory.lines("metrics.jsonl") if row["step"] <= done]
     directory.write_lines("metrics.jsonl", rows)
-    broken, stopped, moved, tokens = None, None, None, 0
+    broken, stopped, last_movement, tokens = None, None, None, 0
     figures: dict[str, float] = {}
     try:
         with interruptible() as pressed:
@@ -345,7 +345,7 @@ def train(setup: Setup, directory: RunDirectory, resumed: bool, reporter: Report
                     raise Interrupted(
                         f"stopped after step {step.index} of {total}; go on with: treeward resume {directory.path}"
                     )
-        moved = Movement.since(method.model, start)
+        last_movement = Movement.since(method.model, start)
         if directory.best.exists():
             load_trainable(method.model.packed, directory.best)
             log.info("kept the weights of step %s, the best by validation %s", best.step, method.metric)
@@ -355,9 +355,9 @@ def train(setup: Setup, directory: RunDirectory, resumed: bool, reporter: Report
     except (FloatingPointError, BadScore) as problem:
         broken = not_finite(problem)
         log.error("stopped: %s", problem)
-    kept = Movement.since(method.model, start)
+    kept_movement = Movement.since(method.model, start)
     planned, seconds = loop.index if stopped else total, time.monotonic() - clock
-    return Trained(loop.index, planned, moved or kept, kept, broken, stopped, seconds, tokens)
+    return Trained(loop.index, planned, last_movement or kept_movement, kept_movement, broken, stopped, seconds, tokens)
 
 
 def _reason_to_end(method: Method, steps: Sequence[Mapping[str, Any]]) -> tuple[Check | None, str | None]:
@@ -466,7 +466,7 @@ def conclude(setup: Setup, directory: RunDirectory, before: Measurement, trained
         annotate(directory.path / "model", finite(_reward_model_facts(setup, after)))
     outcome = replace(
         outcome,
-        movement=trained.kept,
+        movement=trained.kept_movement,
         gradient_missing=setup.gradient_missing,
         data=data_facts(data),
         extra=extra | dict(outcome.extra),
@@ -505,7 +505,7 @@ def _closing_checks(setup: Setup, directory: RunDirectory, trained: Trained, aft
     method, config = setup.method, setup.config
     held_out = [tree for tree in setup.data.held_out if tree.branches]
     checks = [
-        *guards.movement_checks(trained.moved, config.lr > 0),
+        *guards.movement_checks(trained.last_movement, config.lr > 0),
         guards.updates_check(trained.taken, trained.planned),
         guards.reload_check(method.model, directory.path, identities.probe(held_out) or setup.probe),
     ]
@@ -594,5 +594,5 @@ def _errors_of(directory: RunDirectory, resumed: bool) -> Iterator[None]:
         if remove_if_new():
             raise DiskFull(f"{place}start the run again, or name another place with --out") from problem
         done = _last_checkpoint(directory)
-        kept = f"after step {done} of its last checkpoint" if done else "from the start, since it has no checkpoint"
-        raise DiskFull(f"{place}`treeward resume {path}`, which goes on {kept}") from problem
+        resumes = f"after step {done} of its last checkpoint" if done else "from the start, since it has no checkpoint"
+        raise DiskFull(f"{place}`treeward resume {path}`, which goes on {resumes}") from problem

@@ -100,8 +100,8 @@ def score(config: ScoreRun) -> Scored:
     for path, model in zip(config.members, loaded[1:], strict=True):
         for name, trained in vars(model.budgets).items() if model.budgets else ():
             if trained != getattr(config.data, name):
-                given = getattr(config.data, name)
-                log.warning("data.%s is %d; member %r was trained with %d", name, given, path, trained)
+                value = getattr(config.data, name)
+                log.warning("data.%s is %d; member %r was trained with %d", name, value, path, trained)
     partial, done = _claim(out, config)
     clock, fresh = time.monotonic(), 0
     try:

@@ -53,10 +53,10 @@ class Slice(NamedTuple):
 
     def keys(self, row: Tensor, dim: int) -> Tensor:
         """The part of a row of keys, values or mask columns that the slice attends to."""
-        own = row.narrow(dim, self.start, self.end - self.start)
+        inside = row.narrow(dim, self.start, self.end - self.start)
         if self.prefix == self.prefix_end:
-            return own
-        return torch.cat([row.narrow(dim, self.prefix, self.prefix_end - self.prefix), own], dim)
+            return inside
+        return torch.cat([row.narrow(dim, self.prefix, self.prefix_end - self.prefix), inside], dim)
 
 
 def mask(forest: Forest) -> Bool[Tensor, "1 1 T T"]:
