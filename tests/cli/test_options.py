@@ -146,4 +146,4 @@ def test_training_on_the_world_or_from_random_weights_needs_no_model(
                   ["dpo", "--data.source", "x.jsonl", "--model.init", "random"]):  # fmt: skip
         assert run([*words, "--print-config"]) == 0
         assert yaml.safe_load(capsys.readouterr().out)["model"]["path"] == "world"
-    assert sum("the embedded world's, with random weights" in text for text in caplog.messages) == 3
+    assert sum("the embedded model world, with random weights" in text for text in caplog.messages) == 3

@@ -21,7 +21,7 @@ from treeward.losses.advantages import (
     NoBaseline,
     Whitened,
 )
-from treeward.losses.policy_gradient import ClippedTokens, InLoss, InReward, InRewardToGo
+from treeward.losses.policy_gradient import ClippedResponses, ClippedTokens, InLoss, InReward, InRewardToGo
 from treeward.methods.reinforce import PolicyGradientObjective, ReinforceConfig, Rollouts, reinforce_steps
 from treeward.models.policy import Policy
 from treeward.models.reference import EMA, ReferenceModel
@@ -322,6 +322,13 @@ def test_scripted_samples_have_the_log_probabilities_of_the_policy(
         ),
         (lambda p, r: ReinforceConfig(samples=0), "samples is 0"),
         (lambda p, r: ReinforceConfig(batch_size=1, samples=1), "a step has one response"),
+        (
+            lambda p, r: ReinforceConfig(steps_per_rollout=2),
+            "estimator.kind reinforce is right at the policy that sampled",
+        ),
+        (lambda p, r: ReinforceConfig(steps_per_rollout=0), "steps_per_rollout is 0"),
+        (lambda p, r: ReinforceConfig(refill=-1), "refill is -1"),
+        (lambda p, r: ReinforceConfig(refill=4, samples=1), "one sample always scores like itself"),
         (lambda p, r: step(p, replace(r, scores=None)), "rollout has no scores"),
         (lambda p, r: step(p, r.trees), "the policy gradient needs rollouts"),
         (lambda p, r: step(p, replace(r, scores=[r.scores[0][:2], *r.scores[1:]])), "different numbers of samples"),
@@ -353,6 +360,98 @@ def test_clipped_tokens_reuse_a_rollout(policy: BuildPolicy, grow: Grow) -> None
     first, second = (loop.step(trees).numbers() for _ in range(2))
     assert second["loss"] < first["loss"] - 1e-2
     assert second["score"] == first["score"]
+
+
+def test_a_rollout_that_is_used_twice_moves_the_average_once(policy: BuildPolicy, grow: Grow) -> None:
+    trained = policy()
+    objective = PolicyGradientObjective(
+        baseline=MovingAverage(decay=0.5), estimator=ClippedResponses(), kl=InReward(beta=0), unfinished="keep"
+    )
+    loop = Loop(trained, objective, lr=1e-3)
+    first, second = (scored(trained, prompts(grow, 4), samples=n) for n in (2, 3))
+    rows = [loop.step(rollout).numbers() for rollout in (first, first, second, second)]
+    assert rows[0]["score"] == rows[1]["score"] == rows[0]["baseline"]
+    assert rows[1]["loss"] != rows[0]["loss"]
+    assert rows[2]["baseline"] == rows[3]["baseline"] == rows[0]["score"]
+    assert objective.average == pytest.approx((rows[0]["score"] + rows[2]["score"]) / 2)
+
+
+def test_several_steps_a_rollout_sample_once_each(policy: BuildPolicy, grow: Grow) -> None:
+    config = ReinforceConfig(
+        steps=6, batch_size=4, samples=2, max_new_tokens=4, lr=1e-3, unfinished="keep", steps_per_rollout=3,
+        estimator=ClippedResponses(),
+    )  # fmt: skip
+    rows = [step.numbers() for step in reinforce_steps(policy(), prompts(grow, 16), word_numbers, config)]
+    scores = [row["score"] for row in rows]
+    assert len(rows) == 6
+    assert scores[:3] == [scores[0]] * 3
+    assert scores[3:] == [scores[3]] * 3
+    assert scores[0] != scores[3]
+
+
+def test_running_normalisation_is_relative_to_earlier_scores(policy: BuildPolicy) -> None:
+    """The first scores by their own mean and spread, later ones by those of all before; raw scores are logged."""
+    objective = PolicyGradientObjective(baseline=NoBaseline(), kl=InReward(beta=0), normalise="running")
+    trained = policy()
+
+    def rewards(*scores: float) -> list[float]:
+        rollout = Rollout([TokenTree((5,), ((8, 2), (9, 2)))] * (len(scores) // 2))
+        trees = objective.training_trees(trained, rollout.with_scores(scores), 64)
+        assert [score for tree in trees for score in tree.sampled.scores] == list(scores)
+        return [reward for tree in trees for reward in tree.sampled.rewards]
+
+    first = [1e6 + 1, 1e6 + 2, 1e6 + 3, 1e6 + 6]  # mean 1e6 + 3, spread sqrt(14 / 3)
+    assert rewards(*first) == pytest.approx([x / math.sqrt(14 / 3) for x in (-2, -1, 0, 3)], rel=1e-9)
+    assert rewards(1e6 + 3, 1e6 + 99) == pytest.approx([0.0, 5.0], abs=1e-9)
+    assert objective.scale is not None
+    every = torch.tensor([*first, 1e6 + 3, 1e6 + 99], dtype=torch.float64)
+    assert objective.scale.mean == pytest.approx(every.mean().item(), rel=1e-15)
+    assert objective.scale.squares == pytest.approx((every - every.mean()).square().sum().item(), rel=1e-9)
+
+    again = PolicyGradientObjective(baseline=NoBaseline(), kl=InReward(beta=0), normalise="running")
+    again.load_state_dict(objective.state_dict())
+    assert again.scale == objective.scale
+
+
+def half_alike(prompt: str, response: str) -> float:
+    """The same for every response to prompts that end in an odd word, so these have no signal."""
+    return 1.0 if int(prompt.rsplit(maxsplit=1)[-1][1:]) % 2 else word_numbers(prompt, response)
+
+
+@pytest.mark.parametrize("refill", [0, 3, 100])
+def test_prompts_without_signal_are_replaced_within_the_budget(refill: int, policy: BuildPolicy, grow: Grow) -> None:
+    trees = [TokenTree((5, 6 + n), (), str(n)) for n in range(40)]
+    batch, spare = trees[:8], trees[8:]
+    config = ReinforceConfig(samples=3, max_new_tokens=5, unfinished="keep", refill=refill, length_penalty=0.1)
+    rollouts = Rollouts(policy(), as_scorer(half_alike), config)
+    rollout = rollouts(batch, 1, trees)
+    assert all(tree.prompt[-1] % 2 == 0 for tree in rollout.trees)
+    assert [tree.prompt for tree in rollout.trees[:4]] == [tree.prompt for tree in batch if tree.prompt[-1] % 2 == 0]
+    new = [tree.prompt for tree in rollout.trees[4:]]
+    assert len(set(new)) == len(new)
+    assert set(new) <= {tree.prompt for tree in spare}
+    tried = len(rollout) + rollout.left_out
+    if refill == 100:
+        assert len(rollout) == 8
+        assert tried < 8 + 32
+    else:
+        assert tried == 8 + refill
+        assert 4 <= len(rollout) <= 4 + refill
+    assert [t.prompt for t in rollouts(batch, 1, trees).trees] == [t.prompt for t in rollout.trees]
+    for field in (rollout.scores, rollout.logps, rollout.finished):
+        assert field is not None
+        assert [len(row) for row in field] == [3] * len(rollout)
+
+    trained = policy()
+    metrics = Loop(trained, PolicyGradientObjective(kl=InReward(beta=0), unfinished="keep"), lr=1e-3).step(rollout)
+    assert metrics.numbers()["no_signal"] == pytest.approx(rollout.left_out / tried)
+
+
+def test_a_batch_without_any_signal_stays(policy: BuildPolicy) -> None:
+    trees = [TokenTree((5, 7 + 2 * n), (), str(n)) for n in range(6)]
+    config = ReinforceConfig(samples=2, max_new_tokens=4, unfinished="keep", refill=2)
+    rollout = Rollouts(policy(), as_scorer(half_alike), config)(trees[:3], 1, trees)
+    assert (len(rollout), rollout.left_out) == (3, 0)
 
 
 @pytest.mark.slow

@@ -15,8 +15,10 @@ from treeward.losses.advantages import AnyBaseline, LeaveOneOut, MovingAverage, 
 from treeward.methods.reinforce import REINFORCE
 from treeward.models.policy import Policy
 from treeward.models.sampler import DecodeSampler, Noise
+from treeward.runner.progress import TerminalReporter
 from treeward.runner.run import run
 from treeward.runner.settings import build
+from treeward.runs.directory import RunDirectory
 from treeward.trees.rollout import Rollout
 from treeward.trees.tokens import TokenTree
 
@@ -59,6 +61,34 @@ def test_a_rewarded_word_becomes_frequent_and_the_receipt_says_by_what(tmp_path:
     for shown in ("moving-average, decay 0.95", "in-reward, beta 0.05<", "2 a prompt, at most 8 tokens", "count:good"):
         assert shown in page
     assert page.count("<svg") == 4  # score, KL and validation by step, and the frontier
+
+
+@pytest.mark.slow
+def test_a_run_with_several_steps_a_rollout_resumes_between_rollouts(tmp_path: Path) -> None:
+    """Killed inside a rollout, it goes on from the end of the one before, and ends with the same weights."""
+    over = {
+        "steps": 8, "steps_per_rollout": 2, "estimator": {"kind": "clipped-tokens"}, "save_every": 3,
+        "evaluate_every": 4, "require": "any", "normalise": "running", "refill": 4,
+    }  # fmt: skip
+    whole = run(configured(tmp_path / "whole", **over), REINFORCE)
+
+    class Killed(Exception):
+        pass
+
+    class Reporter(TerminalReporter):
+        def step(self, index: int, metrics: Any) -> None:
+            if index == 7:
+                raise Killed
+
+    with pytest.raises(Killed):
+        run(configured(tmp_path / "cut", **over), REINFORCE, reporter=Reporter())
+    directory = RunDirectory(tmp_path / "cut")
+    assert [path.name for path in directory.checkpoints()] == ["step-000006"]
+    resumed = run(configured(tmp_path / "cut", **over), REINFORCE, resume=directory)
+    assert resumed.receipt["after"] == whole.receipt["after"]
+    rows = [RunDirectory(tmp_path / name).lines("metrics.jsonl") for name in ("whole", "cut")]
+    assert rows[0] == rows[1]
+    assert len(rows[0]) == 8
 
 
 def test_f29_a_constant_reward_is_refused_before_the_first_step(tmp_path: Path, capsys: Any) -> None:

@@ -12,17 +12,18 @@ import pytest
 from treeward.cli.inspect import configured as inspection
 from treeward.cli.main import run
 from treeward.cli.parse import parse
-from treeward.data import world
+from treeward.data import embedded, world
 from treeward.data.formats import Purpose
 from treeward.data.inspect import read_contents
 from treeward.data.prepare import prepare
-from treeward.data.prompts import openings, prompt_range
+from treeward.data.prompts import openings, prepare_prompts, prompt_range
 from treeward.data.store import Prepared
 from treeward.methods import METHODS, find
 from treeward.methods import dpo as dpo_method
 from treeward.methods import reward as reward_method
 from treeward.methods.dpo import DPORun
 from treeward.methods.method import RunConfig
+from treeward.methods.reinforce import ReinforceRun
 from treeward.methods.reward import RewardRun
 from treeward.runner.pairs import PairsRun
 from treeward.runner.settings import build, merge, override, recipe, recipes
@@ -137,7 +138,7 @@ def counts(prepared: Prepared) -> tuple[int, ...]:
 @pytest.mark.parametrize("name", recipes())
 def test_a_recipe_fills_training_and_held_out_from_data_like_its_own(name: str, tmp_path: Path, tokenizer: Any) -> None:
     source = None
-    if not name.startswith("world"):
+    if not name.startswith(("world", "arithmetic")):
         write, row = STAND_INS["imdb-dpo" if name.startswith("imdb-dpo") else name.partition("-")[0]]
         source = write(tmp_path / "data", row)
     if name == "helpsteer2-inspect":
@@ -149,7 +150,13 @@ def test_a_recipe_fills_training_and_held_out_from_data_like_its_own(name: str, 
         prompts = openings(config.data, tokenizer, prompt_range(config.prompt_tokens)).prompts
         assert min([prompt.split for prompt in prompts].count(part) for part in PARTS) >= 30
     else:
-        prepared = prepare(config.data, world.tokenizer() if source is None else tokenizer, purpose_of(config))
+        if source is None:
+            tokenizer = embedded.MODELS[str(embedded.model_of(config.data.source))].tokenizer()
+        if isinstance(config, ReinforceRun):
+            prepared = prepare_prompts(config.data, tokenizer, prompt_range(config.prompt_tokens))
+            assert not any(tree.branches for tree in prepared.train)
+        else:
+            prepared = prepare(config.data, tokenizer, purpose_of(config))
         assert len(prepared.train) >= 200
         assert len({tree.group for tree in prepared.held_out}) >= 30
 

@@ -152,8 +152,8 @@ def recipe_of(verb: str, words: Words) -> dict[str, Any]:
 def with_model(verb: str, values: Mapping[str, Any]) -> Mapping[str, Any]:
     """The same mapping, if it names a model.
 
-    Training may leave the model out where the data is the embedded world, and any command where `model.init` is random:
-    then it is the embedded world's model with random weights, and the log says so.
+    Training may leave the model out where the data is embedded: then it is the model of that data, with random weights.
+    Any command may where `model.init` is random: then it is the embedded world's. The log says so.
 
     Raises:
         UserError: no model is named.
@@ -161,13 +161,15 @@ def with_model(verb: str, values: Mapping[str, Any]) -> Mapping[str, Any]:
     model = values.get("model", {})
     if not isinstance(model, Mapping) or "path" in model:
         return values
-    from treeward.data import world
+    from treeward.data import embedded
 
     data = values.get("data", {})
     source = str(data.get("source", "world")) if isinstance(data, Mapping) else ""
-    if str(model.get("init")) == "random" or (is_method(verb) and world.source(source) is not None):
-        log.info("model: the embedded world's, with random weights; name another with --model.path")
-        return values
+    model_of_data = embedded.model_of(source) if is_method(verb) else None
+    name = "world" if str(model.get("init")) == "random" else model_of_data
+    if name is not None:
+        log.info("model: the embedded model %s, with random weights; name another with --model.path", name)
+        return {**values, "model": {**model, "path": name}}
     raise UserError(
         "model.path is not given: name a model with --model.path (a run or model directory, a hub id, or `world` for "
         "the small embedded model with random weights)"

@@ -59,7 +59,7 @@ def _model(model: Mapping[str, Any] | str) -> str:
     if isinstance(model, str):
         return model
     path = str(model.get("path", "a policy that you name with --model.path"))
-    return f"{path} with random weights" if model.get("init") == "random" or path == "world" else path
+    return f"{path} with random weights" if model.get("init") == "random" or path in ("world", "arithmetic") else path
 
 
 def copy(name: str, file: Path) -> None:

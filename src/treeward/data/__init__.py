@@ -1,8 +1,21 @@
 """From rows to trees: sources, formats, splits, rendering, inspection; and the embedded world."""
 
-from treeward.data import figures, formats, inspect, prepare, render, sources, splits, store, world
+from treeward.data import (
+    arithmetic,
+    embedded,
+    figures,
+    formats,
+    inspect,
+    prepare,
+    render,
+    sources,
+    splits,
+    store,
+    world,
+)
 from treeward.data.prepare import Dataset, load
 
 __all__ = [
-    "Dataset", "figures", "formats", "inspect", "load", "prepare", "render", "sources", "splits", "store", "world",
+    "Dataset", "arithmetic", "embedded", "figures", "formats", "inspect", "load", "prepare", "render", "sources",
+    "splits", "store", "world",
 ]  # fmt: skip

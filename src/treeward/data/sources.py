@@ -30,7 +30,7 @@ import pyarrow as pa
 from huggingface_hub import constants
 from pyarrow import parquet
 
-from treeward.data import world
+from treeward.data import embedded
 from treeward.data.splits import NAMES
 from treeward.errors import UserError
 
@@ -195,12 +195,12 @@ def open_source(
     Raises:
         UserError: the source does not exist, cannot be read, has no such split or has no rows.
     """
-    make = world.source(source)
+    make = embedded.source(source)
     if make and split is not None:
         raise UserError(f"data.split {split!r} is not in {source!r}, which has no splits; add --data.split null")
     if make:
-        world_rows = make(seed)
-        return SourceRows(source, {"train": [Shard("", lambda: world_rows)]}, limit, option)
+        made = make(seed)
+        return SourceRows(source, {"train": [Shard("", lambda: made)]}, limit, option)
     rows = SourceRows(source, _one_split(_shards(source, option), source, split), limit, option)
     if next(iter(rows), None) is None:
         raise UserError(f"{option} {source!r} has no rows")

@@ -22,8 +22,6 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from treeward.errors import UserError
-
 QUALITY = ("quiet", "loud", "new", "old", "french", "british", "small", "long", "short", "strange", "recent", "famous")
 KIND = ("film", "drama", "comedy", "thriller", "western", "musical", "sequel", "remake")
 MAKER = ("director", "writer", "team", "studio", "veteran", "beginner", "couple", "student")
@@ -219,18 +217,3 @@ KINDS: Mapping[str, Callable[..., list[dict[str, Any]]]] = {
     "world": pairs, "world-texts": texts, "world-graded": graded,
 }  # fmt: skip
 """The names of the world in `data.source`: its pairs, its texts, its graded responses."""
-
-
-def source(name: str) -> Callable[[int], list[dict[str, Any]]] | None:
-    """The function that makes the rows of `world`, `world-texts` or `world-graded` (`world:20000` for that many) from a
-    seed; None for any other source.
-
-    Raises:
-        UserError: the count is not a whole number above 0.
-    """
-    kind, colon, count = name.partition(":")
-    if kind not in KINDS:
-        return None
-    if colon and not (count.isdecimal() and int(count) > 0):
-        raise UserError(f"data.source {name!r}: after the colon comes a number of rows, such as world:20000")
-    return lambda seed: KINDS[kind](seed, *([int(count)] if colon else []))

@@ -192,8 +192,12 @@ class Attributes:
 
     def scores(self, outputs: Float[Tensor, "N W"]) -> Float[Tensor, "N"]:
         """The weighted mean of the attributes' mean scores."""
-        weights = self.weights or (1 / len(self.names),) * len(self.names)
-        return expectation(self.log_probs(outputs)) @ outputs.new_tensor(weights)
+        return expectation(self.log_probs(outputs)) @ outputs.new_tensor(self.shares)
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The weight of each attribute in the score."""
+        return self.weights or (1 / len(self.names),) * len(self.names)
 
 
 def log_intervals(cumulative: Float[Tensor, "N C"]) -> Float[Tensor, "N B"]:

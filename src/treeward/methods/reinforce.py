@@ -12,9 +12,10 @@ baseline, estimator and place of the KL.
 Letters: G prompts, K samples a prompt, N = G K responses, S scored tokens.
 """
 
+import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from treeward.checks import guards, identities
 from treeward.checks.check import Check
-from treeward.data import world
+from treeward.data import embedded
 from treeward.data.formats import Purpose
 from treeward.data.prompts import prepare_prompts, prompt_range
 from treeward.data.store import Prepared
@@ -45,6 +46,7 @@ from treeward.models.policy import Policy, bare_prompts, token_logps
 from treeward.models.reference import AnyReference, Frozen, ReferenceModel, reference_for
 from treeward.models.sampler import DecodeSampler, Noise, Sampler, row_ids
 from treeward.rewards import scorers
+from treeward.rewards.models import RunOptions
 from treeward.rewards.scorers import AnyScorer, Mixture, Scorer
 from treeward.stats.tables import Measurement, Table
 from treeward.training.loop import Loop, Result, Step, TrainingConfig, result_of
@@ -90,6 +92,13 @@ class ReinforceConfig(TrainingConfig):
     """Subtracted from the reward of an unfinished response."""
     length_penalty: float = 0.0
     """Subtracted from the reward for each token of a response; 0.0005 is usual where one is wanted."""
+    normalise: Literal["none", "running"] = "none"
+    """running: subtract the mean of all earlier scores and divide by their standard deviation, at most 5 either way."""
+    refill: int | None = None
+    """Leave out prompts whose samples all score alike, and replace them by at most this many other prompts a step; 0
+    only leaves them out. By default they stay."""
+    steps_per_rollout: int = 1
+    """Optimizer steps on each rollout; above 1 needs a clipped estimator."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -102,8 +111,21 @@ class ReinforceConfig(TrainingConfig):
                 f"missing_end_penalty is {self.missing_end_penalty}, but unfinished is {self.unfinished!r}: set "
                 "unfinished to penalise, or leave the penalty out"
             )
+        if self.refill is not None and self.samples < 2:
+            raise UserError(
+                f"refill is {self.refill}, but samples is 1: one sample always scores like itself; leave it out"
+            )
+        if self.refill is not None and self.refill < 0:
+            raise UserError(f"refill is {self.refill}; it must be 0 or more")
+        check_reuse(self.estimator, self.steps_per_rollout)
+        if isinstance(self.normalise, str) and self.normalise not in ("none", "running"):
+            raise UserError(f"normalise is {self.normalise!r}; it is none or running")
         if self.batch_size * self.samples < 2:
             raise UserError("batch_size is 1 and samples is 1, so a step has one response; use at least 2 responses")
+
+    @property
+    def steps_per_batch(self) -> int:
+        return self.steps_per_rollout
 
 
 class PolicyGradientObjective:
@@ -120,6 +142,7 @@ class PolicyGradientObjective:
         unfinished: What is done with responses without an end token: "penalise", "mask" or "keep".
         missing_end_penalty: Subtracted from their reward under "penalise".
         length_penalty: Subtracted from the reward for each token.
+        normalise: "none", or "running" for scores relative to the mean and standard deviation of earlier ones.
 
     Raises:
         UserError: the KL needs a reference, or the choices do not go together.
@@ -135,6 +158,7 @@ class PolicyGradientObjective:
         unfinished: Literal["penalise", "mask", "keep"] = "penalise",
         missing_end_penalty: float = 1.0,
         length_penalty: float = 0.0,
+        normalise: Literal["none", "running"] = "none",
     ) -> None:
         self.reference = reference
         self.baseline = baseline or MovingAverage()
@@ -143,6 +167,9 @@ class PolicyGradientObjective:
         self.unfinished = unfinished
         self.missing_end_penalty = missing_end_penalty
         self.length_penalty = length_penalty
+        self.scale: RunningScale | None = RunningScale() if normalise == "running" else None
+        self.no_signal = 0.0
+        self._last: tuple[Rollout, list[TokenTree]] | None = None
         self.beta = self.kl.beta
         self.average: float | None = None
         if reference is None and self.beta:
@@ -167,20 +194,24 @@ class PolicyGradientObjective:
             unfinished=config.unfinished,
             missing_end_penalty=config.missing_end_penalty,
             length_penalty=config.length_penalty,
+            normalise=config.normalise,
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The moving average of the rewards and the coefficient of the KL."""
-        return {"average": self.average, "beta": self.beta}
+        """The moving average of the rewards, the coefficient of the KL, and the running scale of the scores."""
+        return {"average": self.average, "beta": self.beta, "scale": asdict(self.scale) if self.scale else None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put both back."""
+        """Put them back."""
         self.average, self.beta = state["average"], state["beta"]
+        if self.scale is not None:
+            self.scale = RunningScale(**state["scale"])
 
     # From a scored rollout to trees with advantages
 
     def training_trees(self, model: Policy, rollout: Rollout, token_budget: int) -> list[TokenTree]:
-        """The rollout's trees with rewards and advantages; call it once a rollout, because it moves the average.
+        """The rollout's trees with rewards and advantages. The first call for a rollout moves the average; another one
+        gives the same trees, for further steps on the same samples.
 
         Args:
             model: The policy that was sampled.
@@ -190,11 +221,19 @@ class PolicyGradientObjective:
         Raises:
             UserError: the rollout has no scores, was not sampled at temperature 1, or does not fit the baseline.
         """
+        if self._last is not None and self._last[0] is rollout:
+            return self._last[1]
         trees, rewards = self._with_advantages(model, rollout, token_budget)
+        scores = _scores(rollout)
+        alike = rollout.left_out + sum(min(row) == max(row) for row in scores)
+        self.no_signal = alike / (rollout.left_out + len(scores))
+        if self.scale is not None:
+            self.scale.add(score for row in scores for score in row)
         if isinstance(self.baseline, MovingAverage) and bool(rewards.used.any()):
             self.average = self.baseline.updated(rewards)
         kls = [ratio.sum().item() for tree in trees for ratio in _log_ratios(tree.sampled)]
         self.beta = self.kl.adapted(self.beta, sum(kls) / len(kls))
+        self._last = rollout, trees
         return trees
 
     def examples(self, model: Policy, rollout: Rollout, token_budget: int) -> list[TokenTree]:
@@ -244,7 +283,9 @@ class PolicyGradientObjective:
     def _shaped(
         self, trees: Sequence[TokenTree], scores: Sequence[Sequence[float]], finished: Sequence[Sequence[bool]]
     ) -> list[list[float]]:
-        """Scores minus the penalties for length and for a missing end token."""
+        """Scores, relative to earlier ones if asked, minus the penalties for length and for a missing end token."""
+        if self.scale is not None:
+            scores = self.scale(scores)
         missing_end = self.missing_end_penalty if self.unfinished == "penalise" else 0.0
         return [
             [
@@ -322,7 +363,7 @@ class PolicyGradientObjective:
             "ended": torch.tensor([float(f) for each in samples for f in each.finished]),
             "entropy": torch.cat([-part.double() for each in samples for part in each.logps]),
             "advantages/size": torch.tensor([part[0].abs().item() for each in samples for part in each.advantages]),
-            "no_signal": torch.tensor([float(min(each.scores) == max(each.scores)) for each in samples]),
+            "no_signal": torch.full((len(samples),), self.no_signal, dtype=torch.float64),
         }
         for name in samples[0].parts:
             metrics[f"score/{name}"] = torch.tensor([value for each in samples for value in each.parts[name]])
@@ -338,6 +379,56 @@ class PolicyGradientObjective:
         if len(scores[0]) > 1:
             metrics["reward_std"] = torch.stack([each.std() for each in scores])
         return metrics
+
+
+@dataclass
+class RunningScale:
+    """Mean and spread of all scores so far, by Welford's updates, which do not cancel."""
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+    """Sum of squared deviations from the mean."""
+
+    def add(self, scores: Iterable[float]) -> None:
+        """Take these scores in."""
+        for score in scores:
+            self.count += 1
+            off = score - self.mean
+            self.mean += off / self.count
+            self.squares += off * (score - self.mean)
+
+    def __call__(self, scores: Sequence[Sequence[float]]) -> list[list[float]]:
+        """(score - mean) / standard deviation, at most `LARGEST` either way. The first scores are scaled by their own
+        mean and spread; scores without spread become 0.
+        """
+        scale = self
+        if not self.count:
+            scale = RunningScale()
+            scale.add(score for row in scores for score in row)
+        spread = math.sqrt(scale.squares / (scale.count - 1)) if scale.count > 1 else 0.0
+        if not spread:
+            return [[0.0] * len(row) for row in scores]
+        return [[max(-LARGEST, min(LARGEST, (score - scale.mean) / spread)) for score in row] for row in scores]
+
+
+LARGEST = 5.0
+"""Largest normalised score, in standard deviations."""
+
+
+def check_reuse(estimator: AnyEstimator, steps: int) -> None:
+    """Whether the estimator may take this many steps on one rollout.
+
+    Raises:
+        UserError: the number is below 1, or above 1 for a loss without a ratio to the sampling policy.
+    """
+    if steps < 1:
+        raise UserError(f"steps_per_rollout is {steps}; it must be at least 1")
+    if steps > 1 and isinstance(estimator, Reinforce):
+        raise UserError(
+            f"steps_per_rollout is {steps}, but estimator.kind reinforce is right at the policy that sampled only; use "
+            "estimator.kind clipped-responses or clipped-tokens, or steps_per_rollout 1"
+        )
 
 
 def check_samples(baseline: AnyBaseline, samples: int) -> None:
@@ -393,8 +484,9 @@ def _log_ratios(sampled: Sampled) -> list[Tensor]:
 
 GREEDY = 1e-6
 """Sampling temperature at which the most likely token is taken."""
-RANDOM_REWARD = -1
-"""The `member` of the noise that random rewards are drawn from; samples have 0 and up."""
+RANDOM_REWARD, START = -1, -2
+"""The `member` of the noise that random rewards are drawn from, and of the start model's responses; samples have 0 and
+up."""
 
 Control = Literal["random-reward", "target-token"]
 EXPECTED: dict[Control, tuple[str, ...]] = {
@@ -418,13 +510,47 @@ class Rollouts:
     random: bool = False
     """Replace every score by a random number in [0, 1), drawn anew at each step: a control that teaches nothing."""
 
-    def __call__(self, prompts: Sequence[TokenTree], step: int) -> Rollout:
+    def __call__(self, prompts: Sequence[TokenTree], step: int, spare: Sequence[TokenTree] = ()) -> Rollout:
         """Sample from the policy as it is now, before the step of this number, and score the samples.
+
+        With `config.refill` prompts whose samples all have the same score are left out, and some of `spare` take their
+        place. If nothing else is left, the first prompts stay.
 
         Raises:
             BadScore: a score is missing or not finite.
             UserError: a sample could exceed the model's positions.
         """
+        rollout = self._sampled(prompts, step)
+        if self.config.refill is None:
+            return rollout
+        kept = [rollout.where(_differs(rollout))]
+        tried = len(prompts)
+        spare = self._drawn(spare, prompts, step)
+        missing = len(prompts) - len(kept[0])
+        while missing and spare:
+            more = self._sampled(spare[:missing], step)
+            tried += len(more)
+            spare = spare[missing:]
+            kept.append(more.where(_differs(more)))
+            missing -= len(kept[-1])
+        together = Rollout.joined(kept)
+        return replace(together, left_out=tried - len(together)) if len(together) else rollout
+
+    def _drawn(self, spare: Sequence[TokenTree], prompts: Sequence[TokenTree], step: int) -> list[TokenTree]:
+        """At most `config.refill` of `spare` that are not in the batch, in an order that depends on seed and step."""
+        assert self.config.refill is not None
+        taken = {tree.prompt for tree in prompts}
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
+        chosen: list[TokenTree] = []
+        for place in torch.randperm(len(spare), generator=generator).tolist():
+            if len(chosen) == self.config.refill:
+                break
+            if spare[place].prompt not in taken:
+                taken.add(spare[place].prompt)
+                chosen.append(spare[place])
+        return chosen
+
+    def _sampled(self, prompts: Sequence[TokenTree], step: int) -> Rollout:
         config = self.config
         sampler = self.sampler or DecodeSampler.of(self.policy, config.max_new_tokens)
         noise = Noise(config.seed, step=step)
@@ -443,6 +569,11 @@ class Rollouts:
             return rollout.with_scores(self.scorer(rollout).tolist())
         parts = self.scorer.parts(rollout)
         return rollout.with_scores(self.scorer.total(parts).tolist(), {name: v.tolist() for name, v in parts.items()})
+
+
+def _differs(rollout: Rollout) -> list[bool]:
+    """By prompt, whether its samples have different raw scores."""
+    return [min(scores) < max(scores) for scores in _scores(rollout)]
 
 
 def reinforce_steps(
@@ -471,11 +602,14 @@ def reinforce_steps(
     """
     config = config or ReinforceConfig()
     objective = PolicyGradientObjective.of(config, reference or reference_for(policy, config.reference))
+    bare = bare_prompts(prompts, policy.tokenizer)
     rollouts = Rollouts(policy, scorers.as_scorer(reward), config, sampler)
-    batches = config.batches(bare_prompts(prompts, policy.tokenizer))
-    loop = Loop.from_config(policy, objective, config, len(batches))
+    batches = config.batches(bare)
+    loop = Loop.from_config(policy, objective, config, len(batches) * config.steps_per_rollout)
     for batch in batches:
-        yield loop.step(rollouts(batch, loop.index + 1))
+        rollout = rollouts(batch, loop.index + 1, bare)
+        for _ in range(config.steps_per_rollout):
+            yield loop.step(rollout)
 
 
 def reinforce(
@@ -500,27 +634,57 @@ class ReinforceRun(ReinforceConfig, RunConfig):
     kl_cap: float | None = None
     """Stop when a step's mean KL is above this many nats a response, and keep the best weights within it."""
     reward: tuple[str, ...] = ()
-    """Scores the samples that train: `gold` (the embedded world, and its default), `length`, `count:WORD`,
-    `FILE.py:FUNCTION`, or the directory of a reward model or classifier (`DIR#LABEL`). Several are added up."""
+    """Scores the samples that train: `gold` (the embedded world, and its default), `exact-match`, `length`,
+    `count:WORD`, `FILE.py:FUNCTION`, or the directory of a reward model, an ensemble (`DIR#worst`) or a classifier
+    (`DIR#LABEL`). `DIR#mean-sd:1`, `#cvar:0.25`, `#entropic`, `#beats-reference` and `#par` read a reward model's
+    distribution. Several are added up."""
     reward_weights: tuple[float, ...] = ()
     """The weight of each reward, in the same order; 1 each by default."""
+    reward_processes: int = 0
+    """Processes that call a slow reward function of FILE.py; 0 calls it in this one."""
+    reward_timeout: float = 60.0
+    """Longest call of such a function in seconds, where `reward_processes` is above 0."""
+    reference_samples: int = 1
+    """Responses of the start model to each prompt that `#beats-reference` and `#par` compare with."""
     control: Control | None = None
     """Test the set-up: random-reward trains on random numbers, and `reward` must not improve; target-token trains on
     how often the prompts' most frequent token occurs, and that must improve. The exit code is 0 if it ends so."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.reward and self.control != "target-token" and world.source(self.data.source) is None:
+        if not self.reward and self.control != "target-token" and embedded.model_of(self.data.source) != "world":
             raise UserError("reward is not given; name a scorer with --reward, such as gold or FILE.py:FUNCTION")
         if self.control == "target-token" and self.reward:
             raise UserError(f"control is target-token, which has a reward of its own; leave reward {self.reward} out")
         prompt_range(self.prompt_tokens)
+        for name, lowest in (("reward_processes", 0), ("reference_samples", 1)):
+            if getattr(self, name) < lowest:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least {lowest}")
+        if not 0 < self.reward_timeout < math.inf:
+            raise UserError(f"reward_timeout is {self.reward_timeout}; it must be above 0, in seconds")
         if self.kl_cap is not None and not self.kl_cap > 0:
             raise UserError(f"kl_cap is {self.kl_cap}; it must be above 0, in nats a response")
         if self.kl_cap is not None and not self.data.validation:
             raise UserError(
                 "kl_cap is set, but data.validation is 0: the weights within the cap are chosen on that part"
             )
+
+
+@dataclass(frozen=True)
+class StartResponses:
+    """Responses of the start model, for rewards that compare with it; the same for a prompt whenever it is asked."""
+
+    start: ReferenceModel
+    policy: Policy
+    config: ReinforceRun
+
+    def __call__(self, prompts: Sequence[TokenTree]) -> Rollout:
+        noise = Noise(self.config.seed, member=START)
+        bare = [TokenTree(tree.prompt, (), "", row=tree.row) for tree in prompts]
+        with self.start.inference() as packed:
+            tokens, tokenizer = self.config.max_new_tokens, self.policy.tokenizer
+            sampler = DecodeSampler(packed, self.policy.end_ids, tokens, tokenizer=tokenizer)
+            return sampler(bare, self.config.reference_samples, noise)
 
 
 @dataclass(frozen=True)
@@ -573,7 +737,7 @@ class REINFORCE(Method):
         self.objective: PolicyGradientObjective = PolicyGradientObjective.of(config, reference)
         if config.control == "target-token":
             reward = TargetToken(most_frequent_token(self.prepare(self.model.tokenizer).train, self.model))
-        reward = reward or Mixture.find(config.reward or ("gold",), config.reward_weights)
+        reward = reward or Mixture.find(config.reward or ("gold",), config.reward_weights, self._run_options(config))
         random = config.control == "random-reward"
         self.reward_name = config.control if random else reward.name
         self.rollouts = Rollouts(self.model, reward, config, sampler, random)
@@ -582,6 +746,17 @@ class REINFORCE(Method):
             scorer = reward
         self.samples = policies.SampleEvaluation.of(self.model, self.start, config, sampler, scorer, judges)
         self.metric = config.evaluation.metric or "score"
+        self.prompts: list[TokenTree] = []
+
+    def _run_options(self, config: ReinforceRun) -> RunOptions:
+        """What rewards may need of this run."""
+        fixed = config.kl.beta > 0 and config.kl.target is None
+        return RunOptions(
+            kappa=1 / config.kl.beta if fixed else None,
+            responses=StartResponses(self.start, self.model, config),
+            processes=config.reward_processes,
+            timeout=config.reward_timeout,
+        )
 
     @property
     def token_budget(self) -> int:
@@ -589,10 +764,12 @@ class REINFORCE(Method):
         return self.config.token_budget or self.model.token_budget
 
     def prepare(self, tokenizer: Tokenizer) -> Prepared:
-        return prepare_prompts(self.config.data, tokenizer, prompt_range(self.config.prompt_tokens))
+        data = prepare_prompts(self.config.data, tokenizer, prompt_range(self.config.prompt_tokens))
+        self.prompts = bare_prompts(data.train, tokenizer)
+        return data
 
     def batch(self, trees: Sequence[TokenTree], step: int) -> Rollout:
-        return self.rollouts(bare_prompts(trees, self.model.tokenizer), step)
+        return self.rollouts(bare_prompts(trees, self.model.tokenizer), step, self.prompts)
 
     def examples(self, trees: Sequence[TokenTree]) -> tuple[list[TokenTree], list[Check]]:
         """A first rollout, prompts whose samples differ in reward first, and what it must show before training."""
@@ -615,7 +792,10 @@ class REINFORCE(Method):
         return identities.policy_identities(self.model.packed, self.start, trees, self.config.model.random)
 
     def step_checks(self, steps: Sequence[Mapping[str, Any]]) -> list[Check]:
-        return guards.rollout_checks(steps, fixed_length=self.config.unfinished == "keep")
+        first_passes = [row for row in steps if (row["step"] - 1) % self.config.steps_per_rollout == 0]
+        if first_passes[-1] is not steps[-1]:
+            return []  # the samples are those of the step before, and the policy has moved since
+        return guards.rollout_checks(first_passes, fixed_length=self.config.unfinished == "keep")
 
     def stop_reason(self, steps: Sequence[Mapping[str, Any]]) -> str | None:
         cap, kl = self.config.kl_cap, steps[-1]["kl"]

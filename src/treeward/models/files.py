@@ -10,7 +10,7 @@ from typing import Any
 
 import transformers
 
-from treeward.data import world
+from treeward.data import embedded
 from treeward.trees.tokens import Tokenizer
 
 GENERIC = ("PreTrainedTokenizer", "TokenizersBackend")
@@ -21,9 +21,9 @@ it may use the model type's own class, which can give other ids."""
 
 
 def tokenizer_of(path: str) -> Tokenizer | None:
-    """The tokenizer that AutoTokenizer would load from this directory, or `world`'s."""
-    if path == "world":
-        return world.tokenizer()
+    """The tokenizer that AutoTokenizer would load from this directory, or an embedded model's."""
+    if path in embedded.MODELS:
+        return embedded.MODELS[path].tokenizer()
     folder = Path(path).expanduser()
     settings, model = _mapping(folder / "tokenizer_config.json"), _mapping(folder / "config.json")
     if settings is None or not (folder / "tokenizer.json").is_file():
@@ -41,8 +41,8 @@ def tokenizer_of(path: str) -> Tokenizer | None:
 
 def embedding_rows_of(path: str) -> int | None:
     """How many token ids the model in this directory has embeddings for, according to its config.json."""
-    if path == "world":
-        return len(world.vocabulary())
+    if path in embedded.MODELS:
+        return len(embedded.MODELS[path].vocabulary())
     config = _mapping(Path(path).expanduser() / "config.json")
     if config is None or "model_type" not in config:
         return None

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer
 
-from treeward.data import world
+from treeward.data import embedded
 from treeward.data.sources import hub_reachable, is_hub_id
 from treeward.errors import UserError
 from treeward.models.device import DeviceOption, PrecisionOption, choose_device, choose_precision
@@ -56,9 +56,9 @@ class ModelConfig:
     """Which model, and how it runs."""
 
     path: str = "world"
-    """A directory, a hub id, or `world` (the embedded 0.9M Llama)."""
+    """A directory, a hub id, or an embedded Llama with random weights: `world` (0.9M), `arithmetic` (0.8M)."""
     init: Literal["pretrained", "random"] | None = None
-    """pretrained weights, or random ones from the path's config.json; by default random for `world` only."""
+    """pretrained weights, or random ones from the path's config.json; by default random for embedded models only."""
     tokenizer: str | None = None
     """The directory or hub id of another tokenizer; by default the model's own."""
     precision: PrecisionOption = "auto"
@@ -86,8 +86,10 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:
             raise UserError(f"model.dropout is {self.dropout}; it must lie in [0, 1)")
-        if self.path == "world" and self.init == "pretrained":
-            raise UserError("model.init is 'pretrained', but the embedded 'world' model has no weights; use random")
+        if self.path in embedded.MODELS and self.init == "pretrained":
+            raise UserError(
+                f"model.init is 'pretrained', but the embedded model {self.path!r} has no weights; use random"
+            )
         if self.train == "head" and self.lora is not None:
             raise UserError("model.train is 'head', but model.lora trains the backbone too; leave one of them out")
         if self.config and not self.random:
@@ -115,7 +117,7 @@ class ModelConfig:
     @property
     def random(self) -> bool:
         """Whether the weights are random and not loaded."""
-        return self.init == "random" or (self.init is None and self.path == "world")
+        return self.init == "random" or (self.init is None and self.path in embedded.MODELS)
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,15 @@ class Loaded:
     tokenizer: Tokenizer
     precision: Precision
     backend: Backend | None
+
+
+def _plan(path: str) -> Any:
+    """The configuration of an embedded model, a directory or a hub id."""
+    return (
+        embedded.MODELS[path].model_config()
+        if path in embedded.MODELS
+        else _from_pretrained(path, "config", AutoConfig)
+    )
 
 
 def load(config: ModelConfig, auto_class: Any, seed: int, **arguments: Any) -> Loaded:
@@ -139,7 +150,7 @@ def load(config: ModelConfig, auto_class: Any, seed: int, **arguments: Any) -> L
     device = choose_device(config.device)
     tokenizer = load_tokenizer(config)
     if config.random:
-        plan = world.model_config() if config.path == "world" else _from_pretrained(config.path, "config", AutoConfig)
+        plan = _plan(config.path)
         for name, value in (arguments | config.config).items():
             if name in config.config and not hasattr(plan, name):
                 raise UserError(f"model.config has {name!r}, which {type(plan).__name__} does not know")
@@ -174,7 +185,7 @@ def model_directory(path: str) -> str:
         UserError: the path is a run directory that has no model (yet).
     """
     place = Path(path).expanduser()
-    if path == "world" or not place.is_dir() or (place / "config.json").exists():
+    if path in embedded.MODELS or not place.is_dir() or (place / "config.json").exists():
         return path
     if (place / "model" / "config.json").exists():
         return str(place / "model")
@@ -201,8 +212,8 @@ def load_tokenizer(config: ModelConfig) -> Tokenizer:
         UserError: there is none in that place, or it is damaged.
     """
     path = config.tokenizer or config.path
-    if path == "world":
-        return world.tokenizer()
+    if path in embedded.MODELS:
+        return embedded.MODELS[path].tokenizer()
     field = "model.tokenizer" if config.tokenizer else "model.path"
     tokenizer: Tokenizer = _from_pretrained(path, "tokenizer", AutoTokenizer, field)
     longest = getattr(tokenizer, "model_max_length", None)
@@ -213,7 +224,7 @@ def load_tokenizer(config: ModelConfig) -> Tokenizer:
 
 def replaced_tokenizer(config: ModelConfig) -> Tokenizer | None:
     """The model's own tokenizer where the configuration names another one; None otherwise, or where there is none."""
-    if config.tokenizer is None or config.path == "world":
+    if config.tokenizer is None or config.path in embedded.MODELS:
         return None
     place = Path(model_directory(config.path)).expanduser()
     if place.is_dir() and not has_tokenizer(place):
@@ -253,7 +264,7 @@ def embedding_rows(path: str) -> int:
     Raises:
         UserError: there is no configuration at that place, or it names no vocabulary.
     """
-    plan = world.model_config() if path == "world" else _from_pretrained(path, "config", AutoConfig)
+    plan = _plan(path)
     rows = getattr(plan.get_text_config(), "vocab_size", None)
     if rows is None:
         raise UserError(

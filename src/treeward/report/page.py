@@ -17,6 +17,8 @@ from treeward.report.html import write_html
 from treeward.stats.formatting import number
 
 SHOWN_SAMPLES = 6
+EMBEDDED = ("world", "arithmetic")
+"""Names of models that have random weights unless a configuration says otherwise."""
 DEFAULT_LOSSES = {"scalar": "bradley-terry", "attributes": "graded"}
 """The loss of a reward run without one in its configuration, by its head; half-ties for other heads."""
 ACCEPTED = "accepted"
@@ -154,7 +156,7 @@ def _verdict_groups(part: Mapping[str, Any] | None) -> str:
 
 
 def _random(model: Mapping[str, Any]) -> bool:
-    return model.get("init") == "random" or (model.get("path") == "world" and model.get("init") is None)
+    return model.get("init") == "random" or (model.get("path") in EMBEDDED and model.get("init") is None)
 
 
 def _kind(section: Mapping[str, Any] | None) -> str:

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -20,15 +21,15 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from treeward.data import world
-from treeward.data.render import opening_id
 from treeward.errors import UserError
 from treeward.models import artifact
 from treeward.models.loading import CLASSIFIER, ModelConfig, head_of_config, load, load_tokenizer, model_directory
 from treeward.models.reward_model import RewardModel
 from treeward.plugins import load_name
+from treeward.rewards.models import ENSEMBLE, RewardModelScorer, RunOptions, reward_model
+from treeward.rewards.pool import FunctionPool
 from treeward.trees.rollout import Rollout, Sample
-from treeward.trees.text import Response, Tree
-from treeward.trees.tokens import Tokenizer, TokenTree, decode
+from treeward.trees.tokens import Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -73,14 +74,16 @@ class BadScore(UserError):
         )
 
 
-def find(name: str) -> "CheckedScorer":
-    """The scorer of a name:
+def find(name: str, run: RunOptions | None = None) -> "CheckedScorer":
+    """The scorer of a name; `run` is what a training run lends to its rewards.
 
     - `gold`: the embedded world's known score;
     - `length`: the tokens of a response;
     - `count:WORD`: how often the word occurs in a response;
     - `FILE.py:FUNCTION`: a Python function (`FunctionScorer` says what it is called with);
-    - the directory of a reward model, or of the run that trained it;
+    - `exact-match`: 1 where the response is the text of the data row's column `answer`, else 0;
+    - the directory of a reward model, or of the run that trained it, followed by `#READING` where another number than
+      the score is meant (`rewards.models` lists them);
     - the directory or hub id of a sequence classifier, followed by `#LABEL` where one of several labels is meant.
 
     A directory with `treeward.json`, or whose tokenizer has a chat template, is a reward model; any other one is a
@@ -90,7 +93,7 @@ def find(name: str) -> "CheckedScorer":
         UserError: there is no such scorer.
     """
     try:
-        return CheckedScorer(_load(name), name)
+        return CheckedScorer(_load(name, run or RunOptions()), name)
     except UserError as problem:
         message = str(problem)
         raise UserError(message if message.startswith("scorer ") else f"scorer {name!r}: {message}") from None
@@ -159,7 +162,9 @@ class Mixture:
     weights: tuple[float, ...]
 
     @classmethod
-    def find(cls, names: Sequence[str], weights: Sequence[float] = ()) -> "Mixture | CheckedScorer":
+    def find(
+        cls, names: Sequence[str], weights: Sequence[float] = (), run: RunOptions | None = None
+    ) -> "Mixture | CheckedScorer":
         """The scorers of these names with their weights (1 each, unless given); a single one of weight 1 as it is.
 
         Raises:
@@ -169,8 +174,9 @@ class Mixture:
             raise UserError(f"reward_weights has {len(weights)} numbers, but reward names {len(names)} scorers")
         if len(set(names)) < len(names):
             raise UserError(f"reward names a scorer twice: {', '.join(names)}; name each once, with its weight")
-        scorers = tuple(find(name) for name in names)
         weights = tuple(weights) or (1.0,) * len(names)
+        run = run or RunOptions()
+        scorers = tuple(find(name, run.weighted(weight)) for name, weight in zip(names, weights, strict=True))
         return scorers[0] if weights == (1.0,) else cls(scorers, weights)
 
     @property
@@ -233,6 +239,26 @@ class Count:
         return torch.tensor([float(len(word.findall(sample.response))) for sample in rollout.samples()])
 
 
+class ExactMatch:
+    """1 where the response is the text of the data row's column `answer`, spaces at both ends left out; else 0.
+
+    Raises, when called:
+        BadScore: a row has no such column.
+    """
+
+    name = "exact-match"
+
+    def __call__(self, rollout: Rollout) -> Float[Tensor, "N"]:
+        samples = rollout.samples()
+        for sample in samples:
+            if sample.row.get("answer") is None:
+                raise BadScore(
+                    f"scorer 'exact-match' has no answer for the prompt {sample.prompt[:60]!r}: the data row needs a "
+                    "column answer, and data.keep must name it"
+                )
+        return torch.tensor([float(s.response.strip() == str(s.row["answer"]).strip()) for s in samples])
+
+
 @dataclass(frozen=True)
 class FunctionScorer:
     """A Python function. Its positional parameters decide how it is called:
@@ -242,16 +268,23 @@ class FunctionScorer:
     - `f(prompt, response) -> float`, once a response;
     - `f(samples) -> Sequence[float]`, once a rollout, with all its samples (`trees.rollout.Sample`) in order.
 
-    Parameters with a default are left alone, except one that is called `row`.
+    Parameters with a default are left alone, except one that is called `row`. With a `pool` it is called in other
+    processes, each call within the pool's time limit.
 
     Raises:
-        UserError: it takes other arguments.
+        UserError: it takes other arguments, or takes all samples at once and has a pool.
     """
 
     function: Callable[..., Any]
     name: str
+    pool: FunctionPool | None = None
 
     def __post_init__(self) -> None:
+        if self.arguments == 1 and self.pool is not None:
+            raise UserError(
+                f"scorer {self.name!r} takes all samples at once, so it cannot be spread over reward_processes "
+                f"{self.pool.processes}; define it as f(prompt, response, row), or leave reward_processes out"
+            )
         if self.arguments not in (1, 2, 3):
             raise UserError(
                 f"scorer {self.name!r} cannot be called as a scorer: define it as f(prompt, response, row) or "
@@ -267,17 +300,29 @@ class FunctionScorer:
         samples = rollout.samples()
         if self.arguments == 1:
             values = self._all_at_once(samples)
+        elif self.pool is not None:
+            values = self._in_pool(self.pool, samples)
         else:
             values = [self._one(sample, number) for number, sample in enumerate(samples, 1)]
         scores = [self._number(value, *numbered) for value, numbered in zip(values, enumerate(samples, 1), strict=True)]
         return torch.tensor(scores, dtype=torch.float32)
 
     def _one(self, sample: Sample, number: int) -> object:
-        arguments = (sample.prompt, sample.response, sample.row)[: self.arguments]
         try:
-            return self.function(*arguments)
+            return self.function(*self._arguments_of(sample))
         except (Exception, SystemExit) as problem:  # a user's function may raise anything
-            raise self._failure(f"response {number}, {sample.response[:60]!r}", problem) from problem
+            raise self._failure(_which(sample, number), problem) from problem
+
+    def _arguments_of(self, sample: Sample) -> tuple[Any, ...]:
+        return (sample.prompt, sample.response, sample.row)[: self.arguments]
+
+    def _in_pool(self, pool: FunctionPool, samples: Sequence[Sample]) -> list[object]:
+        values: list[object] = []
+        for number, answer in enumerate(pool([self._arguments_of(sample) for sample in samples]), 1):
+            if answer.problem:
+                raise BadScore(f"scorer {self.name!r} failed for {_which(samples[number - 1], number)}{answer.problem}")
+            values.append(answer.value)
+        return values
 
     def _all_at_once(self, samples: Sequence[Sample]) -> list[object]:
         try:
@@ -309,55 +354,6 @@ class FunctionScorer:
         except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: a tensor of several numbers
             pass
         raise BadScore.of(self.name, _short(value), number, sample.response)
-
-
-class RewardModelScorer:
-    """A trained reward model.
-
-    A model with the policy's vocabulary scores the ids as they are. Any other model gets the text, rendered by its own
-    tokenizer; a chat becomes plain text, because its turns cannot be recovered from ids. A model that was trained on
-    texts without prompts gets prompt and response as one text. Texts longer than in training are cut as in training.
-    """
-
-    def __init__(self, model: RewardModel, name: str) -> None:
-        self.model = model
-        self.name = name
-        self.cut = 0
-        """Trees that had a text longer than in training."""
-        self._warned = False
-
-    def __call__(self, rollout: Rollout) -> Float[Tensor, "N"]:
-        tokenizer = rollout.tokenizer
-        if self.model.reads_whole:
-            return self.model.score([Tree("", [text], group=text) for text in rollout.texts()])
-        if self.model.tokenizer.get_vocab() == tokenizer.get_vocab():
-            return self.model.score([self._cut_to_budgets(tree) for tree in rollout.trees])
-        if not self._warned and any(_is_chat(tree, tokenizer) for tree in rollout.trees):
-            self._warned = True
-            log.warning(
-                "scorer %r has another vocabulary and reads these chats as plain text, without its template", self.name
-            )
-        return self.model.score([_as_text(tree, tokenizer) for tree in rollout.trees])
-
-    def _cut_to_budgets(self, tree: TokenTree) -> TokenTree:
-        """The tree at the budgets of the model's training: prompts cut on the left, responses on the right."""
-        budgets = self.model.budgets
-        if budgets is None:
-            return tree
-        prompt, branches = tree.prompt, tuple(branch[: budgets.max_response] for branch in tree.branches)
-        if len(prompt) > budgets.max_prompt:
-            has_bos = prompt[0] == opening_id(self.model.tokenizer) and budgets.max_prompt > 1
-            prompt = (prompt[0], *prompt[1 - budgets.max_prompt :]) if has_bos else prompt[-budgets.max_prompt :]
-        if (prompt, branches) != (tree.prompt, tree.branches):
-            if not self.cut:
-                log.warning(
-                    "scorer %r was trained with prompts of %d and responses of %d tokens; longer ones are cut",
-                    self.name,
-                    budgets.max_prompt,
-                    budgets.max_response,
-                )
-            self.cut += 1
-        return replace(tree, prompt=prompt, branches=branches)
 
 
 class Classifier:
@@ -441,21 +437,29 @@ class Classifier:
         return list(self.tokenizer(text, truncation=True, max_length=self.longest).input_ids)
 
 
-def _load(name: str) -> Scorer:
+def _load(name: str, run: RunOptions) -> Scorer:
     if name == "gold":
         return Gold()
     if name == "length":
         return Length()
+    if name == "exact-match":
+        return ExactMatch()
     if name.startswith(COUNT):
         return Count(name.removeprefix(COUNT))
     if PYTHON in name:
-        return _from_callable(load_name(name, "scorer"), name)
+        scorer = _from_callable(load_name(name, "scorer"), name)
+        if run.processes and isinstance(scorer.scorer, FunctionScorer):
+            return replace(scorer.scorer, pool=FunctionPool(name, run.processes, run.timeout))
+        return scorer
     if name.endswith(".py"):
         raise UserError(f"scorer {name!r} names a Python file but no function; write {name}:FUNCTION")
-    path = model_directory(name.partition("#")[0])
-    if "#" in name:
-        return Classifier.load(f"{path}#{name.partition('#')[2]}")
-    return Classifier.load(path) if _is_classifier(path) else RewardModelScorer(RewardModel.load(path), name)
+    place, _, reading = name.partition("#")
+    if reading and (Path(place).expanduser() / ENSEMBLE).is_file():
+        return reward_model(str(Path(place).expanduser()), name, reading, run)  # type: ignore[no-any-return]
+    path = model_directory(place)
+    if _is_classifier(path):
+        return Classifier.load(f"{path}#{reading}" if reading else path)
+    return reward_model(path, name, reading, run)  # type: ignore[no-any-return]
 
 
 def _from_callable(value: Any, name: str) -> CheckedScorer:
@@ -506,15 +510,8 @@ def _label_index(config: Any, name: str, label: str) -> int:
     return len(labels) - 1
 
 
-def _is_chat(tree: TokenTree, tokenizer: Tokenizer) -> bool:
-    """Whether the prompt has special tokens after the first one, as a chat template inserts them."""
-    return not set(tokenizer.all_special_ids).isdisjoint(tree.prompt[1:])
-
-
-def _as_text(tree: TokenTree, tokenizer: Tokenizer) -> Tree:
-    special = set(tokenizer.all_special_ids)
-    responses = [Response(decode(b, tokenizer), finished=b[-1] in special) for b in tree.branches]
-    return Tree(decode(tree.prompt, tokenizer), responses, group=tree.group)
+def _which(sample: Sample, number: int) -> str:
+    return f"response {number}, {sample.response[:60]!r}, to the prompt {sample.prompt[-60:]!r}"
 
 
 def _short(value: object) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from treeward.data import store
+from treeward.data import embedded, store
 from treeward.data.inspect import Inspection, read_contents
 from treeward.data.inspect import inspect as inspect_contents
 from treeward.data.prepare import DataConfig, prepare_to
@@ -33,7 +33,7 @@ class InspectRun:
     """The data."""
     tokenizer: tuple[str, ...] = ()
     """Directory or hub id, or `world`; may be given several times. --save and --recipe use the first one. By default
-    the model's, else the world's for the world; without any, lengths are in words."""
+    the model's, else an embedded source's own; without any, lengths are in words."""
     model: str | None = None
     """Directory or hub id of a model: ids beyond its embedding are counted. Its config.json is enough."""
     out: str | None = None
@@ -149,8 +149,8 @@ def _check_places(config: InspectRun, path: Path) -> None:
 def _tokenizers(config: InspectRun, load: Callable[[str], Tokenizer]) -> dict[str, Tokenizer]:
     """Tokenizers by the last part of their name, or by the whole name where two last parts are equal."""
     names = list(dict.fromkeys(config.tokenizer))
-    if not names and config.data.source in ("world", "world-texts"):
-        names = ["world"]
+    if not names and (model := embedded.model_of(config.data.source)) is not None:
+        names = [model]
     if not names and config.model is not None and _has_tokenizer(config.model):
         names = [config.model]
     short = [name.rstrip("/").rsplit("/", 1)[-1] for name in names]

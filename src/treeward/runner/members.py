@@ -20,6 +20,7 @@ from treeward.methods.reward import Reward, RewardRun, loss_for, required_data
 from treeward.models import ensemble
 from treeward.models.artifact import annotate
 from treeward.models.reward_model import RewardModel
+from treeward.rewards.models import ENSEMBLE
 from treeward.runner.run import Finished, data_of, run
 from treeward.runs.directory import RunDirectory, finite, free_path
 from treeward.stats.tables import compare
@@ -62,7 +63,8 @@ def train_members(config: RewardRun) -> TrainedEnsemble:
     purpose = required_data(loss_for(models[0].head, config.loss))
     trees = data_of(config, prepare(config.data, models[0].tokenizer, purpose)).held_out
     averaged = ensemble.warm(models)
-    standardised = ensemble.Ensemble.standardised(models, trees).scores(trees)
+    together = ensemble.Ensemble.standardised(models, trees)
+    standardised = together.scores(trees)
     raw = torch.stack([model.score(trees) for model in models])
     scores: dict[str, Tensor] = {
         "member 1": raw[0],
@@ -75,7 +77,14 @@ def train_members(config: RewardRun) -> TrainedEnsemble:
     averaged.save(path / "model")
     annotate(path / "model", finite({"accuracy": combinations["WARM"]["accuracy"], "members": config.members}))
     spread = float(ensemble.spread(standardised).mean())
-    RunDirectory(path).write_json("ensemble.json", {"ways": combinations, "mean_spread_in_sd": spread})
+    facts = {
+        "ways": combinations,
+        "mean_spread_in_sd": spread,
+        "members": [each.path.name for each in finished],
+        "centres": together.centres,
+        "scales": together.scales,
+    }
+    RunDirectory(path).write_json(ENSEMBLE, facts)
     return TrainedEnsemble(path, finished, combinations, max(each.exit_code for each in finished))
 
 

@@ -48,7 +48,7 @@ from treeward.stats.intervals import Difference, against_half
 from treeward.stats.tables import JUDGE, Measurement, metric
 from treeward.training.batches import Batches
 from treeward.training.checkpoints import MustMatch, load_trainable, save_trainable
-from treeward.training.loop import Loop, Stateful, TrainingConfig
+from treeward.training.loop import Loop, Stateful, Step, TrainingConfig
 from treeward.trees.rollout import Rollout
 from treeward.trees.text import split_group
 from treeward.trees.tokens import TokenTree
@@ -85,7 +85,12 @@ class Setup:
     @property
     def validate_every(self) -> int:
         """Steps between two measurements on the validation part."""
-        return self.config.evaluate_every or self.batches.per_epoch
+        return self.config.evaluate_every or self.batches.per_epoch * self.config.steps_per_batch
+
+    @property
+    def steps(self) -> int:
+        """Planned optimizer steps."""
+        return len(self.batches) * self.config.steps_per_batch
 
 
 @dataclass(frozen=True)
@@ -168,7 +173,7 @@ def set_up(config: RunConfig, method: Callable[[Any], Method], *, runtime: Runti
     require([check for check in checks if check.id == "F09"])
     checks.append(enough_groups(data, built.verdict_groups(data.held_out)))
     batches = config.batches(data.train)
-    loop = Loop.from_config(model, built.objective, config, len(batches), runtime)
+    loop = Loop.from_config(model, built.objective, config, len(batches) * config.steps_per_batch, runtime)
     model_checks, missing, probe = _model_checks(config, built, data, loop)
     accepted = require([*tokenizer_checks, *checks, *model_checks], config.skip_check)
     return Setup(config, built, data, batches, loop, accepted, missing, probe)
@@ -185,7 +190,8 @@ def data_of(config: RunConfig, data: Prepared) -> Prepared:
     if not data.train:
         raise UserError(f"data.source {config.data.source!r} leaves nothing to train on: {data.account}")
     batches = config.batches(data.train)
-    selects = (config.evaluate_every or batches.per_epoch) < len(batches)
+    per_epoch, steps = (count * config.steps_per_batch for count in (batches.per_epoch, len(batches)))
+    selects = (config.evaluate_every or per_epoch) < steps
     data = data.apart(chooses=selects, seed=config.data.seed)
     log.info("trees: %s", ", ".join(f"{len(trees)} {part}" for part, trees in data.parts.items()))
     if data.verdict_on != "test" and data.held_out:
@@ -223,7 +229,7 @@ def _model_checks(
     probe = identities.probe(examples)
     gradients, missing = identities.reached(packed, method.objective, probe, loop.parameters)
     parameters = sum(p.numel() for p in packed.parameters())
-    steps = len(config.batches(data.train))
+    steps = len(config.batches(data.train)) * config.steps_per_batch
     checks = [
         identities.layout(verification),
         *identities.passes(packed, probe),
@@ -277,7 +283,7 @@ def estimate(setup: Setup) -> str:
     setup.loop.backward(setup.method.batch(setup.data.train[: setup.config.batch_size], 0))
     seconds = time.monotonic() - clock
     packed.zero_grad(set_to_none=True)
-    steps = len(setup.batches)
+    steps = setup.steps
     states = 8 * sum(p.numel() for p in packed.parameters() if p.requires_grad)
     memory = (psutil.Process().memory_info().rss + states) / 1e9
     return f"about {seconds:.2g} s a step, {steps} steps: {steps * seconds / 60:.1f} min; about {memory:.1f} GB"
@@ -307,11 +313,11 @@ def train(setup: Setup, directory: RunDirectory, resumed: bool, reporter: Report
 
     A loss, gradient or score that is not finite ends training with a failed check; the run still gets its receipt.
     """
-    method, loop, batches, data = setup.method, setup.loop, setup.batches, setup.data
+    method, loop, batches = setup.method, setup.loop, setup.batches
     start, best = weights.snapshot(method.model.packed), Best()
     states: dict[str, Stateful] = {"batches": batches, "best": best, "run": MustMatch(_identity(setup))}
     clock = time.monotonic()
-    total, done = len(batches), _last_checkpoint(directory)
+    total, done, per_batch = setup.steps, _last_checkpoint(directory), setup.config.steps_per_batch
     if done:
         loop.load(directory.checkpoint(done), **states)
     if resumed:
@@ -322,26 +328,21 @@ def train(setup: Setup, directory: RunDirectory, resumed: bool, reporter: Report
     figures: dict[str, float] = {}
     try:
         with interruptible() as pressed:
-            for trees in reporter.progress(batches if done < total else (), total, method.name, done, figures):
-                batch = method.batch(trees, loop.index + 1)
+            again = ((trees, n) for trees in batches for n in range(1, per_batch + 1)) if done < total else ()
+            for trees, pass_number in reporter.progress(again, total, method.name, done, figures):
+                if pass_number == 1:
+                    batch = method.batch(trees, loop.index + 1)
                 tokens += sum(map(len, batch.trees if isinstance(batch, Rollout) else batch))
                 step = loop.step(batch)
-                row: dict[str, Any] = {"step": step.index, **step.numbers()}
-                figures |= {name: row[name] for name in method.shown if name in row}
-                try:
-                    if data.parts["validation"] and (step.index % setup.validate_every == 0 or step.index == total):
-                        row |= _validate(method, data.parts["validation"], step.index, best, directory)
-                        figures[f"validation {method.metric}"] = row[f"validation/{method.metric}"]
-                finally:
-                    directory.append("metrics.jsonl", row)
-                    rows.append(row)
-                reporter.step(step.index, row)
+                rows.append(_logged(setup, step, best, directory, figures))
+                reporter.step(step.index, rows[-1])
                 broken, stopped = _reason_to_end(method, rows)
                 if broken or stopped:
                     break
-                if step.index % setup.config.save_every == 0 or pressed:
+                whole_batch = pass_number == per_batch  # a checkpoint has no half-used rollout
+                if whole_batch and (step.index % setup.config.save_every < per_batch or pressed):
                     _save(loop, directory, states)
-                if pressed:
+                if whole_batch and pressed:
                     raise Interrupted(
                         f"stopped after step {step.index} of {total}; go on with: treeward resume {directory.path}"
                     )
@@ -358,6 +359,20 @@ def train(setup: Setup, directory: RunDirectory, resumed: bool, reporter: Report
     kept_movement = Movement.since(method.model, start)
     planned, seconds = loop.index if stopped else total, time.monotonic() - clock
     return Trained(loop.index, planned, last_movement or kept_movement, kept_movement, broken, stopped, seconds, tokens)
+
+
+def _logged(setup: Setup, step: Step, best: Best, directory: RunDirectory, figures: dict[str, float]) -> dict[str, Any]:
+    """The row of a step in metrics.jsonl, with the validation metrics where they are due; `figures` are updated."""
+    method, parts = setup.method, setup.data.parts
+    row: dict[str, Any] = {"step": step.index, **step.numbers()}
+    figures |= {name: row[name] for name in method.shown if name in row}
+    try:
+        if parts["validation"] and (step.index % setup.validate_every == 0 or step.index == setup.steps):
+            row |= _validate(method, parts["validation"], step.index, best, directory)
+            figures[f"validation {method.metric}"] = row[f"validation/{method.metric}"]
+    finally:
+        directory.append("metrics.jsonl", row)
+    return row
 
 
 def _reason_to_end(method: Method, steps: Sequence[Mapping[str, Any]]) -> tuple[Check | None, str | None]:

@@ -74,9 +74,15 @@ class TrainingConfig:
         if not 0 <= self.warmup < 1:
             raise UserError(f"warmup is {self.warmup}; it is a share of the steps, in [0, 1)")
 
+    @property
+    def steps_per_batch(self) -> int:
+        """Optimizer steps on each batch."""
+        return 1
+
     def batches(self, trees: Sequence[TokenTree]) -> Batches[TokenTree]:
         """The batches of a run over these trees."""
-        return Batches(trees, self.batch_size, self.epochs, self.seed, self.steps)
+        steps = None if self.steps is None else math.ceil(self.steps / self.steps_per_batch)
+        return Batches(trees, self.batch_size, self.epochs, self.seed, steps)
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,32 @@ class Rollout:
     finished: Sequence[Sequence[bool]] | None = None
     parts: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
     greedy: "Rollout | None" = None
+    left_out: int = 0
+    """Prompts that were sampled too and left out, because all their samples had the same score."""
+
+    @classmethod
+    def joined(cls, rollouts: "Sequence[Rollout]") -> "Rollout":
+        """One rollout of several that record the same things, prompts in order."""
+        first = rollouts[0]
+
+        def all_of(name: str) -> Any:
+            parts = [getattr(rollout, name) for rollout in rollouts]
+            return None if parts[0] is None else [item for part in parts for item in part]
+
+        greedy = None if first.greedy is None else cls.joined([r.greedy for r in rollouts if r.greedy is not None])
+        parts = {name: [row for rollout in rollouts for row in rollout.parts[name]] for name in first.parts}
+        lists = {name: all_of(name) for name in ("trees", "logps", "drawn_logps", "scores", "finished")}
+        return replace(first, **lists, parts=parts, greedy=greedy, left_out=sum(r.left_out for r in rollouts))
+
+    def where(self, keep: Sequence[bool]) -> "Rollout":
+        """The prompts at which `keep` is true."""
+
+        def kept(items: Any) -> Any:
+            return None if items is None else [item for item, k in zip(items, keep, strict=True) if k]
+
+        lists = {name: kept(getattr(self, name)) for name in ("trees", "logps", "drawn_logps", "scores", "finished")}
+        parts = {name: kept(rows) for name, rows in self.parts.items()}
+        return replace(self, **lists, parts=parts, greedy=None if self.greedy is None else self.greedy.where(keep))
 
     def __len__(self) -> int:
         """The number of prompts."""
