@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import yaml
 
 from treeward.cli.main import run
 from treeward.report.figures import PLACES, WIDTH, offsets, overlap, text_box
-from treeward.report.frontier import Runs, family_of, setting_of, write_frontier
+from treeward.report.frontier import Runs, family_of, setting_of, settings_of, write_frontier
 from treeward.stats import diversity
 
 
@@ -114,6 +115,44 @@ def test_settings_that_differ_in_the_rate_are_told_apart(tmp_path: Path) -> None
     runs = [a_run(tmp_path / f"{lr}-{n}", 1.0, 0.5, seed=n, lr=lr) for lr in (1e-4, 1e-5) for n in range(2)]
     between = (page := write_frontier(runs, tmp_path / "f.html").read_text())[page.index("Between seeds") :]
     assert between.index("beta 0.1, lr 0.0001") < between.index("beta 0.1, lr 1e-05")
+
+
+def test_settings_with_eight_seeds_are_compared_and_drawn(tmp_path: Path) -> None:
+    """On the page: the figures of the paths, and one claim for the end and for each KL."""
+    runs = []
+    for lr, gain in ((1e-4, 1.0), (1e-5, 2.0)):
+        for seed in range(8):
+            run = a_run(tmp_path / f"{lr}-{seed}", gain + seed / 10 + seed % 3 / 100, 5.0, seed=seed, lr=lr)
+            rows = [
+                {"step": n, "validation/kl": float(n), "validation/score": gain * n + seed / 7} for n in range(1, 6)
+            ]
+            (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [{"step": 0}, *rows]))
+            runs.append(run)
+    page = write_frontier(runs, tmp_path / "f.html").read_text()
+    table = page[page.index("Settings, paired by seed") :]
+    verdicts = re.findall(r"<td>([^<]*)</td></tr>", table)
+    assert verdicts == ["dpo sigmoid js, beta 0.1, lr 1e-05 is above"] * 3 + ["not reached"]
+    assert "interval unreliable" not in page[page.index("Between seeds") :]
+    assert page.count("<svg") == 3
+    fewer = write_frontier([*runs[:3], *runs[8:11]], tmp_path / "g.html").read_text()
+    assert fewer.count("no claim from 3 seeds") == 3
+    assert "Settings, paired" not in write_frontier(runs[:3], tmp_path / "h.html").read_text()
+
+
+def test_settings_with_one_name_are_told_apart_by_what_differs() -> None:
+    base = {"command": "reinforce", "lr": 1e-4, "kl": {"kind": "in-reward", "beta": 0.05}, "seed": 0}
+    configs = [
+        {**base, "baseline": {"kind": "moving-average"}, "reward": ["/a/b/rm-scalar"]},
+        {**base, "baseline": {"kind": "moving-average"}, "reward": ["/a/b/rm-cat#cvar:0.25"], "out": "x"},
+        {**base, "baseline": {"kind": "leave-one-out"}, "reward": ["/a/b/rm-scalar"], "seed": 1},
+        {**base, "baseline": {"kind": "leave-one-out"}, "reward": ["/a/b/rm-scalar"], "seed": 2},
+    ]
+    assert settings_of(configs) == [
+        "reinforce moving-average, beta 0.05, lr 0.0001, reward b/rm-scalar",
+        "reinforce moving-average, beta 0.05, lr 0.0001, reward b/rm-cat#cvar:0.25",
+        "reinforce leave-one-out, beta 0.05, lr 0.0001",
+        "reinforce leave-one-out, beta 0.05, lr 0.0001",
+    ]
 
 
 def test_a_broken_run_stands_last_and_beats_nothing(tmp_path: Path) -> None:

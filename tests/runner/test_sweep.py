@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from treeward.cli.main import run
-from treeward.cli.training import show_sweep
+from treeward.cli.parse import parse
+from treeward.cli.training import show_sweep, with_seeds
 from treeward.models.reference import ReferenceModel
 from treeward.runner import sweep as job
 from treeward.runner.run import Finished
@@ -142,3 +143,21 @@ def test_a_later_point_that_cannot_run_is_told_and_a_first_one_stops_the_sweep(
 def test_flags_for_one_run_are_refused() -> None:
     assert run(["dpo", "--sweep", "seed=0,1", "--dry-run"]) == 2
     assert job.axis("seed=0,1") == ("seed", ("0", "1"))
+
+
+def test_seeds_are_a_sweep_over_seeds() -> None:
+    words = parse(["world-reinforce", "--seeds", "3", "--seed", "5", "--sweep", "lr=1,2", "--lr", "3"], ())
+    assert [option for option in with_seeds("reinforce", words).options if option[0] in ("seed", "seeds", "sweep")] == [
+        ("sweep", "lr=1,2"),
+        ("sweep", "seed=5,6,7"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [(["--seeds", "1"], "--seeds is '1'"), (["--seeds", "two"], "--seeds is 'two'"),
+     (["--seeds", "2", "--sweep", "seed=1,2"], "both name seeds")],
+)  # fmt: skip
+def test_seeds_that_cannot_be_are_one_line(words: list[str], named: str, capsys: Any) -> None:
+    assert run(["reinforce", "world-reinforce", *words]) == 2
+    assert named in capsys.readouterr().err

@@ -1,11 +1,13 @@
 """The frontier: which models are on it, and which are clearly beaten."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from treeward.stats.frontier import Point, over_seeds, standings
+from treeward.stats.frontier import Point, claims, over_seeds, score_at, standings
 from treeward.stats.intervals import Floats, Interval
 
 
@@ -82,3 +84,62 @@ def test_over_seeds_is_the_mean_with_the_interval_between_runs() -> None:
     assert (mean.kl.value, mean.kl.high - 1.0) == (1.0, pytest.approx(4.302653 / 2 / math.sqrt(3), rel=1e-6))
     assert mean.score.high - 2.0 == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
     assert single == point("b", 1, 1)
+
+
+def test_the_score_at_a_kl_is_where_the_path_first_reaches_it() -> None:
+    path = [(0.5, 0.0), (1.5, 0.4), (3.0, 1.0), (2.0, 5.0), (4.0, 7.0)]
+    assert score_at(path, 1.0) == pytest.approx(0.2)
+    assert score_at(path, 2.25) == pytest.approx(0.7)
+    assert score_at(path, 4.0) == pytest.approx(7.0)
+    assert score_at(path, 0.2) is None
+    assert score_at(path, 5.0) is None
+
+
+def paths_of(gains: Any) -> dict[int, list[tuple[float, float]]]:
+    """One straight path for each seed, from (0, 0) to (10, ten times its gain)."""
+    return {seed: [(0.0, 0.0), (10.0, 10 * gain)] for seed, gain in enumerate(gains)}
+
+
+def test_settings_are_compared_by_paired_seeds_at_each_kl_and_at_the_end() -> None:
+    """Seeds differ far more than settings do, so only pairing shows the difference."""
+    draw = np.random.default_rng(0)
+    seeds = draw.normal(size=8)
+    paths = {
+        "low": paths_of(seeds),
+        "high": paths_of(seeds + 0.2 + 0.01 * draw.normal(size=8)),
+        "same": paths_of(seeds + 0.01 * draw.normal(size=8)),
+    }
+    trained = {name: {seed: path[-1][1] for seed, path in by_seed.items()} for name, by_seed in paths.items()}
+    made = {(c.a, c.b, c.kl): c for c in claims(paths, trained, (2.0, 20.0))}
+    assert made["low", "high", 2.0].verdict == "high is above"
+    assert made["high", "same", None].verdict == "high is above"
+    assert made["low", "same", 2.0].verdict == "not distinguishable"
+    assert made["low", "high", 20.0].verdict == "not reached"
+    claim = made["low", "high", 2.0]
+    assert claim.difference is not None
+    assert claim.difference.value == pytest.approx(0.4, abs=0.02)
+    assert claim.difference.low < claim.difference.value < claim.difference.high
+    plain = float(stats.ttest_rel([2 * path[-1][1] / 10 for path in paths["high"].values()], 2 * seeds).pvalue)
+    assert plain <= claim.p <= 6 * plain  # six comparisons have a value
+
+
+def test_fewer_than_eight_seeds_make_no_claim() -> None:
+    gains = np.arange(7.0)
+    paths = {"a": paths_of(gains), "b": paths_of(gains + 1 + gains / 100)}
+    trained = {name: {seed: path[-1][1] for seed, path in by_seed.items()} for name, by_seed in paths.items()}
+    made = claims(paths, trained, (2.0,))
+    assert [claim.verdict for claim in made] == ["no claim from 7 seeds"] * 2
+    assert all(claim.p < 1e-4 for claim in made)
+
+
+@pytest.mark.slow
+def test_equal_settings_are_seldom_called_different() -> None:
+    """Of 200 studies of three equal settings 5 % may claim anything; 20 or more have a probability below 1 in 1000."""
+    draw = np.random.default_rng(1)
+    called = 0
+    for _ in range(200):
+        base = draw.normal(size=8)
+        paths = {name: paths_of(base + 0.3 * draw.normal(size=8)) for name in "abc"}
+        trained = {name: {s: p[-1][1] + draw.normal() for s, p in by_seed.items()} for name, by_seed in paths.items()}
+        called += any(claim.verdict.endswith("is above") for claim in claims(paths, trained))
+    assert called < 20

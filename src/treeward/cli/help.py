@@ -32,6 +32,7 @@ TRAIN_FLAGS = (
     ("--dry-run", "load the data, run the checks, estimate time and memory, and stop"),
     PRINT_CONFIG,
     ("--sweep KEY=V1,V2,...", "train with each value (repeated: with each combination); one frontier of all runs"),
+    ("--seeds N", "train with N seeds, each point of a sweep too; settings are compared from 8 paired seeds on"),
     ("--resume RUN", "the same as treeward resume RUN"),
     JSON,
     ALLOW_CODE,

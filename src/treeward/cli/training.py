@@ -36,6 +36,9 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     options = dict(words.options)
     if "resume" in options:
         return resume(Words((options["resume"],), tuple(o for o in words.options if o[0] != "resume"), words.flags))
+    if "seeds" in options:
+        words = with_seeds(verb, words)
+        options = dict(words.options)
     if "sweep" in options:
         return show_sweep(run_sweep(verb, words), as_json)
     config: RunConfig = configured(verb, words)
@@ -65,6 +68,24 @@ def method_of(words: Words) -> tuple[str, Words]:
         raise UserError("method is not given: name one with --method, such as dpo or FILE.py:NAME")
     rest = tuple(option for option in words.options if option[0] != "method")
     return options["method"], Words(words.places, rest, words.flags)
+
+
+def with_seeds(verb: str, words: Words) -> Words:
+    """The words with `--seeds N` as a sweep over N seeds, from the configured one on.
+
+    Raises:
+        UserError: N is not a whole number from 2, or the seed is swept too.
+    """
+    options = dict(words.options)
+    if not options["seeds"].isdecimal() or int(options["seeds"]) < 2:
+        raise UserError(f"--seeds is {options['seeds']!r}; it is a number of seeds from 2, such as --seeds 8")
+    axes = [axis(text) for key, text in words.options if key == "sweep"]
+    if any(key == "seed" for key, _ in axes):
+        raise UserError("--seeds and --sweep seed=... both name seeds; leave one out")
+    first = int(options.get("seed", recipe_of(verb, words).get("seed", 0)))
+    seeds = ",".join(str(first + n) for n in range(int(options["seeds"])))
+    rest = [option for option in words.options if option[0] not in ("seeds", "seed")]
+    return Words(words.places, (*rest, ("sweep", f"seed={seeds}")), words.flags)
 
 
 def run_sweep(verb: str, words: Words) -> Swept:

@@ -1,4 +1,4 @@
-"""The embedded sums: additions and subtractions of numbers up to 49, whose answers can be checked, without network.
+"""The embedded sums: additions and subtractions of numbers up to 29, whose answers can be checked, without network.
 
 A prompt is a problem, `17+38=`; its answer is `55`, and every problem stands once. The tokenizer has one token a
 character. `exact-match` compares a response with the column `answer` (`--data.keep '[answer]'`).
@@ -14,7 +14,10 @@ from transformers import PreTrainedTokenizerFast
 
 from treeward.errors import UserError
 
-HIGHEST = 49
+HIGHEST = 29
+"""Largest number of a problem."""
+WRONG = 0.5
+"""Share of wrong answers in the texts."""
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 
 
@@ -45,7 +48,7 @@ def model_config() -> "transformers.LlamaConfig":
     )  # fmt: skip
 
 
-def problems(seed: int, count: int = 4000) -> list[dict[str, Any]]:
+def problems(seed: int, count: int = 1800) -> list[dict[str, Any]]:
     """Distinct problems as `prompt`, with `answer`. Of the same seed, fewer problems are the first ones of more.
 
     Raises:
@@ -58,9 +61,18 @@ def problems(seed: int, count: int = 4000) -> list[dict[str, Any]]:
     return every[:count]
 
 
-def texts(seed: int, count: int = 4000) -> list[dict[str, Any]]:
-    """The same problems as `prompt` and `completion`, for supervised fine-tuning."""
-    return [{"prompt": row["prompt"], "completion": row["answer"]} for row in problems(seed, count)]
+def texts(seed: int, count: int = 20000) -> list[dict[str, Any]]:
+    """Problems drawn anew for each row as `prompt` and `completion`, for supervised fine-tuning; a share of `WRONG` of
+    the answers is off by 1 to 9, as in texts of doubtful origin.
+    """
+    draw = random.Random(f"texts {seed}")
+    every = problems(seed)
+    rows = []
+    for _ in range(count):
+        problem = draw.choice(every)
+        off = draw.choice((-1, 1)) * draw.randint(1, 9) if draw.random() < WRONG else 0
+        rows.append({"prompt": problem["prompt"], "completion": str(int(problem["answer"]) + off)})
+    return rows
 
 
 def _problem(a: int, b: int, sign: str) -> dict[str, Any]:

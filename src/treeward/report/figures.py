@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from treeward.stats.formatting import interval, label
 from treeward.stats.frontier import Point
-from treeward.stats.intervals import wilson
+from treeward.stats.intervals import clustered_mean, wilson
 
 INK, ACCENT, SOFT = "#1f2a2e", "#1b7f5c", "#9fb3ad"
 VARIABLES = {INK: "var(--ink)", ACCENT: "var(--accent)", SOFT: "var(--pale)"}
@@ -242,6 +242,32 @@ def with_legend(points: Sequence[Point], best_of_n: Sequence[Mapping[str, Any]],
         figure.axes[0].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
         _numbers(figure, points[1:])
         return figure
+
+
+def over_seeds(training: Mapping[str, Mapping[int, Sequence[tuple[int, float, float]]]]) -> list[Figure]:
+    """Score by step and score by KL while training, for each setting the mean over its seeds with its 95 % interval.
+
+    Args:
+        training: For each setting and seed the step, KL and score of each measurement on the validation part.
+    """
+    figures = []
+    with plt.rc_context(STYLE):
+        for column, text in ((0, "step"), (1, "KL(policy, start), nats a response")):
+            figure, axes = plt.subplots(figsize=(4.1, 3.5), layout="constrained")
+            for place, (name, by_seed) in enumerate(training.items()):
+                steps = sorted(set.intersection(*({point[0] for point in path} for path in by_seed.values())))
+                rows = np.array([[point for point in path if point[0] in steps] for path in by_seed.values()])
+                means = [clustered_mean(rows[:, n, 2], range(len(rows))) for n in range(len(steps))]
+                x = rows[:, :, column].mean(0)
+                colour = COLOURS[place % len(COLOURS)]
+                axes.plot(x, [m.value for m in means], color=colour, linewidth=1.3, markersize=3,
+                          marker=MARKERS[place % len(MARKERS)], label=f"{name}, n={len(rows)}")  # fmt: skip
+                axes.fill_between(x, [m.low for m in means], [m.high for m in means], color=colour, alpha=0.15,
+                                  linewidth=0)  # fmt: skip
+            axes.set(xlabel=text, ylabel="score on the validation part")
+            axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0.0, 1.0), fontsize=8, borderaxespad=0.2)
+            figures.append(figure)
+    return figures
 
 
 def page_colours(families: Sequence[str]) -> dict[str, str]:

@@ -19,7 +19,7 @@ from treeward.errors import UserError
 from treeward.report import figures
 from treeward.report.html import write_html
 from treeward.stats import diversity
-from treeward.stats.frontier import Point, over_seeds, standings
+from treeward.stats.frontier import SEEDS, Point, claims, over_seeds, standings
 from treeward.stats.intervals import Floats, Interval, by_group
 
 DIVERSITY = ("token_entropy", "distinct_1", "distinct_2", "distinct_3")
@@ -127,6 +127,8 @@ def write_frontier(paths: Sequence[Path], out: Path) -> Path:
     sound = [row for row in rows if row.verdict != BROKEN]
     curve = runs.receipts[0].get("best_of_n", {}).get("curve", [])
     points = [row.point for row in sound]
+    settings = settings_of([row.config for row in sound[1:]])
+    training = _by_setting(sound[1:], settings, dict(zip(runs.names, map(_while_training, paths), strict=True)))
     out.parent.mkdir(parents=True, exist_ok=True)
     picture = figures.draw(points, curve, short(str(runs.receipts[0]["scorer"])), out.with_suffix(".png"))
     return write_html(
@@ -137,7 +139,13 @@ def write_frontier(paths: Sequence[Path], out: Path) -> Path:
         rows=rows,
         standings=standings(points, [row.scores for row in sound]),
         budget=min(pool.tokens for pool in runs.pools),
-        between=_between_runs(sound[1:]),
+        between=_between_runs(sound[1:], settings),
+        claims=claims(
+            {name: {seed: [p[1:] for p in path] for seed, path in paths.items()} for name, paths in training.items()},
+            _trained(sound[1:], settings),
+        ),
+        seeds=SEEDS,
+        training=[figures.svg(figure) for figure in figures.over_seeds(training)] if training else [],
         vars=vars,
         scorer=runs.receipts[0]["scorer"],
         picture=picture,
@@ -167,15 +175,17 @@ def family_of(config: Mapping[str, Any]) -> str:
     """The command, loss and divergence (with its parameters) of a run; runs of a family have one colour."""
     loss: Mapping[str, Any] = config.get("loss") or {}
     divergence: Mapping[str, Any] = config.get("divergence") or {}
-    words = [config.get("command"), loss.get("kind")]
+    words = [config.get("command"), (loss or config.get("baseline") or {}).get("kind")]
     if divergence.get("kind") not in (None, "reverse-kl"):
         words += [divergence["kind"], *(f"{v:g}" for v in divergence.values() if isinstance(v, int | float))]
     return " ".join(str(word) for word in words if word)
 
 
 def setting_of(config: Mapping[str, Any]) -> str:
-    """The family with the parameters of the loss and the learning rate: "dpo sigmoid, beta 0.1, lr 1e-05"."""
-    loss: Mapping[str, Any] = config.get("loss") or {}
+    """The family with the parameters of the loss (or of the KL, where a run trained on its own samples) and the
+    learning rate: "dpo sigmoid, beta 0.1, lr 1e-05".
+    """
+    loss: Mapping[str, Any] = config.get("loss") or {k: v for k, v in (config.get("kl") or {}).items() if k == "beta"}
     numbers = [f"{k} {v:g}" for k, v in loss.items() if isinstance(v, int | float) and not isinstance(v, bool)]
     rate = [f"lr {config['lr']:g}"] if "lr" in config else []
     return ", ".join([family_of(config), *numbers, *rate])
@@ -200,13 +210,67 @@ def _scores(rows: Sequence[Mapping[str, Any]], side: str) -> Floats:
     return by_group([row[f"score_{side}"] for row in rows], [row["group"] for row in rows])
 
 
-def _between_runs(rows: Sequence[Row]) -> list[Point]:
+def settings_of(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A name for the setting of each run: runs that differ in the seed alone share it, others do not."""
+    keys = [json.dumps({k: v for k, v in c.items() if k not in RUN_FIELDS}, sort_keys=True) for c in configs]
+    of_key = dict(zip(keys, configs, strict=True))
+    flat = {key: _flat({k: v for k, v in config.items() if k not in RUN_FIELDS}) for key, config in of_key.items()}
+    names = {}
+    for key, config in of_key.items():
+        name = setting_of(config)
+        alike = [flat[other] for other, each in of_key.items() if setting_of(each) == name]
+        differing = [
+            f"{place.removesuffix('.kind')} {short(str(value))}"
+            for place, value in flat[key].items()
+            if len({json.dumps(each.get(place)) for each in alike}) > 1
+        ]
+        names[key] = ", ".join([name, *differing])
+    return [names[key] for key in keys]
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys to values; a list of one text is that text."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value[0] if isinstance(value, list) and len(value) == 1 else value
+    return flat
+
+
+def _between_runs(rows: Sequence[Row], settings: Sequence[str]) -> list[Point]:
     """For each setting with runs of several seeds: the mean over the runs and its interval."""
-    settings = [json.dumps({k: v for k, v in r.config.items() if k not in RUN_FIELDS}, sort_keys=True) for r in rows]
-    repeated = [i for i, setting in enumerate(settings) if settings.count(setting) > 1]
-    points = [replace(rows[i].point, label=settings[i]) for i in repeated]
-    names = {settings[i]: setting_of(rows[i].config) for i in repeated}
-    return [replace(point, label=names[point.label]) for point in over_seeds(points)]
+    points = [replace(row.point, label=name) for row, name in zip(rows, settings, strict=True)]
+    return over_seeds([point for point in points if settings.count(point.label) > 1])
+
+
+def _by_setting(
+    rows: Sequence[Row], settings: Sequence[str], measured: Mapping[str, list[tuple[int, float, float]]]
+) -> dict[str, dict[int, list[tuple[int, float, float]]]]:
+    """For each setting with several seeds, by seed, what was measured while training."""
+    by_setting: dict[str, dict[int, list[tuple[int, float, float]]]] = {}
+    for row, setting in zip(rows, settings, strict=True):
+        if settings.count(setting) > 1 and row.point.seed is not None and measured[row.point.label]:
+            by_setting.setdefault(setting, {})[row.point.seed] = measured[row.point.label]
+    return by_setting
+
+
+def _trained(rows: Sequence[Row], settings: Sequence[str]) -> dict[str, dict[int, float]]:
+    """For each setting with several seeds, by seed, the score of the trained model."""
+    trained: dict[str, dict[int, float]] = {}
+    for row, setting in zip(rows, settings, strict=True):
+        if settings.count(setting) > 1 and row.point.seed is not None:
+            trained.setdefault(setting, {})[row.point.seed] = row.point.score.value
+    return trained
+
+
+def _while_training(path: Path) -> list[tuple[int, float, float]]:
+    """Step, KL and score of each measurement on the validation part while a run trained."""
+    file = path / "metrics.jsonl"
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+    columns = ("step", "validation/kl", "validation/score")
+    return [tuple(row[name] for name in columns) for row in rows if None not in map(row.get, columns)]
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

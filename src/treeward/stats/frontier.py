@@ -14,15 +14,16 @@ Notation: G prompts, K samples per prompt, n the number of samples that best-of-
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import permutations
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations, pairwise, permutations
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import stats
 
 from treeward.stats.diversity import Gap
-from treeward.stats.intervals import Floats, Interval, clustered_mean, holm, paired_mean
+from treeward.stats.intervals import Difference, Floats, Interval, clustered_mean, holm, paired_mean
 
 
 def kl_bound(n: int) -> float:
@@ -93,6 +94,10 @@ def at_equal_kl(scores: ArrayLike, after: ArrayLike, kl: ArrayLike) -> AtEqualKL
 
 LEVEL = 0.05
 """The probability that any of several equal models is called clearly beaten."""
+SEEDS = 8
+"""Fewest paired seeds on which a difference between two settings is a claim."""
+KLS = (2.0, 4.0, 8.0)
+"""The KL in nats at which settings are compared."""
 
 
 @dataclass(frozen=True)
@@ -165,10 +170,91 @@ def over_seeds(points: Sequence[Point]) -> list[Point]:
 
 
 def _mean_over_runs(values: Sequence[float]) -> Interval:
-    return clustered_mean(np.array(values), np.arange(len(values)))
+    mean = clustered_mean(np.array(values), np.arange(len(values)))
+    return replace(mean, reliable=len(values) >= SEEDS)  # means over many prompts: close to normal between seeds
+
+
+def _paired_by_seed(before: Sequence[float], after: Sequence[float]) -> Difference:
+    """The paired t test and interval over seeds."""
+    test = stats.ttest_rel(after, before)
+    low, high = test.confidence_interval()
+    mean = float(np.mean(after) - np.mean(before))
+    return Difference(
+        mean, float(low), float(high), float(test.pvalue), "paired t by seed", math.nan, len(before) >= SEEDS
+    )
 
 
 def _dominates(a: Point, b: Point) -> bool:
     """Whether a has at least b's score at no more than b's KL, one of them strictly."""
     better = a.score.value > b.score.value or a.kl.value < b.kl.value
     return better and a.score.value >= b.score.value and a.kl.value <= b.kl.value
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Two settings over paired seeds: the score of `b` minus that of `a`, and p, by Holm over all from `SEEDS` seeds.
+
+    `kl` is the KL at which they are compared, None for the trained models after equally many steps. `difference` is
+    None where fewer than two seeds reach this KL in both settings.
+    """
+
+    a: str
+    b: str
+    kl: float | None
+    seeds: int
+    difference: Difference | None
+    p: float
+
+    @property
+    def verdict(self) -> str:
+        """Which setting is above, if anything can be said; with fewer than `SEEDS` seeds nothing is."""
+        if self.difference is None:
+            return "not reached"
+        if self.seeds < SEEDS:
+            return f"no claim from {self.seeds} seeds"
+        if self.p >= LEVEL:
+            return "not distinguishable"
+        return f"{self.b if self.difference.value > 0 else self.a} is above"
+
+
+def score_at(path: Sequence[tuple[float, float]], kl: float) -> float | None:
+    """The score where a run's path of (KL, score) first reaches this KL, by linear interpolation; None if it does not,
+    or starts above it.
+    """
+    for (left, low), (right, high) in pairwise(path):
+        if left <= kl <= right and right > left:
+            return low + (high - low) * (kl - left) / (right - left)
+    return None
+
+
+def claims(
+    paths: Mapping[str, Mapping[int, Sequence[tuple[float, float]]]],
+    trained: Mapping[str, Mapping[int, float]],
+    kls: Sequence[float] = KLS,
+) -> list[Claim]:
+    """Every pair of settings compared after training and at every KL, by paired t tests over their common seeds,
+    corrected by Holm.
+
+    Args:
+        paths: For each setting and seed the (KL, score) on the validation part while it trained, in order.
+        trained: For each setting and seed the score of the trained model.
+        kls: The KL at which to compare, in nats.
+    """
+
+    def score(setting: str, seed: int, kl: float | None) -> float | None:
+        return trained[setting][seed] if kl is None else score_at(paths.get(setting, {}).get(seed, ()), kl)
+
+    made: list[Claim] = []
+    for a, b in combinations(trained, 2):
+        for kl in (None, *kls):
+            both = [(score(a, seed, kl), score(b, seed, kl)) for seed in trained[a] if seed in trained[b]]
+            reached = [(x, y) for x, y in both if x is not None and y is not None]
+            if len(reached) < 2:
+                made.append(Claim(a, b, kl, len(reached), None, 1.0))
+                continue
+            before, after = zip(*reached, strict=True)
+            difference = _paired_by_seed(before, after)
+            made.append(Claim(a, b, kl, len(reached), difference, difference.p))
+    tested = [claim for claim in made if claim.difference is not None and claim.seeds >= SEEDS]
+    corrected = dict(zip(map(id, tested), holm([claim.p for claim in tested]), strict=True))
+    return [replace(claim, p=corrected.get(id(claim), claim.p)) for claim in made]
