@@ -1,6 +1,7 @@
 """Rollouts that cannot teach, and samplers that are not the policy: each with a twin without the fault."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -8,13 +9,15 @@ import pytest
 import torch
 
 from treeward.checks import identities
-from treeward.checks.guards import rollout_checks
+from treeward.checks.guards import collapse, rollout_checks
 from treeward.cli.main import run as command
 from treeward.data import world
+from treeward.errors import ChecksFailed
 from treeward.losses.advantages import AnyBaseline, LeaveOneOut, MovingAverage, Rewards
-from treeward.methods.reinforce import REINFORCE
-from treeward.models.policy import Policy
+from treeward.methods.reinforce import REINFORCE, PolicyGradientObjective
+from treeward.models.policy import Policy, token_logps
 from treeward.models.sampler import DecodeSampler, Noise
+from treeward.rewards.scorers import as_scorer
 from treeward.runner.progress import TerminalReporter
 from treeward.runner.run import run
 from treeward.runner.settings import build
@@ -144,7 +147,7 @@ def test_a_kl_cap_stops_the_run_and_keeps_weights_within_it(tmp_path: Path) -> N
 
 def steps(count: int, **last: Any) -> list[dict[str, Any]]:
     """Metrics of sound steps, the last ones changed."""
-    sound = {"score": 1.0, "no_signal": 0.0, "ended": 1.0, "length": 5.0, "sampler/gap": 1e-6}
+    sound = {"score": 1.0, "no_signal": 0.0, "ended": 1.0, "length": 5.0, "sampler/gap": 1e-6, "reward_std": 0.5}
     first = count - last.pop("over", count)
     return [
         {**sound, "step": number + 1, "score": 0.1 * number, **(last if number >= first else {})}
@@ -167,10 +170,179 @@ def steps(count: int, **last: Any) -> list[dict[str, Any]]:
         (steps(30, ended=0.3, over=20), []),
         (steps(2, **{"sampler/gap": 0.06}), ["sampler-follows-policy"]),
         (steps(2, **{"sampler/gap": 0.04}), []),
+        (steps(40, reward_std=0.004, score=0.0, over=20), ["rollouts-differ"]),  # saturated, not constant
+        (steps(40, reward_std=0.004, over=20), []),
+        (steps(40, reward_std=0.02, score=0.0, over=20), []),
+        (steps(2, **{"sampler/probe_gap": 0.3}), ["sampler-follows-policy"]),
+        (steps(2, **{"sampler/probe_gap": 1e-4}), []),
+        (steps(2, **{"sampler/gap": 0.2, "sampler/effective": 0.2}), ["samples-effective"]),
+        (steps(2, **{"sampler/gap": 0.2, "sampler/effective": 0.5}), []),  # corrected
     ],
 )
 def test_f29_f30_f31_what_ends_a_run(rows: list[dict[str, Any]], failed: list[str]) -> None:
     assert [check.slug for check in rollout_checks(rows) if check.passed is False] == failed
+
+
+def watched(count: int, **last: float) -> list[dict[str, Any]]:
+    """Metrics of `count` steps; the last 20 are changed."""
+    sound = {"entropy": 2.0, "distinct": 0.9, "repetition": 0.1}
+    return [{**sound, **(last if n >= count - 20 else {})} for n in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        (watched(60), None),
+        (watched(60, repetition=0.7), "the samples repeat themselves: 70% of their 4-token sequences, 10% at first"),
+        (watched(60, repetition=0.5), None),
+        (watched(39, repetition=0.9), None),  # too early
+        (watched(60, entropy=0.05, distinct=0.02), "the policy has collapsed: entropy 0.05 nats a token, 2 at first"),
+        (watched(60, entropy=0.05), None),  # sure of itself, and right: sums have one answer each
+        (watched(60, distinct=0.02), None),
+    ],
+)
+def test_f32_samples_that_collapse_while_training_stop_it(rows: list[dict[str, Any]], reason: str | None) -> None:
+    stopped = collapse(rows)
+    assert stopped is None if reason is None else (stopped or "").startswith(reason)
+
+
+@pytest.mark.slow
+def test_f32_a_reward_of_one_token_without_kl_collapses_and_is_not_called_improved(tmp_path: Path) -> None:
+    """The reward rises as it should; training stops, and the guards of the samples make the run worse."""
+    start = REINFORCE(configured(tmp_path / "unused")).model
+    start.save(tmp_path / "start")
+    over = {
+        "steps": 120, "max_new_tokens": 12, "kl": {"beta": 0}, "lr": 5e-3, "evaluate_every": 10,
+        "model": {"path": str(tmp_path / "start")},
+        "evaluation": {"prompts": 24, "samples": 2, "max_new_tokens": 12},
+    }  # fmt: skip
+    finished = run(configured(tmp_path / "run", **over), REINFORCE)
+    rows = RunDirectory(tmp_path / "run").lines("metrics.jsonl")
+    assert rows[-1]["score"] > 8
+    assert len(rows) < 120
+    assert finished.receipt["stopped"].startswith(("the samples repeat themselves", "the policy has collapsed"))
+    assert finished.receipt["verdict"] == "worse"
+    assert finished.exit_code == 3
+
+
+class Synced(Stale):
+    """An engine with weights of its own, which takes over the policy's before each rollout, or says that it does."""
+
+    def __init__(self, policy: Policy, tokens: int, works: bool) -> None:
+        super().__init__(policy, tokens)
+        self.engine = Policy(self.copy.packed.model, policy.tokenizer)
+        self.works = works
+        self.synced = 0
+
+    def sync(self, policy: Policy) -> None:
+        self.synced += 1
+        if self.works:
+            self.engine.model.load_state_dict(policy.model.state_dict())
+
+    def logps(self, trees: Any) -> Any:
+        return token_logps(self.engine, trees)
+
+    def __call__(self, prompts: Any, samples: int, noise: Noise) -> Rollout:
+        """Its log-probabilities are not recorded, so only the probe can tell."""
+        return replace(super().__call__(prompts, samples, noise), logps=None, drawn_logps=None)
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_f33_a_sampler_is_probed_after_each_synchronisation(works: bool, tmp_path: Path) -> None:
+    samplers = []
+
+    def with_engine(config: Any) -> REINFORCE:
+        method = REINFORCE(config)
+        samplers.append(Synced(method.model, config.max_new_tokens, works))
+        object.__setattr__(method.rollouts, "sampler", samplers[0])
+        return method
+
+    finished = run(configured(tmp_path / "run", steps=8), with_engine)
+    rows = RunDirectory(tmp_path / "run").lines("metrics.jsonl")
+    if works:
+        assert samplers[0].synced == 9  # the first rollout, before training, too
+        assert max(row["sampler/probe_gap"] for row in rows) < 1e-5
+        assert finished.receipt["verdict"] != "broken"
+    else:
+        assert len(rows) < 8
+        assert finished.receipt["reason"].startswith("sampler-follows-policy (F33) FAILED")
+
+
+def off_policy(tmp_path: Path, **over: Any) -> Any:
+    """A run whose sampler has the weights of the start, with the log-probabilities that it sampled from."""
+
+    def stale(config: Any) -> REINFORCE:
+        method = REINFORCE(config)
+        object.__setattr__(method.rollouts, "sampler", Stale(method.model, config.max_new_tokens))
+        return method
+
+    return run(configured(tmp_path / "run", **over), stale)
+
+
+def test_importance_weights_correct_a_sampler_that_is_a_little_off_and_stop_one_that_is_far_off(
+    tmp_path: Path,
+) -> None:
+    finished = off_policy(tmp_path, correction={"kind": "truncate", "limit": 2.0})
+    rows = RunDirectory(tmp_path / "run").lines("metrics.jsonl")
+    assert rows[0]["sampler/effective"] == pytest.approx(1.0, abs=1e-4)
+    assert rows[0]["sampler/corrected"] < 0.01
+    effective = [row["sampler/effective"] for row in rows]
+    assert effective[0] > effective[-2] > effective[-1]
+    assert rows[-1]["sampler/gap"] > 0.01
+    assert finished.receipt["verdict"] == "broken"
+    assert finished.receipt["reason"].startswith("samples-effective (F31) FAILED")
+    assert [c["passed"] for c in finished.receipt["checks"] if c["slug"] == "weights-reach-gradient"] == [True]
+
+
+class DropsWeights(PolicyGradientObjective):
+    """Computes the importance weights and loses them on the way to the loss."""
+
+    def __call__(self, model: Any, forest: Any) -> Any:
+        return replace(super().__call__(model, forest), weights=None)
+
+
+def test_f68_importance_weights_that_do_not_reach_the_gradient_stop_the_run_before_its_first_step(
+    tmp_path: Path,
+) -> None:
+    def dropping(config: Any) -> REINFORCE:
+        method = REINFORCE(config)
+        method.objective = DropsWeights.of(config, method.objective.reference)
+        return method
+
+    with pytest.raises(ChecksFailed, match="weights-reach-gradient"):
+        run(configured(tmp_path / "run", correction={"kind": "truncate"}), dropping)
+
+
+def test_samples_that_cannot_be_scored_are_kept(tmp_path: Path) -> None:
+    """A scorer that fails in the middle: the run is broken, and its samples are in a file."""
+
+    class Fails:
+        name = "fails"
+        calls = 0
+
+        def __call__(self, rollout: Rollout) -> Any:
+            self.calls += 1
+            scores = torch.arange(float(sum(len(tree.branches) for tree in rollout.trees)))
+            return scores / 0 if self.calls == 8 else scores
+
+    finished = run(configured(tmp_path / "run", reward=()), lambda c: REINFORCE(c, reward=as_scorer(Fails())))
+    assert finished.exit_code == 4
+    rows = RunDirectory(tmp_path / "run").lines("failed-rollout.jsonl")
+    assert len(rows) == OPTIONS["batch_size"] * OPTIONS["samples"]
+    assert {"prompt", "response", "group", "ids"} == rows[0].keys()
+    assert len({row["response"] for row in rows}) > 10
+
+
+def test_samples_of_the_same_prompts_are_kept_by_step_and_shown_with_a_slider(tmp_path: Path) -> None:
+    run(configured(tmp_path / "run", steps=10), REINFORCE)
+    rows = RunDirectory(tmp_path / "run").lines("samples-by-step.jsonl")
+    assert [row["step"] for row in rows] == [0] * 4 + [5] * 4 + [10] * 4
+    assert [row["prompt"] for row in rows[:4]] == [row["prompt"] for row in rows[4:8]]
+    assert all(row["kl"] == 0 for row in rows[:4])
+    assert any(a["response"] != b["response"] for a, b in zip(rows[:4], rows[8:], strict=True))
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert 'type="range" min="0" max="2" value="2"' in page
+    assert [step in page for step in ('data-step="0" hidden', 'data-step="5" hidden', 'data-step="10">')] == [True] * 3
 
 
 class OwnSample(LeaveOneOut):

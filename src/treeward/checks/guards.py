@@ -56,6 +56,15 @@ CUT_IN_A_ROW = 3
 """Steps in a row in which no sample ends that stop a run."""
 MAX_FLAT = 0.9
 """Largest share of prompts whose samples all score alike, over the watched steps."""
+MIN_SPREAD = 0.01
+"""Smallest spread of a prompt's scores over the watched steps, as a share of that of the first steps; below it the
+reward is saturated."""
+MORE_REPETITION = 0.5
+"""By how much the repetition of samples may rise while training."""
+MIN_ENTROPY, MIN_DISTINCT = 0.05, 0.05
+"""Shares of the first steps' entropy and of distinct samples; below both the policy has collapsed."""
+MIN_EFFECTIVE = 0.3
+"""Smallest effective share of the samples of another sampler."""
 MAX_GAP = 0.05
 """Largest mean difference of a token's sampled and recomputed log-probability, in nats."""
 
@@ -281,18 +290,57 @@ def rollout_checks(steps: Sequence[Mapping[str, Any]], fixed_length: bool = Fals
         steps: the metrics of each step so far.
         fixed_length: whether responses without an end token are wanted.
     """
-    last, recent = steps[-1], steps[-WATCHED_STEPS:]
-    checks = [below("sampler-follows-policy", last["sampler/gap"], MAX_GAP, detail=f"step {last['step']}")]
+    last, recent, first = steps[-1], steps[-WATCHED_STEPS:], steps[:WATCHED_STEPS]
+    where = f"step {last['step']}"
+    checks = []
+    if "sampler/effective" in last:
+        lost = 1 - last["sampler/effective"]
+        checks.append(
+            below("samples-effective", lost, 1 - MIN_EFFECTIVE, detail=f"{where}, gap {last['sampler/gap']:.3g}")
+        )
+    else:
+        checks.append(below("sampler-follows-policy", last["sampler/gap"], MAX_GAP, detail=where))
+    if "sampler/probe_gap" in last:
+        checks.append(below("sampler-follows-policy", last["sampler/probe_gap"], MAX_GAP, detail=f"probe, {where}"))
     enough = len(recent) == WATCHED_STEPS
-    if enough and fmean(step["score"] for step in recent) <= fmean(step["score"] for step in steps[:WATCHED_STEPS]):
+    if enough and fmean(step["score"] for step in recent) <= fmean(step["score"] for step in first):
         share = fmean(step["no_signal"] for step in recent)
-        checks.append(below("rollouts-differ", share, MAX_FLAT, detail=f"score {last['score']:.4g}"))
+        detail = f"score {last['score']:.4g}"
+        spreads = [fmean(step["reward_std"] for step in part) for part in (first, recent) if "reward_std" in last]
+        if spreads and spreads[1] < MIN_SPREAD * spreads[0]:
+            share, detail = 1.0, f"{detail}; spread {spreads[1]:.3g} of a prompt's scores, {spreads[0]:.3g} at first"
+        checks.append(below("rollouts-differ", share, MAX_FLAT, detail=detail))
     if not fixed_length:
         in_a_row = len(steps) >= CUT_IN_A_ROW and not any(step["ended"] for step in steps[-CUT_IN_A_ROW:])
         if in_a_row or enough:
             share = 1.0 if in_a_row else 1 - fmean(step["ended"] for step in recent)
             checks.append(below("rollouts-end", share, MAX_CUT, detail=f"mean length {last['length']:.4g} tokens"))
     return checks
+
+
+def collapse(steps: Sequence[Mapping[str, Any]]) -> str | None:
+    """Why the last steps' samples are no longer worth training on: they repeat themselves, or are nearly all one text.
+
+    Args:
+        steps: the metrics of each step so far.
+    """
+    if len(steps) < 2 * WATCHED_STEPS:
+        return None
+    first, recent = (
+        {name: fmean(step[name] for step in part) for name in ("entropy", "distinct", "repetition")}
+        for part in (steps[:WATCHED_STEPS], steps[-WATCHED_STEPS:])
+    )
+    if recent["repetition"] > first["repetition"] + MORE_REPETITION:
+        return (
+            f"the samples repeat themselves: {recent['repetition']:.0%} of their 4-token sequences, "
+            f"{first['repetition']:.0%} at first; raise kl.beta or change the reward"
+        )
+    if recent["entropy"] < MIN_ENTROPY * first["entropy"] and recent["distinct"] < MIN_DISTINCT:
+        return (
+            f"the policy has collapsed: entropy {recent['entropy']:.3g} nats a token, {first['entropy']:.3g} at first, "
+            f"and {recent['distinct']:.0%} of the samples differ from each other; raise kl.beta or change the reward"
+        )
+    return None
 
 
 def reference_unchanged(reference: ReferenceModel) -> Check:

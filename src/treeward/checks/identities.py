@@ -8,6 +8,7 @@ training step, without dropout. `sampled` alone looks at samples, in the run's o
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from treeward.models.reference import Audit, ReferenceModel
 from treeward.models.weights import trainable
 from treeward.stats.intervals import Floats
 from treeward.stats.tables import Table
+from treeward.training.loop import Loop
 from treeward.training.objectives import Objective, prepare
 from treeward.trees.forest import pack
 from treeward.trees.forward import Precision, TreeLM, TreeModule
@@ -174,6 +176,29 @@ def accumulation(model: TreeModule, objective: Objective, trees: Sequence[TokenT
             distance += (gradient - total).square().sum().item()
             norm += gradient.square().sum().item()
     return below("accumulation-equals-batch", (distance / max(norm, 1e-30)) ** 0.5, 1e-4)
+
+
+def weights_reach_gradient(loop: Loop, trees: Sequence[TokenTree]) -> list[Check]:
+    """F68: half the importance weights give half the gradient, by the loop's own backward pass.
+
+    Nothing for trees without such weights.
+    """
+    if not trees or any(tree.sampled is None or tree.sampled.weights is None for tree in trees):
+        return []
+
+    def gradient(share: float) -> Tensor:
+        scaled = [
+            replace(tree, sampled=replace(tree.sampled, weights=tuple(share * w for w in tree.sampled.weights)))
+            for tree in trees
+        ]
+        loop.backward(scaled)
+        flat = torch.cat([p.grad.flatten() for p in loop.parameters if p.grad is not None])
+        loop.discard()
+        return flat
+
+    whole, half = gradient(1.0), gradient(0.5)
+    deviation = ((half - whole / 2).norm() / (whole / 2).norm().clamp(min=1e-30)).item()
+    return [below("weights-reach-gradient", deviation, 1e-4, detail=f"gradient norm {whole.norm().item():.3g}")]
 
 
 def reached(

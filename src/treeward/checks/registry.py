@@ -478,6 +478,26 @@ _TRAINING = (
         "sampler with stale weights, or another temperature, samples from another policy, and the gradient is wrong.",
         fix="give the sampler the weights of each step; sample at temperature 1 without top-k, top-p or penalties",
     ),
+    Kind(
+        slug="samples-effective",
+        id="F31",
+        stage="during",
+        guards=("F31", "F33"),
+        name="share of the samples lost to importance weights",
+        meaning="With `correction` each response weighs pi(y) / pi_sampler(y). The effective sample size of these "
+        "weights must be at least 30 % of the samples; below it a few responses decide the gradient.",
+        fix="synchronise the sampler more often, or with higher precision",
+    ),
+    Kind(
+        slug="weights-reach-gradient",
+        id="F68",
+        stage="before",
+        guards=("F68",),
+        name="deviation of the gradient under halved importance weights from half the gradient",
+        meaning="Halving the weight of every response must halve the gradient, on the path that trains. Otherwise the "
+        "weights are computed and then dropped.",
+        fix="this is a fault of the objective; use another one and report it",
+    ),
 )
 
 _AFTER = (

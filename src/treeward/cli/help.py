@@ -54,7 +54,7 @@ class Page:
 
 PAGES = {
     "quickstart": Page(
-        "quickstart [--out DIR]", "SFT, a reward model and DPO on the embedded world, and one page on all three."
+        "quickstart [--out DIR]", "SFT, a reward model, DPO and REINFORCE on the embedded world, and one page on all."
     ),
     "doctor": Page(
         "doctor [--model PATH|ID] [--tokenizer PATH|ID] [--init pretrained|random]",

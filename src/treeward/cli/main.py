@@ -19,7 +19,7 @@ from treeward.runner.progress import Interrupted
 from treeward.runs.directory import is_full
 
 VERBS = {
-    "quickstart": "the whole path on the embedded world: sft, reward model, DPO, one page",
+    "quickstart": "the whole path on the embedded world: sft, reward model, DPO, REINFORCE, one page",
     "doctor": "what this machine and a model can do: versions, device, precision, tokenizer, layout",
     "inspect": "what is in a data set: lengths, ratings, faults, splits, length bias; --save prepares it",
     "sft": "supervised fine-tuning",

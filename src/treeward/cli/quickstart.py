@@ -10,7 +10,7 @@ from treeward.runner.quickstart import quickstart
 
 
 def run(verb: str, arguments: Sequence[str]) -> int:
-    """Run the three stages and print the verdict and main metric of each."""
+    """Run the four stages and print the verdict and main metric of each."""
     words = parse(arguments, ())
     unknown = [key for key, _ in words.options if key != "out"] + list(words.places)
     if unknown:
@@ -21,6 +21,6 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     for name, stage in result.stages.items():
         receipt = stage.receipt
         change = f"{receipt['metric']} {before_and_after(receipt)}, n={receipt['after']['n']}"
-        print(f"{name:<7} {receipt['verdict']:<22} {change}")
+        print(f"{name:<9} {receipt['verdict']:<22} {change}")
     print(f"\n{time.monotonic() - started:.0f} s; run {result.path}\nreport  {result.page}")
     return max(stage.exit_code for stage in result.stages.values())

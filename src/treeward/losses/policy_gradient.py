@@ -178,6 +178,50 @@ class InLoss(_KL):
 AnyKL = InReward | InRewardToGo | InLoss
 
 
+@dataclass(frozen=True)
+class NoCorrection:
+    """Samples count as the policy's own, as those of its own decoding are."""
+
+
+@dataclass(frozen=True)
+class Truncate:
+    """Each response weighs w = pi(y) / pi_sampler(y), at most `limit` (truncated importance sampling).
+
+    For samplers whose numbers differ a little from the policy's, such as another engine.
+    """
+
+    limit: float = 2.0
+    """Largest weight."""
+
+    def __post_init__(self) -> None:
+        _check_limit(self.limit)
+
+    def __call__(self, weights: Float[Tensor, "N"]) -> Float[Tensor, "N"]:
+        return weights.clamp(max=self.limit)
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Each response weighs w = pi(y) / pi_sampler(y); those above `limit` or below 1 / `limit` are left out."""
+
+    limit: float = 2.0
+    """Largest weight, and the inverse of the smallest."""
+
+    def __post_init__(self) -> None:
+        _check_limit(self.limit)
+
+    def __call__(self, weights: Float[Tensor, "N"]) -> Float[Tensor, "N"]:
+        return weights.where((weights <= self.limit) & (weights >= 1 / self.limit), 0)
+
+
+AnyCorrection = NoCorrection | Truncate | Mask
+
+
+def effective_share(weights: Float[Tensor, "N"]) -> float:
+    """The effective sample size of importance weights as a share of N: (sum w)^2 / (N sum w^2)."""
+    return (weights.sum().square() / (len(weights) * weights.square().sum())).item()
+
+
 def k2_loss(tokens: SampledTokens, reference_logps: Float[Tensor, "S"]) -> Float[Tensor, "N"]:
     """(log pi - log pi_ref)^2 / 2 of each whole response, differentiable in the policy."""
     return tokens.sum(tokens.logps - reference_logps).square() / 2
@@ -186,6 +230,11 @@ def k2_loss(tokens: SampledTokens, reference_logps: Float[Tensor, "S"]) -> Float
 def _check_clip(clip: float) -> None:
     if not 0 < clip < 1:
         raise UserError(f"estimator.clip is {clip}; it must lie between 0 and 1 (0.2 is usual)")
+
+
+def _check_limit(limit: float) -> None:
+    if not limit >= 1:
+        raise UserError(f"correction.limit is {limit}; it must be at least 1 (2 is usual)")
 
 
 def _check_divisor(divisor: float | None) -> None:

@@ -539,7 +539,9 @@ class DPO(Method):
         reference = reference_for(self.model, config.reference)
         self.start: ReferenceModel = reference if config.reference.is_start else self.model.frozen_copy()
         self.objective: AnyPreferenceObjective = preference_objective(config, reference)
-        self.samples = policies.SampleEvaluation.of(self.model, self.start, config, sampler, scorer, judges)
+        self.samples: policies.SampleEvaluation = policies.SampleEvaluation.of(
+            self.model, self.start, config, sampler, scorer, judges
+        )
         self.metric = config.evaluation.metric or ("score" if self.samples.scorer else "accuracy")
 
     @property

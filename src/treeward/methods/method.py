@@ -14,7 +14,7 @@ from treeward.data.formats import Purpose
 from treeward.data.prepare import DataConfig, prepare
 from treeward.data.store import Prepared
 from treeward.errors import UserError
-from treeward.evaluation.policies import SamplePlan
+from treeward.evaluation.policies import SampleEvaluation, SamplePlan
 from treeward.models.loading import ModelConfig
 from treeward.models.policy import Policy
 from treeward.models.reference import ReferenceModel
@@ -116,6 +116,7 @@ class Method:
     `model` is what trains, `objective` its loss. `purpose` says which data the method needs: "pairs" (chosen first),
     "ranked", "graded", "unpaired", "sft" (one response) or "prompts". `metric` names the column of the measurement that
     decides the verdict and the best checkpoint. `start` is the start model of a policy, which KL is measured against.
+    `samples` draws and measures fresh samples of a policy, where the method does.
     `attributes` are the names of the ratings that the model learns, in its order. `scorer_name` is the scorer of the
     samples, where it is not `evaluation.scorer`; `reward_name` the scorer that training uses, if it uses one.
     """
@@ -134,6 +135,7 @@ class Method:
     purpose: Purpose
     metric: str
     start: ReferenceModel | None = None
+    samples: SampleEvaluation | None = None
     attributes: tuple[str, ...] = ()
     scorer_name: str | None = None
     reward_name: str | None = None

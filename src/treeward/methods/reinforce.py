@@ -32,22 +32,26 @@ from treeward.errors import UserError
 from treeward.evaluation import policies
 from treeward.losses.advantages import AnyBaseline, GroupZScore, MovingAverage, Rewards, Whitened
 from treeward.losses.policy_gradient import (
+    AnyCorrection,
     AnyEstimator,
     AnyKL,
     InLoss,
     InReward,
     InRewardToGo,
+    NoCorrection,
     Reinforce,
     SampledTokens,
+    effective_share,
     k2_loss,
 )
 from treeward.methods.method import Method, RunConfig
 from treeward.models.policy import Policy, bare_prompts, token_logps
 from treeward.models.reference import AnyReference, Frozen, ReferenceModel, reference_for
-from treeward.models.sampler import DecodeSampler, Noise, Sampler, row_ids
+from treeward.models.sampler import DecodeSampler, Noise, Sampler, SyncedSampler, row_ids
 from treeward.rewards import scorers
 from treeward.rewards.models import RunOptions
 from treeward.rewards.scorers import AnyScorer, Mixture, Scorer
+from treeward.stats.diversity import repetition
 from treeward.stats.tables import Measurement, Table
 from treeward.training.loop import Loop, Result, Step, TrainingConfig, result_of
 from treeward.training.objectives import Terms
@@ -92,6 +96,8 @@ class ReinforceConfig(TrainingConfig):
     """Subtracted from the reward of an unfinished response."""
     length_penalty: float = 0.0
     """Subtracted from the reward for each token of a response; 0.0005 is usual where one is wanted."""
+    correction: AnyCorrection = field(default_factory=NoCorrection)
+    """Importance weights for a sampler that is not the policy itself."""
     normalise: Literal["none", "running"] = "none"
     """running: subtract the mean of all earlier scores and divide by their standard deviation, at most 5 either way."""
     refill: int | None = None
@@ -142,6 +148,7 @@ class PolicyGradientObjective:
         unfinished: What is done with responses without an end token: "penalise", "mask" or "keep".
         missing_end_penalty: Subtracted from their reward under "penalise".
         length_penalty: Subtracted from the reward for each token.
+        correction: Importance weights for samples of another engine, whose log-probabilities the rollout has.
         normalise: "none", or "running" for scores relative to the mean and standard deviation of earlier ones.
 
     Raises:
@@ -158,6 +165,7 @@ class PolicyGradientObjective:
         unfinished: Literal["penalise", "mask", "keep"] = "penalise",
         missing_end_penalty: float = 1.0,
         length_penalty: float = 0.0,
+        correction: AnyCorrection | None = None,
         normalise: Literal["none", "running"] = "none",
     ) -> None:
         self.reference = reference
@@ -168,7 +176,9 @@ class PolicyGradientObjective:
         self.missing_end_penalty = missing_end_penalty
         self.length_penalty = length_penalty
         self.scale: RunningScale | None = RunningScale() if normalise == "running" else None
-        self.no_signal = 0.0
+        self.correction = correction or NoCorrection()
+        self.of_rollout: dict[str, float] = {}
+        """Metrics of the last rollout as a whole."""
         self._last: tuple[Rollout, list[TokenTree]] | None = None
         self.beta = self.kl.beta
         self.average: float | None = None
@@ -194,6 +204,7 @@ class PolicyGradientObjective:
             unfinished=config.unfinished,
             missing_end_penalty=config.missing_end_penalty,
             length_penalty=config.length_penalty,
+            correction=config.correction,
             normalise=config.normalise,
         )
 
@@ -225,8 +236,6 @@ class PolicyGradientObjective:
             return self._last[1]
         trees, rewards = self._with_advantages(model, rollout, token_budget)
         scores = _scores(rollout)
-        alike = rollout.left_out + sum(min(row) == max(row) for row in scores)
-        self.no_signal = alike / (rollout.left_out + len(scores))
         if self.scale is not None:
             self.scale.add(score for row in scores for score in row)
         if isinstance(self.baseline, MovingAverage) and bool(rewards.used.any()):
@@ -242,7 +251,8 @@ class PolicyGradientObjective:
 
     def _with_advantages(self, model: Policy, rollout: Rollout, token_budget: int) -> tuple[list[TokenTree], Rewards]:
         scores = _scores(rollout)
-        logps = _sampled_logps(model, rollout)
+        logps, weights = self._policy_logps(model, rollout)
+        self._measure_rollout(rollout, scores)
         finished = rollout.finished or [[True] * len(tree.branches) for tree in rollout.trees]
         if self.reference is None:
             reference_logps = logps
@@ -273,12 +283,49 @@ class PolicyGradientObjective:
                     tuple(rewards.values[g].tolist()),
                     tuple(finished[g]),
                     tuple(rewards.used[g].tolist()),
+                    None if weights is None else tuple(weights[g]),
                     {name: tuple(scores[g]) for name, scores in rollout.parts.items()},
                 ),
             )
             for g, tree in enumerate(rollout.trees)
         ]
         return trees, rewards
+
+    def _policy_logps(self, model: Policy, rollout: Rollout) -> tuple[Sequence[Sequence[Tensor]], Any]:
+        """Log-probabilities under the policy as it is now, by tree and branch; and, where the samples are corrected for
+        another sampler, the weight of each response.
+        """
+        recorded = _sampled_logps(model, rollout)
+        self.of_rollout = {}
+        if isinstance(self.correction, NoCorrection):
+            return recorded, None
+        if rollout.logps is None:
+            raise UserError(
+                "correction needs the sampler's log-probabilities, but rollout.logps is None; let the sampler record "
+                "them, or leave correction out"
+            )
+        logps = token_logps(model, rollout.trees)
+        off = [p - q for ps, qs in zip(logps, recorded, strict=True) for p, q in zip(ps, qs, strict=True)]
+        raw = torch.stack([part.double().sum() for part in off]).exp()
+        weights = self.correction(raw)
+        self.of_rollout = {
+            "sampler/gap": torch.cat(off).abs().mean().item(),
+            "sampler/effective": effective_share(raw),
+            "sampler/corrected": (weights != raw).double().mean().item(),
+        }
+        lengths = [len(tree.branches) for tree in rollout.trees]
+        return logps, [part.tolist() for part in torch.split(weights, lengths)]
+
+    def _measure_rollout(self, rollout: Rollout, scores: Sequence[Sequence[float]]) -> None:
+        """`no_signal` and `distinct`, which need the whole rollout."""
+        alike = rollout.left_out + sum(min(row) == max(row) for row in scores)
+        branches = [branch for tree in rollout.trees for branch in tree.branches]
+        self.of_rollout |= {
+            "no_signal": alike / (rollout.left_out + len(scores)),
+            "distinct": len(set(branches)) / len(branches),
+        }
+        if rollout.probe_gap is not None:
+            self.of_rollout["sampler/probe_gap"] = rollout.probe_gap
 
     def _shaped(
         self, trees: Sequence[TokenTree], scores: Sequence[Sequence[float]], finished: Sequence[Sequence[bool]]
@@ -350,10 +397,16 @@ class PolicyGradientObjective:
             used = torch.tensor([u for each in samples for u in each.used], device=values.device)
             values = values + self.beta * k2_loss(sampled, tokens("reference_logps")) * used
         gap = (logps.detach() - sampled.sampled_logps).abs()
-        return Terms(values, {**self._metrics(samples), "sampler/gap": gap})
+        weights = [weight for each in samples for weight in each.weights or ()]
+        return Terms(
+            values,
+            {"sampler/gap": gap, **self._metrics(forest.sources)},
+            torch.tensor(weights).to(values) if weights else None,
+        )
 
-    def _metrics(self, samples: Sequence[Sampled]) -> dict[str, Tensor]:
-        """By response, except `reward_std` and `no_signal`, by prompt: both are of raw scores."""
+    def _metrics(self, trees: Sequence[TokenTree]) -> dict[str, Tensor]:
+        """By response, except `reward_std` (of raw scores), by prompt, and those of the whole rollout."""
+        samples = [_sampled(tree) for tree in trees]
         ratios = [ratio.double() for each in samples for ratio in _log_ratios(each)]
         scores = [torch.tensor(each.scores, dtype=torch.float64) for each in samples]
         metrics = {
@@ -363,7 +416,10 @@ class PolicyGradientObjective:
             "ended": torch.tensor([float(f) for each in samples for f in each.finished]),
             "entropy": torch.cat([-part.double() for each in samples for part in each.logps]),
             "advantages/size": torch.tensor([part[0].abs().item() for each in samples for part in each.advantages]),
-            "no_signal": torch.full((len(samples),), self.no_signal, dtype=torch.float64),
+            "repetition": torch.tensor([each for tree in trees for each in map(repetition, tree.branches)]),
+        }
+        metrics |= {
+            name: torch.full((len(samples),), value, dtype=torch.float64) for name, value in self.of_rollout.items()
         }
         for name in samples[0].parts:
             metrics[f"score/{name}"] = torch.tensor([value for each in samples for value in each.parts[name]])
@@ -554,7 +610,8 @@ class Rollouts:
         config = self.config
         sampler = self.sampler or DecodeSampler.of(self.policy, config.max_new_tokens)
         noise = Noise(config.seed, step=step)
-        rollout = self._scored(sampler(prompts, config.samples, noise), step)
+        gap = synchronised(sampler, self.policy, prompts) if isinstance(sampler, SyncedSampler) else None
+        rollout = replace(self._scored(sampler(prompts, config.samples, noise), step), probe_gap=gap)
         if not config.baseline.needs_greedy:
             return rollout
         greedy = DecodeSampler.of(self.policy, config.max_new_tokens, GREEDY)
@@ -569,6 +626,24 @@ class Rollouts:
             return rollout.with_scores(self.scorer(rollout).tolist())
         parts = self.scorer.parts(rollout)
         return rollout.with_scores(self.scorer.total(parts).tolist(), {name: v.tolist() for name, v in parts.items()})
+
+
+PROBES = 2
+"""Prompts whose log-probabilities are compared after each synchronisation of another sampler."""
+
+
+def synchronised(sampler: SyncedSampler, policy: Policy, prompts: Sequence[TokenTree]) -> float:
+    """Give a sampler the policy's weights; the mean difference of their log-probabilities of a few tokens after it.
+
+    The tokens are those of the first prompts: each but the first token is scored as a response.
+    """
+    sampler.sync(policy)
+    probes = [TokenTree(tree.prompt[:1], (tree.prompt[1:],)) for tree in prompts[:PROBES] if len(tree.prompt) > 1]
+    if not probes:
+        return 0.0
+    ours, theirs = (torch.cat([part for parts in logps for part in parts])
+                    for logps in (token_logps(policy, probes), sampler.logps(probes)))  # fmt: skip
+    return (ours - theirs.to(ours)).abs().mean().item()
 
 
 def _differs(rollout: Rollout) -> list[bool]:
@@ -744,7 +819,9 @@ class REINFORCE(Method):
         self.scorer_name = config.evaluation.scorer or reward.name
         if scorer is None and not config.evaluation.scorer:
             scorer = reward
-        self.samples = policies.SampleEvaluation.of(self.model, self.start, config, sampler, scorer, judges)
+        self.samples: policies.SampleEvaluation = policies.SampleEvaluation.of(
+            self.model, self.start, config, sampler, scorer, judges
+        )
         self.metric = config.evaluation.metric or "score"
         self.prompts: list[TokenTree] = []
 
@@ -798,8 +875,10 @@ class REINFORCE(Method):
         return guards.rollout_checks(first_passes, fixed_length=self.config.unfinished == "keep")
 
     def stop_reason(self, steps: Sequence[Mapping[str, Any]]) -> str | None:
-        cap, kl = self.config.kl_cap, steps[-1]["kl"]
-        return f"KL {kl:.4g} nats is above kl_cap {cap:g}" if cap is not None and kl > cap else None
+        cap, kl = self.config.kl_cap, steps[-1].get("kl", 0.0)
+        if cap is not None and kl > cap:
+            return f"KL {kl:.4g} nats is above kl_cap {cap:g}"
+        return guards.collapse(steps)
 
     def may_keep(self, values: Mapping[str, float]) -> bool:
         return self.config.kl_cap is None or values["kl"] <= self.config.kl_cap

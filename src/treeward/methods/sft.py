@@ -88,7 +88,9 @@ class SFT(Method):
         self.model: Policy = Policy.from_config(config.model, config.seed)
         self.start: ReferenceModel = self.model.frozen_copy()
         self.objective = TokenNLL()
-        self.samples = policies.SampleEvaluation.of(self.model, self.start, config, sampler, scorer, judges)
+        self.samples: policies.SampleEvaluation = policies.SampleEvaluation.of(
+            self.model, self.start, config, sampler, scorer, judges
+        )
         self.metric = config.evaluation.metric or "nll"
 
     def identities(self, trees: Sequence[TokenTree]) -> list[Check]:

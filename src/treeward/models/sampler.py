@@ -96,6 +96,19 @@ class Sampler(Protocol):
     def __call__(self, prompts: Sequence[TokenTree], samples: int, noise: Noise) -> Rollout: ...
 
 
+@runtime_checkable
+class SyncedSampler(Sampler, Protocol):
+    """A sampler with weights of its own, such as another engine: it must be given the policy's before each rollout."""
+
+    def sync(self, policy: Policy) -> None:
+        """Take over the policy's weights."""
+        ...
+
+    def logps(self, trees: Sequence[TokenTree]) -> Sequence[Sequence[Float[Tensor, "_"]]]:
+        """log pi of each token of each tree's branches under its weights, to compare with the policy's."""
+        ...
+
+
 @dataclass(frozen=True)
 class DecodeSampler:
     """Samples from a policy.

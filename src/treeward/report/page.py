@@ -13,6 +13,7 @@ import yaml
 
 from treeward.errors import UserError
 from treeward.report import figures
+from treeward.report.frontier import Runs, every, short
 from treeward.report.html import write_html
 from treeward.stats.formatting import number
 
@@ -32,7 +33,29 @@ def write_page(run: Path, stages: Sequence[Path] | None = None, title: str | Non
         UserError: a stage has no receipt.
     """
     facts = [stage_facts(stage) for stage in stages or [run]]
-    return write_html("page.html", run / "report.html", title=title or run.name, stages=facts)
+    together = _together(run, stages or [])
+    return write_html("page.html", run / "report.html", title=title or run.name, stages=facts, together=together)
+
+
+def _together(run: Path, stages: Sequence[Path]) -> dict[str, Any] | None:
+    """The frontier of the stages that have a score and a KL, where there are several that can be compared."""
+    scored = [stage for stage in stages if {"score", "kl"} <= every(_receipt(stage)).keys()]
+    if len(scored) < 2:
+        return None
+    try:
+        runs = Runs.read(scored)
+    except UserError:
+        return None
+    points = [row.point for row in runs.rows()]
+    curve = runs.receipts[0].get("best_of_n", {}).get("curve", [])
+    picture = figures.draw(points, curve, short(str(runs.receipts[0]["scorer"])), run / "frontier.png")
+    return {
+        "picture": picture,
+        "vars": vars,
+        "points": points,
+        "scorer": runs.receipts[0]["scorer"],
+        "best_of_n": len(curve) > 1,
+    }
 
 
 def stage_facts(run: Path) -> dict[str, Any]:
@@ -43,7 +66,7 @@ def stage_facts(run: Path) -> dict[str, Any]:
     """
     if not (run / "receipt.json").exists():
         raise UserError(f"{str(run)!r} has no receipt.json: the run has not ended")
-    receipt = json.loads((run / "receipt.json").read_text(encoding="utf-8"))
+    receipt = _receipt(run)
     metrics = _lines(run / "metrics.jsonl")
     samples = _lines(run / "samples.jsonl")
     rows = _metric_rows(receipt)
@@ -62,6 +85,7 @@ def stage_facts(run: Path) -> dict[str, Any]:
         "spread": _spread(receipt),
         "samples": _spread_over_changes(samples),
         "sampled": len(samples),
+        "by_step": _by_step(_lines(run / "samples-by-step.jsonl")),
         "checks": checks,
         "failed": [check for check in checks if check["passed"] is False],
         "accepted": list(dict.fromkeys(accepted)),
@@ -236,6 +260,16 @@ def _spread_over_changes(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
     places = [round(i * (len(samples) - 1) / max(1, count - 1)) for i in range(count)]
     inwards = [places[-1 - i // 2] if i % 2 else places[i // 2] for i in range(count)]
     return [samples[place] for place in inwards]
+
+
+def _receipt(run: Path) -> dict[str, Any]:
+    return dict(json.loads(_text(run / "receipt.json") or "{}"))
+
+
+def _by_step(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The samples of each step for the slider; none if there is only one step."""
+    steps = list(dict.fromkeys(row["step"] for row in rows))
+    return [{"step": n, "rows": [row for row in rows if row["step"] == n]} for n in steps] if len(steps) > 1 else []
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -64,7 +64,12 @@ AnyScorer = (
 
 
 class BadScore(UserError):
-    """A scorer failed or returned something else than finite numbers. The message names the scorer and the response."""
+    """A scorer failed or returned something else than finite numbers. The message names the scorer and the response.
+
+    `rollout` is what could not be scored, where that is known.
+    """
+
+    rollout: Rollout | None = None
 
     @classmethod
     def of(cls, scorer: str, value: object, number: int, response: str) -> "BadScore":
@@ -140,6 +145,13 @@ class CheckedScorer:
     name: str
 
     def __call__(self, rollout: Rollout) -> Float[Tensor, "N"]:
+        try:
+            return self._checked(rollout)
+        except BadScore as problem:
+            problem.rollout = rollout
+            raise
+
+    def _checked(self, rollout: Rollout) -> Float[Tensor, "N"]:
         scores: Any = self.scorer(rollout)
         count = sum(len(tree.branches) for tree in rollout.trees)
         if not isinstance(scores, Tensor) or scores.shape != (count,) or not scores.is_floating_point():

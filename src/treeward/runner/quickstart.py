@@ -1,7 +1,8 @@
 """The quickstart: the whole path on the embedded world, without network, in a few minutes on two cores.
 
-SFT on the world's texts, a reward model and DPO on its noisy pairs; the policy is scored by the gold score, which no
-training used. Then one page. Each stage is an ordinary run directory.
+SFT on the world's texts, a reward model and DPO on its noisy pairs, REINFORCE against the reward model. The policies
+are scored by the gold score, which no training used. Then one page, which ends with their frontier. Each stage is an
+ordinary run directory.
 """
 
 import logging
@@ -21,6 +22,7 @@ STAGES = {
     "sft": "learn the grammar of the reviews",
     "reward": "a reward model from noisy pairs",
     "dpo": "the policy from the same pairs, scored by the gold score",
+    "reinforce": "the policy against the reward model, scored by the gold score",
 }
 
 
@@ -34,7 +36,7 @@ class Quickstart:
 
 
 def quickstart(out: str | None = None, overrides: dict[str, dict[str, Any]] | None = None) -> Quickstart:
-    """Run the three stages. `overrides` changes values of a stage's recipe (for short test runs).
+    """Run the four stages. `overrides` changes values of a stage's recipe (for short test runs).
 
     Raises:
         UserError: `out` exists or cannot be written.
@@ -48,8 +50,11 @@ def quickstart(out: str | None = None, overrides: dict[str, dict[str, Any]] | No
         del values["command"]
         values = settings.merge(values, (overrides or {}).get(verb, {}))
         values |= {"out": str(path / verb), "require": "any"}
-        if verb == "dpo":
+        if verb in ("dpo", "reinforce"):
             values = settings.merge(values, {"model": {"path": str(path / "sft" / "model")}})
+        if verb == "reinforce":
+            against = {"reward": str(path / "reward"), "steps": 120, "evaluate_every": 60}
+            values = settings.merge(values, against | {"evaluation": {"scorer": "gold"}})
         method = find(verb)
         stages[verb] = run(settings.build(method.Config, values), method)
     page = write_page(path, [stage.path for stage in stages.values()], "Quickstart: film reviews with a known taste")

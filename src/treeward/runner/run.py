@@ -56,6 +56,9 @@ from treeward.trees.verify import verify
 
 log = logging.getLogger(__name__)
 
+SAMPLES_BY_STEP = "samples-by-step.jsonl"
+FIXED = 4
+"""Prompts of the validation part whose samples are kept at each measurement."""
 LABELS_SAMPLE = 1_000
 """Training trees whose accuracy is measured if the held-out accuracy is clearly below one half."""
 
@@ -238,6 +241,7 @@ def _model_checks(
         *data_fit,
         *example_checks,
         *method.identities(probe),
+        *identities.weights_reach_gradient(loop, probe),
         rate_check(method.usual_lr, config.lr, steps, parameters, config.model.random),
     ]
     return checks, missing, probe
@@ -282,7 +286,7 @@ def estimate(setup: Setup) -> str:
     clock = time.monotonic()
     setup.loop.backward(setup.method.batch(setup.data.train[: setup.config.batch_size], 0))
     seconds = time.monotonic() - clock
-    packed.zero_grad(set_to_none=True)
+    setup.loop.discard()
     steps = setup.steps
     states = 8 * sum(p.numel() for p in packed.parameters() if p.requires_grad)
     memory = (psutil.Process().memory_info().rss + states) / 1e9
@@ -324,6 +328,7 @@ def train(setup: Setup, directory: RunDirectory, resumed: bool, reporter: Report
         log.info("resuming from step %d of %d%s", done, total, "" if done else ": no checkpoint was saved")
     rows = [row for row in directory.lines("metrics.jsonl") if row["step"] <= done]
     directory.write_lines("metrics.jsonl", rows)
+    _begin_fixed(setup, directory, done)
     broken, stopped, last_movement, tokens = None, None, None, 0
     figures: dict[str, float] = {}
     try:
@@ -331,9 +336,12 @@ def train(setup: Setup, directory: RunDirectory, resumed: bool, reporter: Report
             again = ((trees, n) for trees in batches for n in range(1, per_batch + 1)) if done < total else ()
             for trees, pass_number in reporter.progress(again, total, method.name, done, figures):
                 if pass_number == 1:
+                    begun = time.monotonic()
                     batch = method.batch(trees, loop.index + 1)
                 tokens += sum(map(len, batch.trees if isinstance(batch, Rollout) else batch))
                 step = loop.step(batch)
+                if isinstance(batch, Rollout) and pass_number == per_batch:
+                    figures["samples/s"] = batch.branches / (time.monotonic() - begun)
                 rows.append(_logged(setup, step, best, directory, figures))
                 reporter.step(step.index, rows[-1])
                 broken, stopped = _reason_to_end(method, rows)
@@ -356,6 +364,8 @@ def train(setup: Setup, directory: RunDirectory, resumed: bool, reporter: Report
     except (FloatingPointError, BadScore) as problem:
         broken = not_finite(problem)
         log.error("stopped: %s", problem)
+        if isinstance(problem, BadScore) and problem.rollout is not None:
+            _keep_unscored(directory, problem.rollout)
     kept_movement = Movement.since(method.model, start)
     planned, seconds = loop.index if stopped else total, time.monotonic() - clock
     return Trained(loop.index, planned, last_movement or kept_movement, kept_movement, broken, stopped, seconds, tokens)
@@ -418,6 +428,7 @@ def _validate(
     value = measured.table_of(main.name).mean(main.name)
     sign = 1 if main.higher_is_better else -1
     values = {main.name: value}
+    _append_fixed(directory, index, measured.samples)
     if "samples" in measured.tables:
         samples = measured.tables["samples"]
         shown = ("score", "kl", "entropy", "start_nll", "length")
@@ -430,6 +441,31 @@ def _validate(
             save_trainable(method.model.packed, temporary)
             temporary.rename(directory.best)
     return {f"validation/{name}": value for name, value in values.items()}
+
+
+def _begin_fixed(setup: Setup, directory: RunDirectory, done: int) -> None:
+    """Begin samples-by-step.jsonl with samples of the start, or cut it to the steps before the checkpoint."""
+    if (directory.path / SAMPLES_BY_STEP).exists():
+        kept = [row for row in directory.lines(SAMPLES_BY_STEP) if done and row["step"] <= done]
+        directory.write_lines(SAMPLES_BY_STEP, kept)
+    by_group = {tree.group: tree for tree in setup.data.parts["validation"]}
+    if not done and by_group and setup.method.samples is not None:
+        _append_fixed(directory, 0, setup.method.samples.measure(list(by_group.values())[:FIXED])[1])
+
+
+def _keep_unscored(directory: RunDirectory, rollout: Rollout) -> None:
+    """Write the samples that could not be scored to failed-rollout.jsonl."""
+    rows = [{"prompt": s.prompt, "response": s.response, "group": s.group, "ids": s.ids} for s in rollout.samples()]
+    directory.write_lines("failed-rollout.jsonl", rows)
+    log.error("the samples that could not be scored are in %s", directory.path / "failed-rollout.jsonl")
+
+
+def _append_fixed(directory: RunDirectory, index: int, samples: Sequence[Mapping[str, Any]]) -> None:
+    """Add the first sample of the first prompts to samples-by-step.jsonl."""
+    first = [sample for sample in samples if sample["sample"] == 0][:FIXED]
+    for sample in first:
+        facts = {name: sample.get(name) for name in ("prompt", "response", "score", "kl")}
+        directory.append(SAMPLES_BY_STEP, {"step": index, **facts})
 
 
 def _save(loop: Loop, directory: RunDirectory, states: Mapping[str, Any]) -> None:

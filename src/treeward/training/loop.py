@@ -296,6 +296,11 @@ class Loop:
         self.index += 1
         return metrics
 
+    def discard(self) -> None:
+        """Drop the gradients that `backward` added."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self._has_gradients = False
+
     @property
     def parameters(self) -> list[Tensor]:
         """The tensors that the optimizer updates."""

@@ -32,7 +32,8 @@ class Sampled:
     `logps`, `reference_logps` and `advantages` have one number a token: the policy's log-probability when the token was
     sampled, the reference's (the same number without a reference), and the advantage. `scores` are the scorer's,
     `rewards` what the advantages were made of. `finished` says which branches have an end token, `used` which of them
-    train. `parts` has the scores of each scorer where several are mixed.
+    train. `weights` multiply the losses, where the samples are corrected for another sampler. `parts` has the scores of
+    each scorer where several are mixed.
     """
 
     logps: tuple[Tensor, ...]
@@ -42,6 +43,7 @@ class Sampled:
     rewards: tuple[float, ...]
     finished: tuple[bool, ...]
     used: tuple[bool, ...]
+    weights: tuple[float, ...] | None = None
     parts: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
@@ -67,6 +69,8 @@ class Rollout:
     greedy: "Rollout | None" = None
     left_out: int = 0
     """Prompts that were sampled too and left out, because all their samples had the same score."""
+    probe_gap: float | None = None
+    """Of a sampler with weights of its own: how far its log-probabilities are from the policy's, in nats a token."""
 
     @classmethod
     def joined(cls, rollouts: "Sequence[Rollout]") -> "Rollout":
@@ -95,6 +99,11 @@ class Rollout:
     def __len__(self) -> int:
         """The number of prompts."""
         return len(self.trees)
+
+    @property
+    def branches(self) -> int:
+        """N, the number of responses."""
+        return sum(len(tree.branches) for tree in self.trees)
 
     def samples(self) -> list[Sample]:
         """All N responses, prompt by prompt."""
