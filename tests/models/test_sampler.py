@@ -399,3 +399,49 @@ def test_out_of_memory_never_means_that_a_cache_fails(tiny: Build) -> None:
     with pytest.raises(torch.OutOfMemoryError):
         DecodeSampler(model, (END,), 5)(prompts((5, 9)), 2, Noise(0))
     assert model.cache_name is None
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "neox"])
+def test_rows_leave_and_enter_the_batch_and_every_sample_stays_the_same(family: str, tiny: Build) -> None:
+    """In float64 the ids are equal whatever the batch; so are the log-probabilities up to rounding."""
+    packed = TreeLM(tiny(family).double())
+    trees = prompts(*((5, *range(6, 6 + n % 7)) for n in range(24)))
+    ends = (2, *range(3, 12))
+
+    def sampled(batch: int) -> tuple[Any, int]:
+        rows = 0
+
+        def count(module: Any, arguments: Any, named: Any) -> None:
+            nonlocal rows
+            rows += named["input_ids"].shape[0]
+
+        hook = packed.model.register_forward_pre_hook(count, with_kwargs=True)
+        rollout = DecodeSampler(packed, ends, 24, batch=batch)(trees, 3, Noise(0))
+        hook.remove()
+        return rollout, rows
+
+    DecodeSampler(packed, ends, 24)(trees[:2], 1, Noise(0))  # what is verified once
+    whole, rows_whole = sampled(72)
+    lengths = [len(branch) for tree in whole.trees for branch in tree.branches]
+    assert min(lengths) == 1
+    assert max(lengths) == 24
+    assert rows_whole < 0.75 * 72 * 24  # rows left
+    for batch in (6, 10, 16):
+        rollout, rows = sampled(batch)
+        assert rollout.trees == whole.trees
+        assert rows < 1.35 * sum(lengths)  # the batch stayed full
+        for ours, theirs in zip(rollout.logps, whole.logps, strict=True):
+            assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_rows_that_have_ended_change_nothing_for_the_others(tiny: Build) -> None:
+    """With fewer end tokens the first tokens of every sample are the same."""
+    packed = TreeLM(tiny("llama").double())
+    trees = prompts((5, 6, 7), (5, 8), (9,), (10, 11, 12, 13))
+    many, none = (DecodeSampler(packed, ends, 16)(trees, 8, Noise(3)) for ends in (tuple(range(20)), ()))
+    cut = 0
+    for short, long in zip(many.trees, none.trees, strict=True):
+        for a, b in zip(short.branches, long.branches, strict=True):
+            assert b[: len(a)] == a
+            cut += len(b) - len(a)
+    assert cut > 100

@@ -1,4 +1,4 @@
-"""The embedded sums: additions and subtractions of numbers up to 29, whose answers can be checked, without network.
+"""The embedded sums: additions of numbers up to 99, whose answers can be checked, without network.
 
 A prompt is a problem, `17+38=`; its answer is `55`, and every problem stands once. The tokenizer has one token a
 character. `exact-match` compares a response with the column `answer` (`--data.keep '[answer]'`).
@@ -14,16 +14,16 @@ from transformers import PreTrainedTokenizerFast
 
 from treeward.errors import UserError
 
-HIGHEST = 29
+HIGHEST = 99
 """Largest number of a problem."""
-WRONG = 0.5
+WRONG = 0.3
 """Share of wrong answers in the texts."""
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 
 
 def vocabulary() -> list[str]:
     """Every token, special ones first."""
-    return [*SPECIAL, *"0123456789+-="]
+    return [*SPECIAL, *"0123456789+="]
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -48,20 +48,20 @@ def model_config() -> "transformers.LlamaConfig":
     )  # fmt: skip
 
 
-def problems(seed: int, count: int = 1800) -> list[dict[str, Any]]:
+def problems(seed: int, count: int = 10_000) -> list[dict[str, Any]]:
     """Distinct problems as `prompt`, with `answer`. Of the same seed, fewer problems are the first ones of more.
 
     Raises:
         UserError: there are not so many problems.
     """
-    every = [_problem(a, b, sign) for a in range(HIGHEST + 1) for b in range(HIGHEST + 1) for sign in "+-"]
+    every = [_problem(a, b) for a in range(HIGHEST + 1) for b in range(HIGHEST + 1)]
     if count > len(every):
         raise UserError(f"data.source arithmetic:{count}: there are {len(every)} problems")
     random.Random(f"problems {seed}").shuffle(every)
     return every[:count]
 
 
-def texts(seed: int, count: int = 20000) -> list[dict[str, Any]]:
+def texts(seed: int, count: int = 20_000) -> list[dict[str, Any]]:
     """Problems drawn anew for each row as `prompt` and `completion`, for supervised fine-tuning; a share of `WRONG` of
     the answers is off by 1 to 9, as in texts of doubtful origin.
     """
@@ -71,12 +71,12 @@ def texts(seed: int, count: int = 20000) -> list[dict[str, Any]]:
     for _ in range(count):
         problem = draw.choice(every)
         off = draw.choice((-1, 1)) * draw.randint(1, 9) if draw.random() < WRONG else 0
-        rows.append({"prompt": problem["prompt"], "completion": str(int(problem["answer"]) + off)})
+        rows.append({"prompt": problem["prompt"], "completion": str(abs(int(problem["answer"]) + off))})
     return rows
 
 
-def _problem(a: int, b: int, sign: str) -> dict[str, Any]:
-    return {"prompt": f"{a}{sign}{b}=", "answer": str(a + b if sign == "+" else a - b)}
+def _problem(a: int, b: int) -> dict[str, Any]:
+    return {"prompt": f"{a}+{b}=", "answer": str(a + b)}
 
 
 KINDS: Mapping[str, Callable[..., list[dict[str, Any]]]] = {"arithmetic": problems, "arithmetic-texts": texts}

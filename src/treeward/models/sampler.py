@@ -12,7 +12,7 @@ import hashlib
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any, Protocol, runtime_checkable
@@ -21,6 +21,9 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from treeward.errors import UserError
 from treeward.losses.logprobs import token_logps
@@ -45,6 +48,10 @@ CACHE_NAMES = ("past_key_values", "cache_params")
 END_CHECK_TOKENS = 8
 """Tokens between two checks whether all rows have ended, since on a GPU each check makes the host wait for the device.
 On the CPU every token is checked."""
+LEAVING_SHARE = 8
+"""Rows leave the cache when one in so many has ended: each time what stays is copied."""
+ROOM = 64
+"""Tokens that a cache has room for each time it grows."""
 CACHE_TEST_TOKENS = 6
 """Tokens that are decoded to compare a cache with a plain call."""
 
@@ -155,12 +162,12 @@ class DecodeSampler:
             verify_once(self.packed, self._probes([tree.prompt for tree in prompts]))
             self._detect_cache(max((tree.prompt for tree in prompts), key=len))
         names = row_ids(prompts)
-        sampled: dict[int, list[_Sampled]] = {}
         mixed_lengths = self.packed.backend == "tree" and bool(self.packed.cache_name)
-        for batch in _batches(prompts, max(1, self.batch // samples), mixed_lengths):
-            uniforms = [noise.uniforms(names[n], k, self.max_new_tokens) for n in batch for k in range(samples)]
-            rows = self._decode([prompts[n].prompt for n in batch], samples, np.stack(uniforms))
-            sampled |= {n: rows[i * samples : (i + 1) * samples] for i, n in enumerate(batch)}
+        sampled: dict[int, list[_Sampled]] = {}
+        for group in _groups(prompts, mixed_lengths):
+            uniforms = [noise.uniforms(names[n], k, self.max_new_tokens) for n in group for k in range(samples)]
+            rows = self._decode([prompts[n].prompt for n in group], samples, np.stack(uniforms))
+            sampled |= {n: rows[i * samples : (i + 1) * samples] for i, n in enumerate(group)}
         return Rollout(
             [
                 TokenTree(tree.prompt, tuple(ids for ids, _, _ in sampled[n]), tree.group, row=tree.row)
@@ -219,43 +226,147 @@ class DecodeSampler:
     def _decode(
         self, prompts: Sequence[tuple[int, ...]], samples: int, uniforms: Float[np.ndarray, "N L"]
     ) -> list["_Sampled"]:
-        """The K samples of each prompt of one batch, one after another.
+        """The K samples of each prompt, one after another.
 
-        All random numbers are given in advance, so that the device never waits for the host to draw them.
+        At most `batch` rows are decoded at a time. Where the cache can be cut and joined, rows that have ended leave it
+        and waiting prompts take their place; elsewhere a batch is decoded to its end. All random numbers are given in
+        advance, so that the device never waits for the host to draw them.
         """
         device = self.packed.device
-        end_ids = torch.tensor(self.end_ids, device=device)
-        repeats = samples if self.packed.backend == "tree" and self.packed.cache_name else 1
-        if repeats == 1:
-            prompts = [prompt for prompt in prompts for _ in range(samples)]
-        noise = torch.from_numpy(uniforms).to(_widest_float(device)).to(device)
-        tokens: list[Tensor] = []
-        logps: list[Tensor] = []
-        drawn_logps: list[Tensor] = []
+        shared = self.packed.backend == "tree" and bool(self.packed.cache_name)
+        samples_of_prefill = samples if shared else 1
+        waiting = list(prompts) if shared else [prompt for prompt in prompts for _ in range(samples)]
+        drawing = _Drawing(uniforms, self.temperature, self.end_ids, device)
         check_every = 1 if device.type == "cpu" else END_CHECK_TOKENS
+        decoder: _Decoder | None = None
+        active = torch.zeros(0, dtype=torch.long, device=device)
+        last, begun, steps = active, 0, 0
         with torch.no_grad(), self.packed.autocast():
-            decoder = _Decoder(self.packed, *_left_padded(prompts, device))
-            decoder.repeat(repeats)
-            ended = torch.zeros(len(noise), dtype=torch.bool, device=device)
-            for position in range(self.max_new_tokens):
-                logits = decoder.step(tokens[-1]) if tokens else decoder.logits
-                tokens.append(draw(logits, self.temperature, noise[:, position]))
-                logps.append(token_logps(logits, tokens[-1]))
-                if self.temperature != 1:
-                    drawn_logps.append(token_logps(logits.float() / self.temperature, tokens[-1]))
-                ended |= torch.isin(tokens[-1], end_ids)
-                if position % check_every == check_every - 1 or position == self.max_new_tokens - 1:
-                    _check_finite(logps[-check_every:])
-                    if bool(ended.all()):
-                        break
-        of_policy = torch.stack(logps, 1).cpu()
-        of_drawn = torch.stack(drawn_logps, 1).cpu() if drawn_logps else of_policy
-        rows = [_until_end(row, set(self.end_ids)) for row in torch.stack(tokens, 1).tolist()]
-        return [(ids, of_policy[n, : len(ids)], of_drawn[n, : len(ids)]) for n, ids in enumerate(rows)]
+            while decoder is not None or begun < len(waiting):
+                free = self.batch - len(active)
+                fits = max(free // samples_of_prefill, 0 if len(active) else 1)
+                if begun < len(waiting) and (
+                    decoder is None or (decoder.flexible and fits and free >= self.batch // 4)
+                ):
+                    entering = waiting[begun : begun + fits]
+                    new = _Decoder(self.packed, *_left_padded(entering, device))
+                    new.repeat(samples_of_prefill)
+                    first = begun * samples_of_prefill
+                    rows = torch.arange(first, first + len(entering) * samples_of_prefill, device=device)
+                    begun += len(entering)
+                    last = torch.cat([last, drawing.take(new.logits, rows)])
+                    active = torch.cat([active, rows])
+                    decoder = new if decoder is None else decoder.joined(new)
+                else:
+                    assert decoder is not None
+                    last = drawing.take(decoder.step(last), active)
+                steps += 1
+                if steps % check_every:
+                    continue
+                drawing.check_finite()
+                going_on = (~drawing.done[active]).nonzero()[:, 0]
+                if not len(going_on):
+                    decoder, active, last = None, active[:0], last[:0]
+                elif decoder.flexible and len(active) - len(going_on) >= max(1, len(active) // LEAVING_SHARE):
+                    decoder.keep(going_on)
+                    active, last = active[going_on], last[going_on]
+        return drawing.samples()
 
 
 _Sampled = tuple[tuple[int, ...], Tensor, Tensor]
 """The ids of a response, and the log-probability of each under the policy and under the distribution sampled from."""
+
+
+class _Drawing:
+    """The tokens drawn so far of all N rows, with their log-probabilities, and which rows are done."""
+
+    def __init__(
+        self, uniforms: Float[np.ndarray, "N L"], temperature: float, end_ids: Sequence[int], device: torch.device
+    ) -> None:
+        self.noise = torch.from_numpy(uniforms).to(_widest_float(device)).to(device)
+        self.temperature = temperature
+        self.ends = tuple(end_ids)
+        self.end_ids = torch.tensor(self.ends, device=device)
+        self.tokens = torch.zeros(uniforms.shape, dtype=torch.long, device=device)
+        self.done = torch.zeros(len(uniforms), dtype=torch.bool, device=device)
+        self.lengths = torch.zeros(len(uniforms), dtype=torch.long, device=device)
+        self.logps: Tensor | None = None
+        self.drawn_logps: Tensor | None = None
+
+    def take(self, logits: Float[Tensor, "n V"], rows: Int[Tensor, "n"]) -> Int[Tensor, "n"]:
+        """Draw the next token of these rows from their logits; rows that are done keep what they have."""
+        place = self.lengths[rows].clamp(max=self.tokens.shape[1] - 1)
+        drawn = draw(logits, self.temperature, self.noise[rows, place])
+        logps = token_logps(logits, drawn)
+        going_on = ~self.done[rows]
+        self.tokens[rows, place] = torch.where(going_on, drawn, self.tokens[rows, place])
+        self.logps = self._put(self.logps, rows, place, logps, going_on)
+        if self.temperature != 1:
+            warped = token_logps(logits.float() / self.temperature, drawn)
+            self.drawn_logps = self._put(self.drawn_logps, rows, place, warped, going_on)
+        self.lengths[rows] += going_on.long()
+        self.done[rows] |= torch.isin(drawn, self.end_ids) | (self.lengths[rows] == self.tokens.shape[1])
+        return drawn
+
+    def _put(self, into: Tensor | None, rows: Tensor, place: Tensor, values: Tensor, where: Tensor) -> Tensor:
+        into = torch.zeros(self.tokens.shape, dtype=values.dtype, device=values.device) if into is None else into
+        into[rows, place] = torch.where(where, values, into[rows, place])
+        return into
+
+    def check_finite(self) -> None:
+        """Refuse a policy whose log-probabilities are not finite."""
+        if self.logps is not None and not bool(self.logps.isfinite().all()):
+            raise FloatingPointError(
+                "the policy's logits are NaN or infinite, so nothing can be sampled: its weights are broken, or matrix "
+                "products overflow (try model.precision fp32)"
+            )
+
+    def samples(self) -> list["_Sampled"]:
+        """All rows, each up to its first end token."""
+        assert self.logps is not None
+        logps = self.logps.cpu()
+        drawn_logps = logps if self.drawn_logps is None else self.drawn_logps.cpu()
+        lengths = self.lengths.tolist()
+        return [
+            (tuple(ids[:length]), logps[n, :length].clone(), drawn_logps[n, :length].clone())
+            for n, (ids, length) in enumerate(zip(self.tokens.tolist(), lengths, strict=True))
+        ]
+
+
+class _Rows(DynamicLayer):  # type: ignore[misc]
+    """Keys and values of one layer, with room for more tokens, so that a step does not copy what is there."""
+
+    keys: Tensor
+    values: Tensor
+
+    @classmethod
+    def of(cls, layer: Any) -> "_Rows":
+        """The same contents."""
+        rows = cls()
+        rows.lazy_initialization(layer.keys, layer.values)
+        rows.keys, rows.values = layer.keys, layer.values
+        return rows
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        super().lazy_initialization(key_states, value_states)
+        self.room: tuple[Tensor, Tensor] | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Write the new keys and values behind those that are there."""
+        width = self.keys.shape[2] + key_states.shape[2]
+        if self.room is None or self.room[0].shape[2] < width:
+            room = [old.new_empty((*old.shape[:2], width + ROOM, old.shape[3])) for old in (self.keys, self.values)]
+            for new, old in zip(room, (self.keys, self.values), strict=True):
+                new[:, :, : old.shape[2]] = old
+            self.room = room[0], room[1]
+        self.room[0][:, :, self.keys.shape[2] : width] = key_states
+        self.room[1][:, :, self.keys.shape[2] : width] = value_states
+        self.keys, self.values = (each[:, :, :width] for each in self.room)
+        return self.keys, self.values
+
+    def replace(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Keys and values become what `change` makes of them."""
+        self.keys, self.values, self.room = change(self.keys), change(self.values), None
 
 
 class _Decoder:
@@ -272,6 +383,7 @@ class _Decoder:
         self.mask_and_positions = {name: value for name, value in mask_and_positions.items() if name in parameters}
         self.last_only: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
         self.cache_name = ""
+        self.flexible = False
         self.logits: Tensor
         if packed.cache_name == "":
             self.logits = self._run_whole_rows()
@@ -281,6 +393,42 @@ class _Decoder:
         names = (name for name in CACHE_NAMES if name in parameters and out.get(name) is not None)
         self.cache_name = next(names, "")
         self.cache = out.get(self.cache_name)
+        self.flexible = (
+            packed.backend == "tree"
+            and {"attention_mask", "position_ids"} <= parameters.keys()
+            and isinstance(self.cache, DynamicCache)
+            and all(type(layer) is DynamicLayer and layer.keys.ndim == 4 for layer in self.cache.layers)
+        )
+        """Whether rows can leave and join: a plain cache of keys and values, with mask and positions."""
+        if self.flexible:
+            self.cache.layers = [_Rows.of(layer) for layer in self.cache.layers]
+            self.mask_and_positions.setdefault("attention_mask", torch.ones_like(rows))
+
+    def keep(self, rows: Int[Tensor, "n"]) -> None:
+        """Continue with these rows only, and drop what none of them attends to on the left."""
+        self.mask_and_positions = {name: value[rows] for name, value in self.mask_and_positions.items()}
+        mask = self.mask_and_positions["attention_mask"]
+        unused = int(mask.long().argmax(1).min())
+        self.mask_and_positions["attention_mask"] = mask[:, unused:]
+        for layer in self.cache.layers:
+            layer.replace(lambda old: old[rows, :, unused:])
+
+    def joined(self, other: "_Decoder") -> "_Decoder":
+        """These rows and those of another decoder, the shorter ones padded on the left."""
+        widths = [each.mask_and_positions["attention_mask"].shape[1] for each in (self, other)]
+        missing = [max(widths) - width for width in widths]
+        masks = [
+            pad(each.mask_and_positions["attention_mask"], (count, 0))
+            for each, count in zip((self, other), missing, strict=True)
+        ]
+        positions = [each.mask_and_positions["position_ids"][:, -1:] for each in (self, other)]
+        self.mask_and_positions = {"attention_mask": torch.cat(masks), "position_ids": torch.cat(positions)}
+        for ours, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
+            new = iter((theirs.keys, theirs.values))
+            ours.replace(
+                lambda old, new=new: torch.cat([pad(old, (0, 0, missing[0], 0)), pad(next(new), (0, 0, missing[1], 0))])
+            )
+        return self
 
     def repeat(self, times: int) -> None:
         """Repeat each row this many times, the copies one after another."""
@@ -353,14 +501,6 @@ def _widest_float(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def _check_finite(logps: Sequence[Float[Tensor, "N"]]) -> None:
-    if not bool(torch.stack(list(logps)).isfinite().all()):
-        raise FloatingPointError(
-            "the policy's logits are NaN or infinite, so nothing can be sampled: its weights are broken, or matrix "
-            "products overflow (try model.precision fp32)"
-        )
-
-
 def _left_padded(
     prompts: Sequence[tuple[int, ...]], device: torch.device
 ) -> tuple[Int[Tensor, "G W"], dict[str, Tensor]]:
@@ -390,19 +530,9 @@ def _next_mask_and_positions(current: dict[str, Tensor]) -> dict[str, Tensor]:
     return following
 
 
-def _batches(prompts: Sequence[TokenTree], size: int, mixed_lengths: bool) -> Iterator[list[int]]:
-    """The indices of the prompts that are decoded together, shortest prompts first."""
+def _groups(prompts: Sequence[TokenTree], mixed_lengths: bool) -> list[list[int]]:
+    """The indices of the prompts that may be decoded together, shortest prompts first."""
     by_length: dict[int, list[int]] = {}
     for index, tree in sorted(enumerate(prompts), key=lambda item: len(item[1].prompt)):
         by_length.setdefault(0 if mixed_lengths else len(tree.prompt), []).append(index)
-    for indices in by_length.values():
-        for start in range(0, len(indices), size):
-            yield indices[start : start + size]
-
-
-def _until_end(row: Sequence[int], end_ids: set[int]) -> tuple[int, ...]:
-    """The row up to its first end token, which is included."""
-    for index, token in enumerate(row):
-        if token in end_ids:
-            return tuple(row[: index + 1])
-    return tuple(row)
+    return list(by_length.values())
