@@ -16,6 +16,7 @@ from pathlib import Path
 
 import dpo
 import peer
+import reinforce
 import reward
 import sample
 import score
@@ -26,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 BENCHES: dict[str, Callable[[Setting], list[Record]]] = {
     "dpo": dpo.bench, "reward": reward.bench, "score": score.bench, "sample": sample.bench,
-    "sweep": sweep.bench,
+    "sample-uneven": sample.uneven, "reinforce": reinforce.bench, "sweep": sweep.bench,
 }  # fmt: skip
 """What each bench measures and prints; a new bench is one file and one entry here."""
 

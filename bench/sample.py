@@ -14,6 +14,7 @@ from show import header, quiet, show, verdict
 
 PROMPTS, SAMPLES, NEW = 16, 8, 64
 REQUIRED_RATIO = {"fp32": 1.35, "bf16": 1.5}
+UNEVEN_PROMPTS, REQUIRED_UNEVEN = 64, 2.5
 ERRORS = 4.0
 
 
@@ -28,10 +29,36 @@ def bench(setting: Setting) -> list[Record]:
     return [found for precision in setting.precisions for found in compare(setting, precision)]
 
 
+def uneven(setting: Setting) -> list[Record]:
+    """Samples of uneven lengths: end tokens are chosen so that a sample has a quarter of the longest on average.
+
+    512 rows at a batch of 128: ours in one call, in which waiting prompts take the place of rows that have ended;
+    generate in four calls. The lengths of both sides may differ by no more than four standard errors.
+    """
+    ask(setting.ours, "sample_ours.py", task(setting, "prepare-uneven", "fp32"))
+    header(f"sample-uneven: GPT-2 124M, {UNEVEN_PROMPTS} prompts, K={SAMPLES}, at most {NEW} new tokens", "tokens")
+    answers = [ask(setting.ours, f"sample_{side}.py", task(setting, "uneven", "fp32")) for side in ("ours", "peer")]
+    lengths = [[step["length"] for step in answer.steps] for answer in answers]
+    means = [fmean(each) for each in lengths]
+    apart = abs(means[0] - means[1]) / math.sqrt(sum(stdev(each) ** 2 / len(each) for each in lengths))
+    if not apart <= ERRORS:
+        raise Unequal(f"the samples' mean lengths lie {apart:.1f} standard errors apart")
+    ours, theirs = (Speed(int(sum(each)), a.seconds, a.peak_gb, a.others)
+                    for each, a in zip(lengths, answers, strict=True))  # fmt: skip
+    show("fp32", "treeward", ours)
+    show("", "transformers generate", theirs, ours)
+    found = record("sample-uneven", "fp32", peer="transformers", peer_mode="default", ours=ours, theirs=theirs)
+    verdict(found, REQUIRED_UNEVEN)
+    print(f"{'':6}mean length {means[0]:.1f} and {means[1]:.1f} tokens of at most {NEW}")
+    quiet(ours, theirs)
+    return [found]
+
+
 def task(setting: Setting, mode: str, precision: str) -> Task:
     """A task of one side."""
+    prompts = UNEVEN_PROMPTS if "uneven" in mode else PROMPTS
     return Task(
-        mode=mode, data=str(setting.data), work=str(setting.work), pairs=PROMPTS, batch_size=SAMPLES,
+        mode=mode, data=str(setting.data), work=str(setting.work), pairs=prompts, batch_size=SAMPLES,
         threads=setting.threads, precision=precision,
     )  # fmt: skip
 

@@ -1,4 +1,5 @@
-"""Treeward's side of the sampling bench, one task a process. Modes: prepare (model and prompts for both), time."""
+"""Treeward's side of the sampling bench, one task a process. Modes: prepare (model and prompts for both), time,
+uneven."""
 
 import json
 from pathlib import Path
@@ -14,13 +15,15 @@ from treeward.models.sampler import DecodeSampler, Noise
 from treeward.trees.tokens import TokenTree
 
 NEW = 64
+ENDS_EVERY = 16
+"""One token in so many ends an uneven sample."""
 
 
 def measure(task: Task) -> Answer:
     """Sample; a first, small call, which verifies the layout, stands apart; scoring is outside the clock."""
     torch.set_num_threads(task.threads)
     data, work = Path(task.data), Path(task.work)
-    if task.mode == "prepare":
+    if task.mode.startswith("prepare"):
         prepare(data, work, task.pairs)
         return Answer(steps=[])
     precision: PrecisionOption = "bf16" if task.precision == "bf16" else "fp32"
@@ -28,11 +31,15 @@ def measure(task: Task) -> Answer:
     prompts = [
         TokenTree(tuple(ids), (), str(n)) for n, ids in enumerate(json.loads((work / "prompts.json").read_text()))
     ]
-    sampler = DecodeSampler(policy.packed, (), NEW)
+    ends = json.loads((work / "ends.json").read_text()) if task.mode == "uneven" else []
+    sampler = DecodeSampler(policy.packed, tuple(ends), NEW)
     with Stopwatch() as proof:
         sampler(prompts[:2], 2, Noise(1))
     with Stopwatch() as watch:
         trees = sampler(prompts, task.batch_size, Noise(0)).trees
+    if task.mode == "uneven":
+        lengths = [{"length": float(len(branch))} for tree in trees for branch in tree.branches]
+        return Answer(seconds=watch.seconds, others=watch.others, before=proof.seconds, steps=lengths)
     assert all(len(branch) == NEW for tree in trees for branch in tree.branches), "a sample ended early"
     steps = [{"logp": logp} for logp in branch_logps(policy, trees).tolist()]
     return Answer(seconds=watch.seconds, others=watch.others, before=proof.seconds, steps=steps)
@@ -49,6 +56,7 @@ def prepare(data: Path, work: Path, count: int) -> None:
     texts = [pair.prompt for pair in read(data, 4 * count)]
     ids = [policy.tokenizer(text, add_special_tokens=False).input_ids[:8] for text in texts]
     (work / "prompts.json").write_text(json.dumps([row for row in ids if len(row) == 8][:count]))
+    (work / "ends.json").write_text(json.dumps(list(range(0, len(policy.tokenizer), ENDS_EVERY))))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -9,6 +10,10 @@ from transformers import AutoModelForCausalLM
 from child import Answer, Stopwatch, Task, reply
 
 NEW = 64
+
+
+BATCH = 128
+"""Rows of a call where samples end early."""
 
 
 def measure(task: Task) -> Answer:
@@ -21,6 +26,9 @@ def measure(task: Task) -> Answer:
         "do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "num_return_sequences": task.batch_size,
         "max_new_tokens": NEW, "eos_token_id": None, "pad_token_id": 0,
     }  # fmt: skip
+    if task.mode == "uneven":
+        ends = json.loads((work / "ends.json").read_text())
+        return uneven(model, ids, plain | {"eos_token_id": ends}, task.batch_size)
     model.generation_config.eos_token_id = None
     bf16 = torch.autocast("cpu", dtype=torch.bfloat16, enabled=task.precision == "bf16")
     torch.manual_seed(0)
@@ -33,6 +41,20 @@ def measure(task: Task) -> Answer:
         found = [logp(model, part, ids.shape[1]) for part in rows.split(16)]
     steps = [{"logp": value} for value in torch.cat(found).tolist()]
     return Answer(seconds=watch.seconds, others=watch.others, steps=steps)
+
+
+def uneven(model: Any, ids: torch.Tensor, plain: dict[str, Any], samples: int) -> Answer:
+    """Samples that end at one of many end tokens, `BATCH` rows a call; the length of each, its end token included."""
+    torch.manual_seed(0)
+    ends = torch.tensor(plain["eos_token_id"])
+    lengths: list[dict[str, float]] = []
+    with torch.no_grad(), Stopwatch() as watch:
+        for part in ids.split(BATCH // samples):
+            rows = model.generate(part, attention_mask=torch.ones_like(part), **plain)[:, ids.shape[1] :]
+            ended = torch.isin(rows, ends)
+            firsts = torch.where(ended.any(1), ended.long().argmax(1) + 1, rows.shape[1])
+            lengths += [{"length": float(length)} for length in firsts.tolist()]
+    return Answer(seconds=watch.seconds, others=watch.others, steps=lengths)
 
 
 def logp(model: torch.nn.Module, rows: torch.Tensor, start: int) -> torch.Tensor:
