@@ -1,7 +1,9 @@
 """Treeward's side of the REINFORCE bench, one task a process. Modes: prepare (prompts and weights for both), time."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,7 +22,7 @@ from treeward.trees.tokens import TokenTree
 LONGEST, NEW = 256, 64
 
 
-def letters(prompt: str, response: str) -> float:
+def letters(prompt: str, response: str, row: Mapping[str, Any]) -> float:
     """The reward of both sides: how often the letter e occurs."""
     return float(response.count("e"))
 

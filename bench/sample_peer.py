@@ -49,7 +49,7 @@ def uneven(model: Any, ids: torch.Tensor, plain: dict[str, Any], samples: int) -
     ends = torch.tensor(plain["eos_token_id"])
     lengths: list[dict[str, float]] = []
     with torch.no_grad(), Stopwatch() as watch:
-        for part in ids.split(BATCH // samples):
+        for part in torch.split(ids, BATCH // samples):
             rows = model.generate(part, attention_mask=torch.ones_like(part), **plain)[:, ids.shape[1] :]
             ended = torch.isin(rows, ends)
             firsts = torch.where(ended.any(1), ended.long().argmax(1) + 1, rows.shape[1])

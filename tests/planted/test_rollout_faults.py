@@ -5,23 +5,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 
 from treeward.checks import identities
-from treeward.checks.guards import collapse, rollout_checks
+from treeward.checks.guards import collapse, k1_check, rollout_checks
 from treeward.cli.main import run as command
 from treeward.data import world
 from treeward.errors import ChecksFailed
 from treeward.losses.advantages import AnyBaseline, LeaveOneOut, MovingAverage, Rewards
+from treeward.losses.heads import Categorical
 from treeward.methods.reinforce import REINFORCE, PolicyGradientObjective
+from treeward.models.loading import ModelConfig
 from treeward.models.policy import Policy, token_logps
+from treeward.models.reward_model import RewardModel
 from treeward.models.sampler import DecodeSampler, Noise
 from treeward.rewards.scorers import as_scorer
+from treeward.rewards.scorers import find as find_scorer
 from treeward.runner.progress import TerminalReporter
 from treeward.runner.run import run
 from treeward.runner.settings import build
 from treeward.runs.directory import RunDirectory
+from treeward.stats.tables import Table
 from treeward.trees.rollout import Rollout
 from treeward.trees.tokens import TokenTree
 
@@ -345,6 +351,26 @@ def test_samples_of_the_same_prompts_are_kept_by_step_and_shown_with_a_slider(tm
     assert [step in page for step in ('data-step="0" hidden', 'data-step="5" hidden', 'data-step="10">')] == [True] * 3
 
 
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [("k1-in-loss", "expected gradient of 0"), ("k3", "KL(reference, policy), the other direction")],
+)
+def test_f34_a_kl_term_with_another_gradient_is_not_offered(kind: str, reason: str, capsys: Any) -> None:
+    assert command(words(kl={"kind": kind})) == 2
+    assert reason in capsys.readouterr().err
+
+
+def test_f34_a_kl_of_other_text_is_broken() -> None:
+    """k1 of samples and the exact KL of other samples: both estimate one KL only where the text is the same."""
+    draw = np.random.default_rng(0)
+    groups = [str(n // 4) for n in range(128)]
+    kl = draw.gamma(4.0, 1.0, 128)
+    same = Table(groups, {"kl": kl, "k1": kl + draw.normal(0, 1, 128)})
+    other = Table(groups, {"kl": kl, "k1": draw.gamma(4.0, 0.2, 128)})
+    assert k1_check(same, 1.0).passed
+    assert k1_check(other, 1.0).passed is False
+
+
 class OwnSample(LeaveOneOut):
     """Leave-one-out that forgot to leave one out."""
 
@@ -445,6 +471,24 @@ def test_several_rewards_are_added_by_weight_and_each_is_logged(tmp_path: Path) 
 def test_options_that_cannot_work_are_one_line(over: dict[str, Any], named: str, tmp_path: Path, capsys: Any) -> None:
     assert command([*words(**over), "--out", str(tmp_path / "run")]) == 2
     assert named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("reading", ["#par", "#beats-reference", "#entropic"])
+def test_a_reward_may_compare_with_the_start_or_use_the_coefficient_of_the_kl(reading: str, tmp_path: Path) -> None:
+    """The start against itself scores one half; at beta 0.05 the entropic reward has kappa 20."""
+    model = RewardModel.from_config(ModelConfig(path="world", config={"num_hidden_layers": 1}), 0, Categorical(4))
+    with torch.no_grad():
+        model.packed.model.score.weight.normal_(generator=torch.Generator().manual_seed(0))  # type: ignore[union-attr, operator]
+    model.save(tmp_path / "rm")
+    over = {"reward": (f"{tmp_path / 'rm'}{reading}",), "steps": 2, "require": "any", "reference_samples": 3}
+    if reading == "#entropic":
+        method = REINFORCE(configured(tmp_path / "run", **over))
+        rollout = method.batch(method.prepare(method.model.tokenizer).train[:4], 1)
+        by_name = find_scorer(f"{tmp_path / 'rm'}#entropic:20")(rollout).tolist()
+        assert [score for row in rollout.scores or [] for score in row] == pytest.approx(by_name, abs=1e-5)
+    else:
+        before = run(configured(tmp_path / "run", **over), REINFORCE).receipt["before"]
+        assert before["low"] < 0.5 < before["high"]
 
 
 def test_random_rewards_teach_nothing(tmp_path: Path) -> None:

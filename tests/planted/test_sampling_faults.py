@@ -76,6 +76,45 @@ def test_f71_sampling_at_wrong_positions_fails(monkeypatch: Patch) -> None:
     assert "F71" in check.guards
 
 
+def gpt2() -> Policy:
+    """Absolute positions, where a shift by the padding shows; 0.5 to 5 nats a token on real GPT-2 weights."""
+    vocabulary = len(world.vocabulary())
+    config = transformers.GPT2Config(
+        vocab_size=vocabulary, n_embd=32, n_layer=2, n_head=2, n_positions=64, initializer_range=0.5,
+        bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return Policy(module, world.tokenizer())
+
+
+MIXED = [TokenTree((1, *range(10, 10 + n)), (), str(n)) for n in (2, 9, 5)]
+
+
+def padded_check(policy: Policy) -> Any:
+    rollout = DecodeSampler.of(policy, 12)(MIXED, 3, Noise(0))
+    return next(check for check in identities.sampled_rollout(policy, rollout) if check.id == "I09")
+
+
+def test_f36_positions_count_from_the_first_real_token() -> None:
+    assert padded_check(gpt2()).passed
+
+
+def test_f36_positions_that_count_the_padding_fail(monkeypatch: Patch) -> None:
+    left_padded = sampler._left_padded
+
+    def counting_padding(prompts: Any, device: Any) -> Any:
+        rows, named = left_padded(prompts, device)
+        shifted = torch.arange(rows.shape[1], device=device).expand(rows.shape)
+        return rows, named | {"position_ids": shifted}
+
+    monkeypatch.setattr(sampler, "_left_padded", counting_padding)
+    check = padded_check(gpt2())
+    assert not check.passed
+    assert check.value > 0.05
+
+
 def test_f33_samples_of_other_weights_fail() -> None:
     policy, stale = bamba(), bamba()
     rollout = DecodeSampler.of(stale, 8)(PROMPTS, 2, Noise(0))

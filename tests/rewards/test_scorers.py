@@ -248,6 +248,18 @@ def test_a_classifier_with_one_label(saved: Callable[..., Path], tiny_tokenizer:
         scorers.find(f"{path}#score")
 
 
+def test_a_label_is_of_a_classifier_also_where_nothing_is_known_of_the_model(
+    saved: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hub id has no files to look at, and a chat template is no reason against a label."""
+    asked: list[str] = []
+    monkeypatch.setattr(Classifier, "load", lambda name: asked.append(name) or Classifier)
+    path = saved(["NEGATIVE", "POSITIVE"], template="{{ messages }}")
+    for name in ("someone/distilbert#POSITIVE", f"{path}#POSITIVE"):
+        scorers.find(name)
+    assert asked == ["someone/distilbert#POSITIVE", f"{path}#POSITIVE"]
+
+
 def test_of_several_labels_one_is_named(saved: Callable[..., Path], tiny_tokenizer: Any, rollout: Rollout) -> None:
     path = saved(["bad", "so", "good"])
     with pytest.raises(UserError, match=r"bad, so, good.*#good"):

@@ -20,6 +20,7 @@ Notation: S scored tokens, N responses.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -113,6 +114,14 @@ AnyEstimator = Reinforce | ClippedTokens | ClippedResponses
 @dataclass(frozen=True)
 class _KL:
     """The coefficient of the KL to the reference, fixed or adaptive."""
+
+    not_offered: ClassVar[dict[str, str]] = {
+        "k1-in-loss": "as a loss k1 has an expected gradient of 0; use in-reward",
+        "k1": "k1 is charged in the reward here: in-reward",
+        "k2": "k2 is charged in the loss here: in-loss",
+        "k3": "as a loss k3 has the gradient of KL(reference, policy), the other direction; use in-reward or in-loss",
+    }
+    """Names of estimators, and why they are not offered or what they are called here."""
 
     beta: float = 0.05
     """Coefficient of the KL; 0 for none."""

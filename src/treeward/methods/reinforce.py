@@ -827,7 +827,7 @@ class REINFORCE(Method):
 
     def _run_options(self, config: ReinforceRun) -> RunOptions:
         """What rewards may need of this run."""
-        fixed = config.kl.beta > 0 and config.kl.target is None
+        fixed = config.kl.beta > 0 and config.kl.target is None and config.normalise == "none"
         return RunOptions(
             kappa=1 / config.kl.beta if fixed else None,
             responses=StartResponses(self.start, self.model, config),

@@ -66,8 +66,9 @@ Responses = Callable[[Sequence[TokenTree]], Rollout]
 class RunOptions:
     """What a training run lends to its rewards.
 
-    `kappa` is 1 / beta of its KL coefficient, None where beta is 0 or changes. `responses` samples from the start
-    model. `processes` and `timeout` (seconds a call) are for slow Python functions; 0 processes call them in this one.
+    `kappa` is 1 / beta of its KL coefficient, None where beta is 0 or changes or scores are normalised. `responses`
+    samples from the start model. `processes` and `timeout` (seconds a call) are for slow Python functions; 0 processes
+    call them in this one.
     """
 
     kappa: float | None = None
@@ -290,6 +291,8 @@ DISTRIBUTION_READINGS = ("mean-sd", "cvar", "quantile", "tail", "entropic", "bea
 ENSEMBLE_READINGS = ("mean", "worst", "mean-spread", "entropic")
 DIVIDING = ("mean/sd", "divide-by-sd", "sharpe")
 """Names under which a division by the predicted spread might be asked for."""
+READINGS = {*DISTRIBUTION_READINGS, *ENSEMBLE_READINGS, "par", *DIVIDING}
+"""Every name after `#` that is a reading; others are labels of classifiers."""
 
 
 def _number(kind: str, text: str, run: RunOptions) -> float:
@@ -309,7 +312,11 @@ def _number(kind: str, text: str, run: RunOptions) -> float:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        run_alone = "" if kind != "entropic" else " (without it, a run with a fixed kl.beta above 0 uses 1 / beta)"
+        run_alone = (
+            ""
+            if kind != "entropic"
+            else " (without it, a run with a fixed kl.beta above 0 and raw scores uses 1 / beta)"
+        )
         raise UserError(f"the reading {kind!r} needs a number, not {text!r}: write #{kind}:{NUMBERS[kind]}{run_alone}")
     return number
 

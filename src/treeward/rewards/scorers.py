@@ -26,7 +26,7 @@ from treeward.models import artifact
 from treeward.models.loading import CLASSIFIER, ModelConfig, head_of_config, load, load_tokenizer, model_directory
 from treeward.models.reward_model import RewardModel
 from treeward.plugins import load_name
-from treeward.rewards.models import ENSEMBLE, RewardModelScorer, RunOptions, reward_model
+from treeward.rewards.models import ENSEMBLE, READINGS, RewardModelScorer, RunOptions, reward_model
 from treeward.rewards.pool import FunctionPool
 from treeward.trees.rollout import Rollout, Sample
 from treeward.trees.tokens import Tokenizer
@@ -469,7 +469,8 @@ def _load(name: str, run: RunOptions) -> Scorer:
     if reading and (Path(place).expanduser() / ENSEMBLE).is_file():
         return reward_model(str(Path(place).expanduser()), name, reading, run)  # type: ignore[no-any-return]
     path = model_directory(place)
-    if _is_classifier(path):
+    is_label = bool(reading) and reading.partition(":")[0] not in READINGS and artifact.read_reward(path) is None
+    if is_label or _is_classifier(path):
         return Classifier.load(f"{path}#{reading}" if reading else path)
     return reward_model(path, name, reading, run)  # type: ignore[no-any-return]
 
