@@ -253,7 +253,7 @@ def test_a_label_is_of_a_classifier_also_where_nothing_is_known_of_the_model(
 ) -> None:
     """A hub id has no files to look at, and a chat template is no reason against a label."""
     asked: list[str] = []
-    monkeypatch.setattr(Classifier, "load", lambda name: asked.append(name) or Classifier)
+    monkeypatch.setattr(Classifier, "load", lambda name: asked.append(name) or scorers.Length())
     path = saved(["NEGATIVE", "POSITIVE"], template="{{ messages }}")
     for name in ("someone/distilbert#POSITIVE", f"{path}#POSITIVE"):
         scorers.find(name)
