@@ -14,6 +14,7 @@ from treeward.losses.advantages import (
     Whitened,
 )
 from treeward.losses.policy_gradient import (
+    AnyCorrection,
     AnyEstimator,
     AnyKL,
     ClippedResponses,
@@ -21,7 +22,10 @@ from treeward.losses.policy_gradient import (
     InLoss,
     InReward,
     InRewardToGo,
+    Mask,
+    NoCorrection,
     Reinforce,
+    Truncate,
 )
 from treeward.losses.preference import (
     BCO,
@@ -63,6 +67,7 @@ __all__ = [
     "APODown",
     "APOZero",
     "AnyBaseline",
+    "AnyCorrection",
     "AnyEstimator",
     "AnyKL",
     "AnyPairLoss",
@@ -80,8 +85,10 @@ __all__ = [
     "InRewardToGo",
     "LabelledScores",
     "LeaveOneOut",
+    "Mask",
     "MovingAverage",
     "NoBaseline",
+    "NoCorrection",
     "NormalisedSigmoid",
     "PairLoss",
     "PairScores",
@@ -92,5 +99,6 @@ __all__ = [
     "Sigmoid",
     "Sum",
     "Term",
+    "Truncate",
     "Whitened",
 ]
