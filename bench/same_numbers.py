@@ -39,7 +39,9 @@ OLDER = {"--reference.": "--anchor."}
 """How an option begins in versions that do not know its present name."""
 RENAMED: dict[str, str] = {}
 """Old key of metrics.jsonl, samples.jsonl or receipt.json to its new name."""
-TIMES = frozenset({"seconds", "tokens_per_second", "time"})
+TIMES = frozenset(
+    {"seconds", "step_seconds", "rollout_seconds", "sampling", "scoring", "tokens_per_second", "peak_gb", "time"}
+)
 HASHES = frozenset({"generator"})
 """Hashes over the names of parameters, which changed with an attribute: `policy.tree.module` is now
 `policy.packed.model`."""

@@ -61,6 +61,11 @@ def test_a_rewarded_word_becomes_frequent_and_the_receipt_says_by_what(tmp_path:
     assert receipt["reason"].endswith("by its own reward count:good")
     assert receipt["scorer"] == "count:good"
     assert receipt["metrics"]["kl"]["after"]["low"] > 0
+    parts = [*receipt["rollout_seconds"].values(), receipt["step_seconds"]]
+    assert list(receipt["rollout_seconds"]) == ["sampling", "scoring"]
+    assert min(parts) > 0
+    assert receipt["step_seconds"] < receipt["seconds"]
+    assert 0.1 < receipt["peak_gb"] < 100
     assert not [check for check in receipt["checks"] if check["passed"] is False]
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 26))

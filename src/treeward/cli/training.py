@@ -160,6 +160,10 @@ def show(finished: Finished, as_json: bool) -> int:
         print(f"held out   {verdict_line(receipt['data']['verdict'])}")
     moved = f"weights moved by {receipt['movement']['relative_update']:.3g} of their norm"
     print(f"checks     {len(receipt['checks'])}, failed {len(failed)}{accepted}; {moved}")
+    if "rollout_seconds" in receipt:
+        split = {**receipt["rollout_seconds"], "gradient": receipt["step_seconds"]}
+        shares = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in split.items())
+        print(f"time       {shares}, of {receipt['seconds']:.3g} s in all; peak memory {receipt['peak_gb']:.2g} GB")
     print(f"verdict    {receipt['verdict']}: {receipt['reason']}")
     print(f"run        {finished.path}\nreport     {finished.path / 'report.html'}")
     return finished.exit_code

@@ -13,6 +13,7 @@ Letters: G prompts, K samples a prompt, N = G K responses, S scored tokens.
 """
 
 import math
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -565,6 +566,8 @@ class Rollouts:
     sampler: Sampler | None = None
     random: bool = False
     """Replace every score by a random number in [0, 1), drawn anew at each step: a control that teaches nothing."""
+    seconds: dict[str, float] = field(default_factory=lambda: {"sampling": 0.0, "scoring": 0.0}, compare=False)
+    """Time spent so far on the responses and on their scores."""
 
     def __call__(self, prompts: Sequence[TokenTree], step: int, spare: Sequence[TokenTree] = ()) -> Rollout:
         """Sample from the policy as it is now, before the step of this number, and score the samples.
@@ -611,11 +614,18 @@ class Rollouts:
         sampler = self.sampler or DecodeSampler.of(self.policy, config.max_new_tokens)
         noise = Noise(config.seed, step=step)
         gap = synchronised(sampler, self.policy, prompts) if isinstance(sampler, SyncedSampler) else None
-        rollout = replace(self._scored(sampler(prompts, config.samples, noise), step), probe_gap=gap)
-        if not config.baseline.needs_greedy:
-            return rollout
-        greedy = DecodeSampler.of(self.policy, config.max_new_tokens, GREEDY)
-        return replace(rollout, greedy=self._scored(greedy(prompts, 1, noise), step))
+        clock = time.monotonic()
+        rollout = sampler(prompts, config.samples, noise)
+        if config.baseline.needs_greedy:
+            greedy = DecodeSampler.of(self.policy, config.max_new_tokens, GREEDY)
+            rollout = replace(rollout, greedy=greedy(prompts, 1, noise))
+        sampled = time.monotonic()
+        scored = self._scored(replace(rollout, probe_gap=gap), step)
+        if scored.greedy is not None:
+            scored = replace(scored, greedy=self._scored(scored.greedy, step))
+        self.seconds["sampling"] += sampled - clock
+        self.seconds["scoring"] += time.monotonic() - sampled
+        return scored
 
     def _scored(self, rollout: Rollout, step: int) -> Rollout:
         if self.random:
@@ -891,7 +901,8 @@ class REINFORCE(Method):
 
     def facts(self, measured: Measurement, trees: Sequence[TokenTree]) -> dict[str, Any]:
         control = self.config.control
-        return {} if control is None else {"control": control, "expected_verdicts": list(EXPECTED[control])}
+        facts: dict[str, Any] = {"rollout_seconds": dict(self.rollouts.seconds)}
+        return facts if control is None else facts | {"control": control, "expected_verdicts": list(EXPECTED[control])}
 
     def measure(self, trees: Sequence[TokenTree]) -> Measurement:
         samples, rows = self.samples.measure(trees)

@@ -6,6 +6,7 @@ Results depend on the number of threads (floating-point sums are split different
 import ctypes
 import os
 import platform
+import resource
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -94,3 +95,9 @@ def _git_revision() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None
+
+
+def peak_gb() -> float:
+    """Peak resident memory of this process so far, in 1e9 bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

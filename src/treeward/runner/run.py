@@ -39,7 +39,7 @@ from treeward.models.reward_model import RewardModel
 from treeward.report.page import write_page
 from treeward.rewards.scorers import BadScore
 from treeward.runner.budgets import trained_with
-from treeward.runner.process import environment, prepare_process
+from treeward.runner.process import environment, peak_gb, prepare_process
 from treeward.runner.progress import Interrupted, Reporter, TerminalReporter, interruptible
 from treeward.runner.settings import dump
 from treeward.runs.directory import DiskFull, RunDirectory, alone, created, finite, free_path, is_full, whole
@@ -99,8 +99,8 @@ class Setup:
 @dataclass(frozen=True)
 class Trained:
     """What the training part did: steps taken and planned; how far the weights moved, at the last step and of the step
-    that is kept (the best by validation); what broke it, or why it stopped early; and the seconds and packed tokens
-    since it began or resumed.
+    that is kept (the best by validation); what broke it, or why it stopped early; and the seconds, those of optimizer
+    steps among them, and packed tokens since it began or resumed.
     """
 
     taken: int
@@ -110,6 +110,7 @@ class Trained:
     broken: Check | None
     stopped: str | None
     seconds: float
+    step_seconds: float
     tokens: int
 
 
@@ -312,6 +313,28 @@ class Best:
         self.value, self.step = state["value"], state["step"]
 
 
+class Clock:
+    """The time since it was made, and what of it was spent on named things: in all, and the last time each."""
+
+    def __init__(self) -> None:
+        self.begun = time.monotonic()
+        self.spent: dict[str, float] = {}
+        self.last: dict[str, float] = {}
+
+    @property
+    def seconds(self) -> float:
+        """Since it was made."""
+        return time.monotonic() - self.begun
+
+    @contextmanager
+    def of(self, name: str) -> Iterator[None]:
+        """Count what is inside."""
+        begun = time.monotonic()
+        yield
+        self.last[name] = time.monotonic() - begun
+        self.spent[name] = self.spent.get(name, 0.0) + self.last[name]
+
+
 def train(setup: Setup, directory: RunDirectory, resumed: bool, reporter: Reporter) -> Trained:
     """Take the steps: log, validate, keep the best, save checkpoints. The best weights are put back at the end.
 
@@ -320,7 +343,7 @@ def train(setup: Setup, directory: RunDirectory, resumed: bool, reporter: Report
     method, loop, batches = setup.method, setup.loop, setup.batches
     start, best = weights.snapshot(method.model.packed), Best()
     states: dict[str, Stateful] = {"batches": batches, "best": best, "run": MustMatch(_identity(setup))}
-    clock = time.monotonic()
+    clock = Clock()
     total, done, per_batch = setup.steps, _last_checkpoint(directory), setup.config.steps_per_batch
     if done:
         loop.load(directory.checkpoint(done), **states)
@@ -336,12 +359,13 @@ def train(setup: Setup, directory: RunDirectory, resumed: bool, reporter: Report
             again = ((trees, n) for trees in batches for n in range(1, per_batch + 1)) if done < total else ()
             for trees, pass_number in reporter.progress(again, total, method.name, done, figures):
                 if pass_number == 1:
-                    begun = time.monotonic()
-                    batch = method.batch(trees, loop.index + 1)
+                    with clock.of("batches"):
+                        batch = method.batch(trees, loop.index + 1)
                 tokens += sum(map(len, batch.trees if isinstance(batch, Rollout) else batch))
-                step = loop.step(batch)
-                if isinstance(batch, Rollout) and pass_number == per_batch:
-                    figures["samples/s"] = batch.branches / (time.monotonic() - begun)
+                with clock.of("steps"):
+                    step = loop.step(batch)
+                if isinstance(batch, Rollout):
+                    figures["samples/s"] = batch.branches / (clock.last["batches"] + per_batch * clock.last["steps"])
                 rows.append(_logged(setup, step, best, directory, figures))
                 reporter.step(step.index, rows[-1])
                 broken, stopped = _reason_to_end(method, rows)
@@ -367,8 +391,9 @@ def train(setup: Setup, directory: RunDirectory, resumed: bool, reporter: Report
         if isinstance(problem, BadScore) and problem.rollout is not None:
             _keep_unscored(directory, problem.rollout)
     kept_movement = Movement.since(method.model, start)
-    planned, seconds = loop.index if stopped else total, time.monotonic() - clock
-    return Trained(loop.index, planned, last_movement or kept_movement, kept_movement, broken, stopped, seconds, tokens)
+    planned, moved = loop.index if stopped else total, last_movement or kept_movement
+    seconds, in_steps = clock.seconds, clock.spent.get("steps", 0.0)
+    return Trained(loop.index, planned, moved, kept_movement, broken, stopped, seconds, in_steps, tokens)
 
 
 def _logged(setup: Setup, step: Step, best: Best, directory: RunDirectory, figures: dict[str, float]) -> dict[str, Any]:
@@ -504,6 +529,8 @@ def conclude(setup: Setup, directory: RunDirectory, before: Measurement, trained
     extra: dict[str, Any] = {
         "command": method.name,
         "seconds": trained.seconds,
+        "step_seconds": trained.step_seconds,
+        "peak_gb": peak_gb(),
         "tokens_per_second": trained.tokens / trained.seconds,
     }
     if trained.stopped is not None:
