@@ -341,9 +341,8 @@ def train(setup: Setup, directory: RunDirectory, resumed: bool, reporter: Report
     A loss, gradient or score that is not finite ends training with a failed check; the run still gets its receipt.
     """
     method, loop, batches = setup.method, setup.loop, setup.batches
-    start, best = weights.snapshot(method.model.packed), Best()
+    start, best, clock = weights.snapshot(method.model.packed), Best(), Clock()
     states: dict[str, Stateful] = {"batches": batches, "best": best, "run": MustMatch(_identity(setup))}
-    clock = Clock()
     total, done, per_batch = setup.steps, _last_checkpoint(directory), setup.config.steps_per_batch
     if done:
         loop.load(directory.checkpoint(done), **states)
@@ -392,8 +391,8 @@ def train(setup: Setup, directory: RunDirectory, resumed: bool, reporter: Report
             _keep_unscored(directory, problem.rollout)
     kept_movement = Movement.since(method.model, start)
     planned, moved = loop.index if stopped else total, last_movement or kept_movement
-    seconds, in_steps = clock.seconds, clock.spent.get("steps", 0.0)
-    return Trained(loop.index, planned, moved, kept_movement, broken, stopped, seconds, in_steps, tokens)
+    times = clock.seconds, clock.spent.get("steps", 0.0)
+    return Trained(loop.index, planned, moved, kept_movement, broken, stopped, *times, tokens)
 
 
 def _logged(setup: Setup, step: Step, best: Best, directory: RunDirectory, figures: dict[str, float]) -> dict[str, Any]:
