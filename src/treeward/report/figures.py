@@ -7,7 +7,6 @@ number: at its point, in the table, and in the legend while there is room.
 import io
 import math
 from collections.abc import Mapping, Sequence
-from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -252,8 +251,8 @@ def over_seeds(training: Mapping[str, Mapping[int, Sequence[tuple[int, float, fl
         training: For each setting and seed the step, KL and score of each measurement on the validation part.
     """
     figures = []
-    shared = commonprefix(list(training)) if len(training) > 1 else ""
-    begin = shared.rfind(" ") + 1  # a legend has room for what differs
+    words = list(zip(*(name.split() for name in training), strict=False))
+    shared = next((n for n, column in enumerate(words) if len(set(column)) > 1), 0)  # a legend has room for the rest
     with plt.rc_context(STYLE):
         for column, text in ((0, "step"), (1, "KL(policy, start), nats a response")):
             figure, axes = plt.subplots(figsize=(4.1, 3.5), layout="constrained")
@@ -264,7 +263,7 @@ def over_seeds(training: Mapping[str, Mapping[int, Sequence[tuple[int, float, fl
                 x = rows[:, :, column].mean(0)
                 colour = COLOURS[place % len(COLOURS)]
                 axes.plot(x, [m.value for m in means], color=colour, linewidth=1.3, markersize=3,
-                          marker=MARKERS[place % len(MARKERS)], label=f"{name[begin:]}, n={len(rows)}")  # fmt: skip
+                          marker=MARKERS[place % len(MARKERS)], label=f"{' '.join(name.split()[shared:])}, n={len(rows)}")  # fmt: skip
                 axes.fill_between(x, [m.low for m in means], [m.high for m in means], color=colour, alpha=0.15,
                                   linewidth=0)  # fmt: skip
             axes.set(xlabel=text, ylabel="score on the validation part")
