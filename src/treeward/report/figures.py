@@ -257,13 +257,14 @@ def over_seeds(training: Mapping[str, Mapping[int, Sequence[tuple[int, float, fl
         for column, text in ((0, "step"), (1, "KL(policy, start), nats a response")):
             figure, axes = plt.subplots(figsize=(4.1, 3.5), layout="constrained")
             for place, (name, by_seed) in enumerate(training.items()):
+                label = " ".join(name.split()[shared:])
                 steps = sorted(set.intersection(*({point[0] for point in path} for path in by_seed.values())))
                 rows = np.array([[point for point in path if point[0] in steps] for path in by_seed.values()])
                 means = [clustered_mean(rows[:, n, 2], range(len(rows))) for n in range(len(steps))]
                 x = rows[:, :, column].mean(0)
                 colour = COLOURS[place % len(COLOURS)]
                 axes.plot(x, [m.value for m in means], color=colour, linewidth=1.3, markersize=3,
-                          marker=MARKERS[place % len(MARKERS)], label=f"{' '.join(name.split()[shared:])}, n={len(rows)}")  # fmt: skip
+                          marker=MARKERS[place % len(MARKERS)], label=f"{label}, n={len(rows)}")  # fmt: skip
                 axes.fill_between(x, [m.low for m in means], [m.high for m in means], color=colour, alpha=0.15,
                                   linewidth=0)  # fmt: skip
             axes.set(xlabel=text, ylabel="score on the validation part")
