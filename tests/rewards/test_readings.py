@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from treeward.cli.main import run as command
 from treeward.errors import UserError
 from treeward.losses import risk
 from treeward.losses.heads import Attributes, Categorical, Scalar
@@ -184,6 +185,13 @@ def test_the_entropic_reward_tends_to_the_mean_and_to_the_worst_member() -> None
 def test_what_cannot_be_read_is_refused(head: Any, reading: str, named: str, saved: Callable[..., Path]) -> None:
     with pytest.raises(UserError, match=named.replace("(", "\\(")):
         scorers.find(f"{saved(head)}#{reading}")
+
+
+def test_an_advantage_divided_by_the_heads_spread_is_refused_with_the_reason(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert command(["reinforce", "world-reinforce", "--model.path", "world", "--baseline.kind", "predictive-sd"]) == 2
+    assert "makes the expected gradient depend on the baseline" in capsys.readouterr().err
 
 
 def test_the_weight_of_a_reward_scales_its_risk_aversion() -> None:

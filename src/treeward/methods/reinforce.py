@@ -582,17 +582,17 @@ class Rollouts:
         rollout = self._sampled(prompts, step)
         if self.config.refill is None:
             return rollout
-        kept = [rollout.where(_differs(rollout))]
+        with_signal = [rollout.where(_differs(rollout))]
         tried = len(prompts)
         spare = self._drawn(spare, prompts, step)
-        missing = len(prompts) - len(kept[0])
+        missing = len(prompts) - len(with_signal[0])
         while missing and spare:
             more = self._sampled(spare[:missing], step)
             tried += len(more)
             spare = spare[missing:]
-            kept.append(more.where(_differs(more)))
-            missing -= len(kept[-1])
-        together = Rollout.joined(kept)
+            with_signal.append(more.where(_differs(more)))
+            missing -= len(with_signal[-1])
+        together = Rollout.joined(with_signal)
         return replace(together, left_out=tried - len(together)) if len(together) else rollout
 
     def _drawn(self, spare: Sequence[TokenTree], prompts: Sequence[TokenTree], step: int) -> list[TokenTree]:

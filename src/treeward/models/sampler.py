@@ -12,7 +12,7 @@ import hashlib
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any, Protocol, runtime_checkable
@@ -364,9 +364,9 @@ class _Rows(DynamicLayer):  # type: ignore[misc]
         self.keys, self.values = (each[:, :, :width] for each in self.room)
         return self.keys, self.values
 
-    def replace(self, change: Callable[[Tensor], Tensor]) -> None:
-        """Keys and values become what `change` makes of them."""
-        self.keys, self.values, self.room = change(self.keys), change(self.values), None
+    def replace(self, keys: Tensor, values: Tensor) -> None:
+        """Keys and values become these."""
+        self.keys, self.values, self.room = keys, values, None
 
 
 class _Decoder:
@@ -411,7 +411,7 @@ class _Decoder:
         unused = int(mask.long().argmax(1).min())
         self.mask_and_positions["attention_mask"] = mask[:, unused:]
         for layer in self.cache.layers:
-            layer.replace(lambda old: old[rows, :, unused:])
+            layer.replace(layer.keys[rows, :, unused:], layer.values[rows, :, unused:])
 
     def joined(self, other: "_Decoder") -> "_Decoder":
         """These rows and those of another decoder, the shorter ones padded on the left."""
@@ -423,11 +423,12 @@ class _Decoder:
         ]
         positions = [each.mask_and_positions["position_ids"][:, -1:] for each in (self, other)]
         self.mask_and_positions = {"attention_mask": torch.cat(masks), "position_ids": torch.cat(positions)}
-        for ours, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
-            new = iter((theirs.keys, theirs.values))
-            ours.replace(
-                lambda old, new=new: torch.cat([pad(old, (0, 0, missing[0], 0)), pad(next(new), (0, 0, missing[1], 0))])
-            )
+
+        def stacked(ours: Tensor, theirs: Tensor) -> Tensor:
+            return torch.cat([pad(ours, (0, 0, missing[0], 0)), pad(theirs, (0, 0, missing[1], 0))])
+
+        for layer, new in zip(self.cache.layers, other.cache.layers, strict=True):
+            layer.replace(stacked(layer.keys, new.keys), stacked(layer.values, new.values))
         return self
 
     def repeat(self, times: int) -> None:

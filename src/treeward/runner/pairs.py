@@ -100,7 +100,7 @@ class PairsRun:
             if value is not None and value < least:
                 raise UserError(f"{name} is {value}; it must be at least {least}")
         check_sampling(self.max_new_tokens, self.temperature)
-        if self.scorer is None and embedded.source(self.data.source) is None:
+        if self.scorer is None and embedded.model_of(self.data.source) != "world":
             raise UserError(f"scorer is not set: name a scorer for responses to {self.data.source!r} with --scorer")
         if not self.rounds and self.dpo != DPORun():
             raise UserError("dpo is set, but rounds is 0, so nothing is trained: set rounds, or leave dpo out")

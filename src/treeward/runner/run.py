@@ -470,8 +470,8 @@ def _validate(
 def _begin_fixed(setup: Setup, directory: RunDirectory, done: int) -> None:
     """Begin samples-by-step.jsonl with samples of the start, or cut it to the steps before the checkpoint."""
     if (directory.path / SAMPLES_BY_STEP).exists():
-        kept = [row for row in directory.lines(SAMPLES_BY_STEP) if done and row["step"] <= done]
-        directory.write_lines(SAMPLES_BY_STEP, kept)
+        before = [row for row in directory.lines(SAMPLES_BY_STEP) if done and row["step"] <= done]
+        directory.write_lines(SAMPLES_BY_STEP, before)
     by_group = {tree.group: tree for tree in setup.data.parts["validation"]}
     if not done and by_group and setup.method.samples is not None:
         _append_fixed(directory, 0, setup.method.samples.measure(list(by_group.values())[:FIXED])[1])
