@@ -187,7 +187,7 @@ def test_what_cannot_be_read_is_refused(head: Any, reading: str, named: str, sav
         scorers.find(f"{saved(head)}#{reading}")
 
 
-def test_an_advantage_divided_by_the_heads_spread_is_refused_with_the_reason(
+def test_an_advantage_divided_by_the_spread_of_the_head_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert command(["reinforce", "world-reinforce", "--model.path", "world", "--baseline.kind", "predictive-sd"]) == 2

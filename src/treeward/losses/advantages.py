@@ -78,8 +78,8 @@ class _Baseline:
         "dr-grpo": "it is group-mean here, with estimator.divisor",
         "reinforce++": "its advantage is whitened here",
         "none": "it is no-baseline here",
-        "predictive-sd": "dividing the advantage by the reward head's standard deviation makes the expected gradient depend "
-        "on the baseline; subtract it from the reward instead, with the reward DIR#mean-sd:K",
+        "predictive-sd": "dividing the advantage by the reward head's standard deviation makes the expected gradient "
+        "depend on the baseline; subtract it from the reward instead, with the reward DIR#mean-sd:K",
     }
     """Names of papers and trainers, and what they are called here."""
 
