@@ -218,12 +218,18 @@ def test_f32_samples_that_collapse_while_training_stop_it(rows: list[dict[str, A
 
 
 @pytest.mark.slow
-def test_f32_a_reward_of_one_token_without_kl_collapses_and_is_not_called_improved(tmp_path: Path) -> None:
-    """The reward rises as it should; training stops, and the guards of the samples make the run worse."""
+@pytest.mark.parametrize("evaluate_every", [10, 1000])
+def test_f32_a_reward_of_one_token_without_kl_collapses_and_is_not_called_improved(
+    evaluate_every: int, tmp_path: Path
+) -> None:
+    """The reward rises as it should; training stops, and the guards of the samples make the run worse.
+
+    Also where nothing was measured on the way: then the last weights are kept, not those of the start.
+    """
     start = REINFORCE(configured(tmp_path / "unused")).model
     start.save(tmp_path / "start")
     over = {
-        "steps": 120, "max_new_tokens": 12, "kl": {"beta": 0}, "lr": 5e-3, "evaluate_every": 10,
+        "steps": 120, "max_new_tokens": 12, "kl": {"beta": 0}, "lr": 5e-3, "evaluate_every": evaluate_every,
         "model": {"path": str(tmp_path / "start")},
         "evaluation": {"prompts": 24, "samples": 2, "max_new_tokens": 12},
     }  # fmt: skip

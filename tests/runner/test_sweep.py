@@ -156,6 +156,7 @@ def test_seeds_are_a_sweep_over_seeds() -> None:
 @pytest.mark.parametrize(
     ("words", "named"),
     [(["--seeds", "1"], "--seeds is '1'"), (["--seeds", "two"], "--seeds is 'two'"),
+     (["--seeds", "2", "--seed", "one"], "--seed is 'one'"),
      (["--seeds", "2", "--sweep", "seed=1,2"], "both name seeds")],
 )  # fmt: skip
 def test_seeds_that_cannot_be_are_one_line(words: list[str], named: str, capsys: Any) -> None:

@@ -82,8 +82,10 @@ def with_seeds(verb: str, words: Words) -> Words:
     axes = [axis(text) for key, text in words.options if key == "sweep"]
     if any(key == "seed" for key, _ in axes):
         raise UserError("--seeds and --sweep seed=... both name seeds; leave one out")
-    first = int(options.get("seed", recipe_of(verb, words).get("seed", 0)))
-    seeds = ",".join(str(first + n) for n in range(int(options["seeds"])))
+    first = str(options.get("seed", recipe_of(verb, words).get("seed", 0)))
+    if not first.isdecimal():
+        raise UserError(f"--seed is {first!r}; it is the first of the seeds, a whole number from 0")
+    seeds = ",".join(str(int(first) + n) for n in range(int(options["seeds"])))
     rest = [option for option in words.options if option[0] not in ("seeds", "seed")]
     return Words(words.places, (*rest, ("sweep", f"seed={seeds}")), words.flags)
 

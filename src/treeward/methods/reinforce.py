@@ -125,7 +125,7 @@ class ReinforceConfig(TrainingConfig):
         if self.refill is not None and self.refill < 0:
             raise UserError(f"refill is {self.refill}; it must be 0 or more")
         check_reuse(self.estimator, self.steps_per_rollout)
-        if isinstance(self.normalise, str) and self.normalise not in ("none", "running"):
+        if self.normalise not in ("none", "running"):
             raise UserError(f"normalise is {self.normalise!r}; it is none or running")
         if self.batch_size * self.samples < 2:
             raise UserError("batch_size is 1 and samples is 1, so a step has one response; use at least 2 responses")

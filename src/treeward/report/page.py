@@ -13,7 +13,7 @@ import yaml
 
 from treeward.errors import UserError
 from treeward.report import figures
-from treeward.report.frontier import Runs, every, short
+from treeward.report.frontier import BROKEN, Runs, every, short
 from treeward.report.html import write_html
 from treeward.stats.formatting import number
 
@@ -38,8 +38,10 @@ def write_page(run: Path, stages: Sequence[Path] | None = None, title: str | Non
 
 
 def _together(run: Path, stages: Sequence[Path]) -> dict[str, Any] | None:
-    """The frontier of the stages that have a score and a KL, where there are several that can be compared."""
-    scored = [stage for stage in stages if {"score", "kl"} <= every(_receipt(stage)).keys()]
+    """The frontier of the stages that have a score and a KL and are not broken, if several can be compared."""
+    receipts = {stage: _receipt(stage) for stage in stages}
+    sound = [stage for stage, receipt in receipts.items() if receipt["verdict"] != BROKEN]
+    scored = [stage for stage in sound if {"score", "kl"} <= every(receipts[stage]).keys()]
     if len(scored) < 2:
         return None
     try:

@@ -381,7 +381,7 @@ def train(setup: Setup, directory: RunDirectory, resumed: bool, reporter: Report
         if directory.best.exists():
             load_trainable(method.model.packed, directory.best)
             log.info("kept the weights of step %s, the best by validation %s", best.step, method.metric)
-        elif stopped:
+        elif stopped and not method.may_keep(rows[-1]):
             weights.restore(method.model.packed, start)
             log.info("kept the weights of the start: no later ones may be kept")
     except (FloatingPointError, BadScore) as problem:

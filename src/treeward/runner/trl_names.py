@@ -65,7 +65,12 @@ NAMES = (
         ("evaluation.max_new_tokens", "max_new_tokens"),
         "limits samples; `--data.max-response` limits given responses",
     ),
-    Name(("num_generations",), ("samples", "evaluation.samples"), "samples per prompt, in `pairs` and in evaluation"),
+    Name(
+        ("num_generations",),
+        ("samples", "evaluation.samples"),
+        "samples per prompt, in `reinforce`, `pairs` and evaluation",
+    ),
+    Name(("num_iterations",), ("steps_per_rollout",), "with a clipped `--estimator.kind`"),
     Name(("temperature",), ("evaluation.temperature", "temperature")),
     Name(
         ("per_device_train_batch_size", "gradient_accumulation_steps"),
