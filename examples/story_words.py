@@ -22,22 +22,18 @@ NAMES = ("Lily", "Tom", "Ben", "Mia", "Sam", "Anna", "Max", "Sue", "Tim")
 OPENINGS = (
     " Once upon a time, {name} went to the {place}.",
     " One day, {name} and a friend went to the {place}.",
+    " One morning, {name} and mom went to the {place}.",
     " {name} was very happy. {name} wanted to go to the {place}.",
-    " It was a sunny day. {name} walked to the {place}.",
+    " It was a nice day. {name} walked to the {place}.",
+    " {name} liked to play. {name} ran to the {place}.",
 )
 WORDS = {
     "park": ("tree", "ball"),
-    "beach": ("water", "sand"),
-    "farm": ("cow", "grass"),
+    "beach": ("sun", "water"),
+    "forest": ("fox", "bird"),
+    "zoo": ("bear", "food"),
+    "store": ("toy", "car"),
     "garden": ("flower", "bug"),
-    "kitchen": ("cake", "table"),
-    "forest": ("bird", "leaf"),
-    "zoo": ("bear", "tall"),
-    "store": ("toy", "money"),
-    "lake": ("fish", "boat"),
-    "school": ("book", "teacher"),
-    "castle": ("king", "door"),
-    "hill": ("sky", "rock"),
 }
 """Places and the two words that a story about each must contain."""
 

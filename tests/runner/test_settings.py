@@ -10,6 +10,8 @@ from treeward.cli.parse import CONFIGS, config_class
 from treeward.losses.heads import AnyHead, Scalar
 from treeward.methods import METHODS, find
 from treeward.methods.dpo import DPORun
+from treeward.methods.reinforce import ReinforceRun
+from treeward.methods.reward import RewardRun
 from treeward.runner import fields
 from treeward.runner.inspect import InspectRun
 from treeward.runner.pairs import PairsRun
@@ -96,7 +98,7 @@ def test_the_options_read_from_source_are_those_of_the_classes(verb: str) -> Non
     assert options.keys() == expected.keys()
     assert list(fields.options(cls)) == list(fields.options(CONFIGS[verb]))
     for key, default in options.items():
-        value = expected[key]
+        value = None if key.endswith("evaluation.max_new_tokens") else expected[key]  # not set: filled in by the run
         text = None if value in (None, (), {}, "") else str(value).lower() if isinstance(value, bool) else str(value)
         assert default == text, key
 
@@ -164,3 +166,11 @@ def test_a_group_by_its_former_name_is_answered_with_the_new_one() -> None:
         build(DPORun, merge({}, override("anchor.kind", "ema")))
     with pytest.raises(ValueError, match=r"unknown key 'anchor': it is 'reference' now"):
         build(DPORun, {"anchor": "frozen"})
+
+
+def test_samples_of_the_evaluation_are_as_long_as_those_of_training() -> None:
+    reinforce = {"reward": "length", "max_new_tokens": 200}
+    assert build(ReinforceRun, reinforce).evaluation.max_new_tokens == 200
+    assert build(ReinforceRun, {**reinforce, "evaluation": {"max_new_tokens": 50}}).evaluation.max_new_tokens == 50
+    assert build(DPORun, {}).evaluation.max_new_tokens == 64
+    assert build(RewardRun, {}).evaluation.max_new_tokens is None  # nothing is sampled from a reward model

@@ -85,9 +85,13 @@ def test_a_forest_keeps_the_order_of_its_trees(trees: list[TokenTree], budget: i
         assert order == sorted(order)
 
 
-def test_a_tree_above_the_budget_raises_it_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_tree_above_the_budget_raises_it_and_is_logged_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("treeward.trees.forest._raised", set())
     with caplog.at_level(logging.INFO, logger="treeward"):
         forests = pack_to_budget([sized(3), sized(12), sized(9)], 10)
+        pack_to_budget([sized(13)], 10)
     assert sizes(forests) == [[12], [3, 9]]
     assert [record.getMessage() for record in caplog.records] == [
         "token budget raised from 10 to 12: the largest tree has that many tokens"

@@ -6,7 +6,7 @@ A method needs a `Config`, the usual learning rates, and a constructor that sets
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 from treeward.checks.check import Check
@@ -26,6 +26,10 @@ from treeward.trees.rollout import Rollout
 from treeward.trees.tokens import Tokenizer, TokenTree
 
 
+LONGEST_SAMPLE = 64
+"""Longest sample of an evaluation in tokens, where nothing else is set."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """How the model is measured before and after training."""
@@ -41,8 +45,9 @@ class EvaluationConfig:
     """Held-out prompts to sample from."""
     samples: int = 4
     """Samples for each prompt."""
-    max_new_tokens: int = 64
-    """Longest sample in tokens, end token included."""
+    max_new_tokens: int | None = None
+    """Longest sample in tokens, end token included; by default the `max_new_tokens` of training, and 64 where training
+    samples nothing."""
     temperature: float = 1.0
     """Sampling temperature; 1 samples the policy itself."""
     metric: str | None = None
@@ -57,8 +62,9 @@ class EvaluationConfig:
         if self.metric is not None:
             metric(self.metric)
         for name in ("prompts", "samples", "max_new_tokens"):
-            if getattr(self, name) < 1:
-                raise UserError(f"evaluation.{name} is {getattr(self, name)}; it must be at least 1")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"evaluation.{name} is {value}; it must be at least 1")
         if not self.temperature > 0:
             raise UserError(f"evaluation.temperature is {self.temperature}; it must be above 0 (1 samples the policy)")
 
@@ -76,7 +82,7 @@ class EvaluationConfig:
 
     def plan(self, seed: int) -> SamplePlan:
         """How samples are drawn, the same before and after."""
-        return SamplePlan(self.samples, self.max_new_tokens, self.temperature, seed)
+        return SamplePlan(self.samples, self.max_new_tokens or LONGEST_SAMPLE, self.temperature, seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +114,13 @@ class RunConfig(TrainingConfig):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}; it must be at least 1")
+        if self.evaluation.max_new_tokens is None:
+            object.__setattr__(self, "evaluation", replace(self.evaluation, max_new_tokens=self.longest_sample))
+
+    @property
+    def longest_sample(self) -> int | None:
+        """`evaluation.max_new_tokens` where it is not set; None where the model is not sampled from."""
+        return LONGEST_SAMPLE
 
 
 class Method:

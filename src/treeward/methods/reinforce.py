@@ -108,10 +108,10 @@ class ReinforceConfig(TrainingConfig):
     """Optimizer steps on each rollout; above 1 needs a clipped estimator."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         for name in ("samples", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        super().__post_init__()
         check_samples(self.baseline, self.samples)
         if self.unfinished != "penalise" and self.missing_end_penalty != 1.0:
             raise UserError(
@@ -753,6 +753,10 @@ class ReinforceRun(ReinforceConfig, RunConfig):
             raise UserError(
                 "kl_cap is set, but data.validation is 0: the weights within the cap are chosen on that part"
             )
+
+    @property
+    def longest_sample(self) -> int | None:
+        return self.max_new_tokens
 
 
 @dataclass(frozen=True)

@@ -180,6 +180,10 @@ class RewardRun(RewardConfig, RunConfig):
         if self.members < 1:
             raise UserError(f"members is {self.members}; it must be at least 1")
 
+    @property
+    def longest_sample(self) -> int | None:
+        return None
+
 
 class Reward(Method):
     """Measured by held-out pair accuracy, against the rule that the longer response wins; on ratings alone by CRPS."""

@@ -149,13 +149,17 @@ class PaddedCost(NamedTuple):
 COSTS: dict[Backend, type[PackedCost] | type[PaddedCost]] = {"tree": PackedCost, "rows": PaddedCost}
 
 
+_raised: set[int] = set()
+"""Token budgets whose raise has been logged: while a policy is sampled, each step may have a larger tree."""
+
+
 def pack_to_budget(
     trees: Iterable[TokenTree], token_budget: int, positions: int | None = None, layout: Backend = "tree"
 ) -> list[Forest]:
     """Pack trees into forests that cost at most `token_budget` tokens in this layout (first-fit decreasing).
 
     A packed tree costs its tokens; as rows a forest costs its rows times the longest of them, padding included. A tree
-    that costs more than the budget raises the budget to its cost, which is logged. Trees keep their order within a
+    that costs more than the budget raises the budget to its cost, which is logged the first time. Trees keep their order within a
     forest, and the same trees always give the same forests.
 
     Raises:
@@ -169,7 +173,9 @@ def pack_to_budget(
     costs = [COSTS[layout].of(tree) for tree in trees]
     largest = max((cost.cost for cost in costs), default=0)
     if largest > token_budget:
-        log.info("token budget raised from %d to %d: the largest tree has that many tokens", token_budget, largest)
+        if token_budget not in _raised:
+            log.info("token budget raised from %d to %d: the largest tree has that many tokens", token_budget, largest)
+            _raised.add(token_budget)
         token_budget = largest
     bins: list[list[int]] = []
     bin_costs: list[Cost] = []
