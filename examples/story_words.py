@@ -21,19 +21,19 @@ from typing import Any
 NAMES = ("Lily", "Tom", "Ben", "Mia", "Sam", "Anna", "Max", "Sue", "Tim")
 OPENINGS = (
     " Once upon a time, {name} went to the {place}.",
-    " One day, {name} and a friend went to the {place}.",
+    " One day, {name} and dad went to the {place}.",
     " One morning, {name} and mom went to the {place}.",
     " {name} was very happy. {name} wanted to go to the {place}.",
     " It was a nice day. {name} walked to the {place}.",
-    " {name} liked to play. {name} ran to the {place}.",
+    " {name} woke up early. {name} ran to the {place}.",
 )
 WORDS = {
-    "park": ("tree", "ball"),
-    "beach": ("sun", "water"),
-    "forest": ("fox", "bird"),
-    "zoo": ("bear", "food"),
-    "store": ("toy", "car"),
-    "garden": ("flower", "bug"),
+    "park": ("friends", "fun"),
+    "beach": ("play", "home"),
+    "forest": ("tree", "found"),
+    "zoo": ("big", "scared"),
+    "store": ("toy", "new"),
+    "garden": ("help", "together"),
 }
 """Places and the two words that a story about each must contain."""
 

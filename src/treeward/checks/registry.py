@@ -415,6 +415,16 @@ _MODEL = (
         "depend on the limit rather than on the policy.",
         fix="raise max_new_tokens, or use a policy that ends its answers",
     ),
+    Kind(
+        slug="weights-reach-gradient",
+        id="F68",
+        stage="before",
+        guards=("F68",),
+        name="deviation of the gradient under halved importance weights from half the gradient",
+        meaning="Halving the weight of every response must halve the gradient, on the path that trains. Otherwise the "
+        "weights are computed and then dropped.",
+        fix="this is a fault of the objective; use another one and report it",
+    ),
 )
 
 _TRAINING = (
@@ -487,16 +497,6 @@ _TRAINING = (
         meaning="With `correction` each response weighs pi(y) / pi_sampler(y). The effective sample size of these "
         "weights must be at least 30 % of the samples; below it a few responses decide the gradient.",
         fix="synchronise the sampler more often, or with higher precision",
-    ),
-    Kind(
-        slug="weights-reach-gradient",
-        id="F68",
-        stage="before",
-        guards=("F68",),
-        name="deviation of the gradient under halved importance weights from half the gradient",
-        meaning="Halving the weight of every response must halve the gradient, on the path that trains. Otherwise the "
-        "weights are computed and then dropped.",
-        fix="this is a fault of the objective; use another one and report it",
     ),
 )
 
