@@ -1,0 +1,176 @@
+"""The recipes of HelpSteer2 from end to end on graded sentences: does a distribution over scores make a better reward?
+
+`python bench/evidence_graded.py OUT` follows the published task with small models on shared data: a policy from
+supervised fine-tuning on sentences of every quality, two reward models by the recipes helpsteer2-reward and
+helpsteer2-reward-distribution, and a policy from each by helpsteer2-reinforce and helpsteer2-reinforce-distribution,
+with equal settings and seeds. Two judges that no training uses measure both: a reward model of another architecture and
+tokenizer that learned from other dialogue acts, and the share of the act's values that a sentence says. What is in OUT
+already is not made again.
+"""
+
+import argparse
+import gzip
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import slot_values
+from treeward.methods.reinforce import REINFORCE, ReinforceRun
+from treeward.methods.reward import Reward, RewardRun
+from treeward.methods.sft import SFT, SFTRun
+from treeward.report.frontier import write_frontier
+from treeward.runner import run as runner
+from treeward.runner import settings
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = Path(os.environ.get("TREEWARD_DATA") or ROOT / "../shared/data").resolve()
+END = 2
+SMALL: dict[str, Any] = {
+    "path": str(DATA / "model_configs/smollm2-135m"), "init": "random",
+    "tokenizer": str(DATA / "tokenizers/smollm2-135m-instruct-rebuilt"),
+    "config": {**settings.recipe("sentences-reward")["model"]["config"], "vocab_size": 49152, "bos_token_id": 1,
+               "eos_token_id": END},
+}  # fmt: skip
+"""A two-layer Llama of width 128 with SmolLM2's tokenizer and chat template."""
+JUDGE: dict[str, Any] = {
+    "path": str(DATA / "model_configs/distilbert-base-cased"), "init": "random",
+    "tokenizer": str(DATA / "tokenizers/torchtune-tiny-2000"),
+    "config": {"vocab_size": 2003, "dim": 128, "hidden_dim": 384, "n_layers": 2, "n_heads": 4},
+}  # fmt: skip
+ARMS = {"scalar": "helpsteer2-reinforce", "distribution": "helpsteer2-reinforce-distribution"}
+
+
+def unit(text: str, use: str) -> float:
+    """A number in [0, 1) by the hash of a text."""
+    return int.from_bytes(hashlib.sha256(f"{use}:{text}".encode()).digest()[:8]) / 2**64
+
+
+def part(prompt: str) -> str:
+    """The part of a dialogue act: a quarter is for tests, a tenth for validation."""
+    place = unit(prompt, "part")
+    return "test" if place < 0.25 else "validation" if place < 0.35 else "train"
+
+
+def write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """A JSONL file, to a temporary name first."""
+    temporary = path.with_suffix(".partial")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    temporary.rename(path)
+
+
+def prepare(out: Path) -> None:
+    """Sentences for the policy, pairs for the reward models and for the judge, and prompts."""
+    if (out / "prompts.jsonl").exists():
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    sentences = []
+    for name, kind in (("sfhot", "hotel"), ("sfres", "restaurant")):
+        for row in json.loads((DATA / f"graded/{name}.json").read_text()):
+            prompt = f"Write one sentence that a {kind} search assistant would say to express this dialogue act: "
+            prompt += row["source"]
+            sentences.append({"prompt": prompt, "completion": row["system_output"], "split": part(prompt)})
+    write(out / "sentences.jsonl", sentences)
+    with gzip.open(DATA / "graded/sf_binarized.jsonl.gz", "rt", encoding="utf-8") as file:
+        pairs = [row | {"split": part(row["prompt"])} for row in map(json.loads, file)]
+    for name, low in (("reward", 0.0), ("judge", 0.5)):
+        write(
+            out / f"{name}.jsonl",
+            (row for row in pairs if row["split"] == "test" or low <= unit(row["prompt"], "half") < low + 0.5),
+        )
+    acts = dict.fromkeys(row["prompt"] for row in sentences)
+    write(
+        out / "prompts.jsonl",
+        ({"prompt": prompt, "act": prompt.partition("act: ")[2], "split": part(prompt)} for prompt in acts),
+    )
+
+
+def make(run: type, method: type, path: Path, *layers: dict[str, Any]) -> Path:
+    """Train a run if it is not there; its model."""
+    if not (path / "receipt.json").exists():
+        fields: dict[str, Any] = {}
+        for layer in layers:
+            fields = settings.merge(fields, {key: value for key, value in layer.items() if key != "command"})
+        runner.run(settings.build(run, {**fields, "require": "any", "out": str(path)}), method)
+    return path / "model"
+
+
+def source(out: Path, name: str, **more: Any) -> dict[str, Any]:
+    """The data of a run in place of the recipe's."""
+    return {"source": str(out / f"data/{name}.jsonl"), "split": None, "shares": "expected", "max_prompt": 256, **more}
+
+
+def main() -> None:
+    """Make what is missing and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=200)
+    asked = parser.parse_args()
+    out: Path = asked.out
+    prepare(out / "data")
+    policy = make(SFTRun, SFT, out / "sft", {
+        "model": SMALL, "data": source(out, "sentences"), "epochs": 12, "batch_size": 32, "lr": 1e-3,
+        "schedule": "cosine", "evaluation": {"prompts": 64, "samples": 2},
+    })  # fmt: skip
+    trained = {"model": SMALL, "data": source(out, "reward"), "epochs": 6, "lr": 1e-3}
+    rewards = {
+        name: make(RewardRun, Reward, out / f"reward-{name}", settings.recipe(recipe), trained)
+        for name, recipe in (("scalar", "helpsteer2-reward"), ("distribution", "helpsteer2-reward-distribution"))
+    }
+    judge = make(RewardRun, Reward, out / "judge", {**trained, "model": JUDGE, "data": source(out, "judge"),
+                                                    "batch_size": 32})  # fmt: skip
+    for name in ("reward-scalar", "reward-distribution", "judge"):
+        accuracy = json.loads((out / name / "receipt.json").read_text())["after"]
+        print(f"{name}: accuracy {shown(accuracy)}, n={accuracy['n']}")
+    said = f"{Path(slot_values.__file__)}:share_said"
+    done = []
+    for seed in range(asked.seeds):
+        for arm, recipe in ARMS.items():
+            given = settings.recipe(recipe)
+            reading = str(given["reward"]).partition("#")
+            make(ReinforceRun, REINFORCE, out / f"{arm}-{seed}", given, {
+                "model": {"path": str(policy)}, "data": source(out, "prompts", format="prompts"),
+                "reward": str(rewards[arm]) + reading[1] + reading[2], "lr": 3e-4, "steps": asked.steps, "seed": seed,
+                "max_new_tokens": 48,
+                "evaluation": {"scorer": str(judge), "judges": [said], "prompts": 128},
+            })  # fmt: skip
+            done.append(out / f"{arm}-{seed}")
+    print("\n".join(table(done)))
+    page = out / "frontier.html"
+    page.unlink(missing_ok=True)
+    page.with_suffix(".png").unlink(missing_ok=True)
+    print(f"\n{write_frontier(done, page)}")
+
+
+def table(runs: list[Path]) -> list[str]:
+    """One row a run, the start first."""
+    rows: list[str] = []
+    for run in runs:
+        receipt = json.loads((run / "receipt.json").read_text())
+        metrics = receipt["metrics"]
+        judges = [key for key in metrics if key.startswith("judge:")]
+        if not rows:
+            rows.append("| run | score by the judge | " + " | ".join(map(short, judges)) + " | KL | length | verdict |")
+            rows.append("|" + "---|" * (len(judges) + 5))
+        for side in ("before", "after") if len(rows) == 2 else ("after",):
+            values = [receipt[side], *(metrics[key][side] for key in (*judges, "kl", "length"))]
+            name = "start" if side == "before" else run.name
+            rows.append(f"| {name} | " + " | ".join(map(shown, values)) + f" | {receipt['verdict']} |")
+    return rows
+
+
+def short(name: str) -> str:
+    """The last parts of a judge's name."""
+    return "/".join(name.split("/")[-2:])
+
+
+def shown(facts: dict[str, Any]) -> str:
+    """A value with its interval."""
+    return f"{facts['value']:.3g} [{facts['low']:.3g}, {facts['high']:.3g}]"
+
+
+if __name__ == "__main__":
+    main()

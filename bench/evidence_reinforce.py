@@ -1,0 +1,84 @@
+"""REINFORCE on film reviews, beside DPO and best of n from the same start.
+
+`python bench/evidence_reinforce.py OUT` uses the policy, the reward model, the judge and the pairs of evidence_dpo.py
+(made if they are not in OUT yet), trains with REINFORCE on the prompts of the pairs, measures on the same held-out
+prompts as DPO, prints one table in Markdown and samples before and after, and writes one frontier. What is in OUT
+already is not made again; `--only NAME` runs some settings.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import evidence_dpo as dpo
+import film
+from treeward.methods.dpo import DPO, DPORun
+from treeward.methods.reinforce import REINFORCE, ReinforceRun
+from treeward.report.frontier import write_frontier
+from treeward.runner import run as runner
+from treeward.runner import settings
+
+SHARED: dict[str, Any] = {
+    "steps": 500, "batch_size": 16, "samples": 4, "max_new_tokens": 48, "unfinished": "keep", "lr": 1e-4,
+    "schedule": "linear", "evaluate_every": 100, "require": "any", "skip_check": ["F42"],
+}  # fmt: skip
+"""Reviews are cut off at 48 tokens on purpose, so a missing end costs nothing."""
+SETTINGS: dict[str, dict[str, Any]] = {
+    "leave-one-out beta 0.5": {"baseline": {"kind": "leave-one-out"}, "kl": {"kind": "in-reward-to-go", "beta": 0.5}},
+    "moving-average beta 0.5": {"baseline": {"kind": "moving-average"}, "kl": {"kind": "in-reward-to-go", "beta": 0.5}},
+}
+"""The score is a logit whose spread within a prompt is about 2."""
+BESIDE = ("sigmoid 0.1", "sigmoid 0.5")
+"""Settings of evidence_dpo.py that are trained too."""
+SAMPLES = 10
+
+
+def main() -> None:
+    """Make what is missing and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="settings such as `leave-one-out beta 1`")
+    asked = parser.parse_args()
+    film.prepare(dpo.DATA, asked.out / "data")
+    start, (reward, judge) = dpo.policy(asked.out), dpo.judges(asked.out)
+    pairs = dpo.pairs(asked.out, start, reward)
+    shared = {"model": {"path": str(start)}, "data": {"source": str(pairs)}}
+    evaluation = {"scorer": str(reward), "judges": [str(judge)], "prompts": 128, "samples": 4, "max_new_tokens": 48}
+    done = []
+    for name, fields in SETTINGS.items():
+        path = asked.out / "reinforce" / name
+        if not (path / "receipt.json").exists() and (asked.only is None or name in asked.only):
+            given = {**shared, **SHARED, **fields, "reward": [str(reward)], "evaluation": evaluation, "out": str(path)}
+            runner.run(settings.build(ReinforceRun, given), REINFORCE)
+        done.append(path)
+    for name, fields in dpo.points():
+        path = asked.out / "dpo" / name
+        if not (path / "receipt.json").exists() and name in BESIDE and (asked.only is None or name in asked.only):
+            given = {**shared, **dpo.SETTING, **fields, "require": "any", "evaluation": evaluation, "out": str(path)}
+            runner.run(settings.build(DPORun, given), DPO)
+        done.append(path)
+    done = [path for path in done if (path / "receipt.json").exists()]
+    print("\n".join(dpo.table(done)))
+    print(f"\nSamples of {done[0].name}, before and after:\n")
+    print("\n".join(samples(done[0])))
+    page = asked.out / "reinforce-frontier.html"
+    page.unlink(missing_ok=True)
+    page.with_suffix(".png").unlink(missing_ok=True)
+    print(f"\n{write_frontier(done, page)}")
+
+
+def samples(run: Path) -> list[str]:
+    """The first sample of the first prompts, before and after training, with the rewards."""
+    with (run / "samples.jsonl").open(encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    first = {row["prompt"]: row for row in reversed(rows)}
+    return [
+        f"- {row['prompt']!r}\n  - before ({row['score_before']:.2f}): {row['before']!r}\n"
+        f"  - after ({row['score_after']:.2f}): {row['after']!r}"
+        for row in list(first.values())[::-1][:SAMPLES]
+    ]
+
+
+if __name__ == "__main__":
+    main()
