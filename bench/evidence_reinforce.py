@@ -20,13 +20,13 @@ from treeward.runner import run as runner
 from treeward.runner import settings
 
 SHARED: dict[str, Any] = {
-    "steps": 500, "batch_size": 16, "samples": 4, "max_new_tokens": 48, "unfinished": "keep", "lr": 1e-4,
+    "steps": 500, "batch_size": 16, "samples": 4, "max_new_tokens": 48, "unfinished": "keep", "lr": 1.4e-4,
     "schedule": "linear", "evaluate_every": 100, "require": "any", "skip_check": ["F42"],
 }  # fmt: skip
 """Reviews are cut off at 48 tokens on purpose, so a missing end costs nothing."""
 SETTINGS: dict[str, dict[str, Any]] = {
-    "leave-one-out beta 0.5": {"baseline": {"kind": "leave-one-out"}, "kl": {"kind": "in-reward-to-go", "beta": 0.5}},
-    "moving-average beta 0.5": {"baseline": {"kind": "moving-average"}, "kl": {"kind": "in-reward-to-go", "beta": 0.5}},
+    "leave-one-out beta 0.2": {"baseline": {"kind": "leave-one-out"}, "kl": {"kind": "in-reward-to-go", "beta": 0.2}},
+    "moving-average beta 0.2": {"baseline": {"kind": "moving-average"}, "kl": {"kind": "in-reward-to-go", "beta": 0.2}},
 }
 """The score is a logit whose spread within a prompt is about 2."""
 BESIDE = ("sigmoid 0.1", "sigmoid 0.5")

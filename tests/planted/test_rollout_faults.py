@@ -100,9 +100,11 @@ def test_a_run_with_several_steps_a_rollout_resumes_between_rollouts(tmp_path: P
     assert [path.name for path in directory.checkpoints()] == ["step-000006"]
     resumed = run(configured(tmp_path / "cut", **over), REINFORCE, resume=directory)
     assert resumed.receipt["after"] == whole.receipt["after"]
-    rows = [RunDirectory(tmp_path / name).lines("metrics.jsonl") for name in ("whole", "cut")]
-    assert rows[0] == rows[1]
-    assert len(rows[0]) == 8
+    for file, lines in (("metrics.jsonl", 8), ("rollouts.jsonl", None), ("samples-by-step.jsonl", None)):
+        whole_rows, cut_rows = (RunDirectory(tmp_path / name).lines(file) for name in ("whole", "cut"))
+        assert whole_rows == cut_rows, file
+        assert len(whole_rows) == lines or lines is None
+    assert {row["step"] for row in RunDirectory(tmp_path / "whole").lines("rollouts.jsonl")} == {1, 3, 5, 7}
 
 
 def test_f29_a_constant_reward_is_refused_before_the_first_step(tmp_path: Path, capsys: Any) -> None:
@@ -346,8 +348,13 @@ def test_samples_that_cannot_be_scored_are_kept(tmp_path: Path) -> None:
     assert finished.exit_code == 4
     rows = RunDirectory(tmp_path / "run").lines("failed-rollout.jsonl")
     assert len(rows) == OPTIONS["batch_size"] * OPTIONS["samples"]
-    assert {"prompt", "response", "group", "ids"} == rows[0].keys()
+    assert {"prompt", "response", "group", "ids", "finished"} == rows[0].keys()
     assert len({row["response"] for row in rows}) > 10
+    trained = RunDirectory(tmp_path / "run").lines("rollouts.jsonl")
+    size = OPTIONS["batch_size"] * OPTIONS["samples"]
+    steps = max(row["step"] for row in trained)
+    assert [row["step"] for row in trained] == [n + 1 for n in range(steps) for _ in range(size)]
+    assert [row["score"] for row in trained] == [float(n) for _ in range(steps) for n in range(size)]
 
 
 def test_samples_of_the_same_prompts_are_kept_by_step_and_shown_with_a_slider(tmp_path: Path) -> None:

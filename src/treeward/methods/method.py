@@ -25,7 +25,6 @@ from treeward.training.objectives import Objective
 from treeward.trees.rollout import Rollout
 from treeward.trees.tokens import Tokenizer, TokenTree
 
-
 LONGEST_SAMPLE = 64
 """Longest sample of an evaluation in tokens, where nothing else is set."""
 

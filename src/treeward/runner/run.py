@@ -56,6 +56,8 @@ from treeward.trees.verify import verify
 
 log = logging.getLogger(__name__)
 
+ROLLOUTS = "rollouts.jsonl"
+"""Every sample that was trained on, with its step and score."""
 SAMPLES_BY_STEP = "samples-by-step.jsonl"
 FIXED = 4
 """Prompts of the validation part whose samples are kept at each measurement."""
@@ -348,9 +350,7 @@ def train(setup: Setup, directory: RunDirectory, resumed: bool, reporter: Report
         loop.load(directory.checkpoint(done), **states)
     if resumed:
         log.info("resuming from step %d of %d%s", done, total, "" if done else ": no checkpoint was saved")
-    rows = [row for row in directory.lines("metrics.jsonl") if row["step"] <= done]
-    directory.write_lines("metrics.jsonl", rows)
-    _begin_fixed(setup, directory, done)
+    rows = _begin_files(setup, directory, done)
     broken, stopped, last_movement, tokens = None, None, None, 0
     figures: dict[str, float] = {}
     try:
@@ -359,7 +359,7 @@ def train(setup: Setup, directory: RunDirectory, resumed: bool, reporter: Report
             for trees, pass_number in reporter.progress(again, total, method.name, done, figures):
                 if pass_number == 1:
                     with clock.of("batches"):
-                        batch = method.batch(trees, loop.index + 1)
+                        batch = _batch(method, trees, loop.index + 1, directory)
                 tokens += sum(map(len, batch.trees if isinstance(batch, Rollout) else batch))
                 with clock.of("steps"):
                     step = loop.step(batch)
@@ -467,20 +467,32 @@ def _validate(
     return {f"validation/{name}": value for name, value in values.items()}
 
 
-def _begin_fixed(setup: Setup, directory: RunDirectory, done: int) -> None:
-    """Begin samples-by-step.jsonl with samples of the start, or cut it to the steps before the checkpoint."""
-    if (directory.path / SAMPLES_BY_STEP).exists():
-        before = [row for row in directory.lines(SAMPLES_BY_STEP) if done and row["step"] <= done]
-        directory.write_lines(SAMPLES_BY_STEP, before)
+def _batch(
+    method: Method, trees: Sequence[TokenTree], step: int, directory: RunDirectory
+) -> Sequence[TokenTree] | Rollout:
+    """What the step trains on; samples are written to rollouts.jsonl first."""
+    batch = method.batch(trees, step)
+    if isinstance(batch, Rollout):
+        directory.append(ROLLOUTS, *({"step": step, **row} for row in batch.rows()))
+    return batch
+
+
+def _begin_files(setup: Setup, directory: RunDirectory, done: int) -> list[dict[str, Any]]:
+    """Cut the files that grow to the steps of the checkpoint, or begin samples-by-step.jsonl with samples of the start.
+
+    Returns the rows of metrics.jsonl.
+    """
+    for name in ("metrics.jsonl", ROLLOUTS, SAMPLES_BY_STEP):
+        directory.keep_until(name, done or -1)
     by_group = {tree.group: tree for tree in setup.data.parts["validation"]}
     if not done and by_group and setup.method.samples is not None:
         _append_fixed(directory, 0, setup.method.samples.measure(list(by_group.values())[:FIXED])[1])
+    return directory.lines("metrics.jsonl")
 
 
 def _keep_unscored(directory: RunDirectory, rollout: Rollout) -> None:
     """Write the samples that could not be scored to failed-rollout.jsonl."""
-    rows = [{"prompt": s.prompt, "response": s.response, "group": s.group, "ids": s.ids} for s in rollout.samples()]
-    directory.write_lines("failed-rollout.jsonl", rows)
+    directory.write_lines("failed-rollout.jsonl", rollout.rows())
     log.error("the samples that could not be scored are in %s", directory.path / "failed-rollout.jsonl")
 
 

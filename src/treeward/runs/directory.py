@@ -2,6 +2,7 @@
 
 runs/<name>/
   config.yaml  environment.json  metrics.jsonl  samples.jsonl  evaluation.jsonl  receipt.json  report.html
+  rollouts.jsonl  samples-by-step.jsonl
   model/  adapter/  checkpoints/step-000100/  checkpoints/best.safetensors
 """
 
@@ -188,9 +189,13 @@ class RunDirectory:
 
     def write(self, name: str, text: str) -> None:
         """Write a file completely: under a temporary name first, then renamed."""
+        self._write(name, [text])
+
+    def _write(self, name: str, parts: Iterable[str]) -> None:
         temporary = self.path / f".{name}.{os.getpid()}"
         with whole(temporary):
-            temporary.write_text(text, encoding="utf-8")
+            with temporary.open("w", encoding="utf-8") as file:
+                file.writelines(parts)
             temporary.rename(self.path / name)
 
     def write_json(self, name: str, value: Any) -> None:
@@ -198,13 +203,18 @@ class RunDirectory:
         self.write(name, json.dumps(finite(value), indent=1, ensure_ascii=False) + "\n")
 
     def write_lines(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write a JSONL file."""
-        self.write(name, "".join(json.dumps(finite(row), ensure_ascii=False) + "\n" for row in rows))
+        """Write a JSONL file, row by row; the rows may come from the file that it replaces."""
+        self._write(name, map(_line, rows))
 
-    def append(self, name: str, row: Mapping[str, Any]) -> None:
-        """Add one line to a JSONL file; it is with the operating system when this returns."""
+    def append(self, name: str, *rows: Mapping[str, Any]) -> None:
+        """Add lines to a JSONL file; they are with the operating system when this returns."""
         with (self.path / name).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(finite(row), ensure_ascii=False) + "\n")
+            file.writelines(map(_line, rows))
+
+    def keep_until(self, name: str, step: int) -> None:
+        """Drop the rows of later steps from a JSONL file, if there is one."""
+        if (self.path / name).exists():
+            self.write_lines(name, (row for row in self.each(name) if row["step"] <= step))
 
     def lines(self, name: str) -> list[dict[str, Any]]:
         """The rows of a JSONL file without a half-written last line; none if there is no file."""
@@ -234,6 +244,10 @@ class RunDirectory:
     def checkpoints(self) -> list[Path]:
         """The complete checkpoints, oldest first."""
         return sorted(p for p in (self.path / "checkpoints").glob("step-*") if (p / "state.json").exists())
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(finite(row), ensure_ascii=False) + "\n"
 
 
 def finite(value: Any) -> Any:

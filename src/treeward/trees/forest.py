@@ -159,8 +159,8 @@ def pack_to_budget(
     """Pack trees into forests that cost at most `token_budget` tokens in this layout (first-fit decreasing).
 
     A packed tree costs its tokens; as rows a forest costs its rows times the longest of them, padding included. A tree
-    that costs more than the budget raises the budget to its cost, which is logged the first time. Trees keep their order within a
-    forest, and the same trees always give the same forests.
+    that costs more than the budget raises the budget to its cost, which is logged the first time. Trees keep their
+    order within a forest, and the same trees always give the same forests.
 
     Raises:
         UserError: the budget is not positive, or a path is longer than the model's `positions`.

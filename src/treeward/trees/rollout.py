@@ -115,6 +115,23 @@ class Rollout:
                 samples.append(Sample(prompt, response, tree.row or {}, tree.group, ids))
         return samples
 
+    def rows(self) -> list[dict[str, Any]]:
+        """All N responses as rows of a JSONL file: texts and ids, and where they are known `finished`, `score` and
+        `scores` by scorer.
+        """
+        places = [(g, k) for g, tree in enumerate(self.trees) for k in range(len(tree.branches))]
+        rows = []
+        for (g, k), sample in zip(places, self.samples(), strict=True):
+            row: dict[str, Any] = {"group": sample.group, "prompt": sample.prompt, "response": sample.response}
+            if self.finished is not None:
+                row["finished"] = self.finished[g][k]
+            if self.scores is not None:
+                row["score"] = self.scores[g][k]
+            if self.parts:
+                row["scores"] = {name: scores[g][k] for name, scores in self.parts.items()}
+            rows.append(row | {"ids": sample.ids})
+        return rows
+
     def texts(self) -> list[str]:
         """Prompt and response of every branch as one text, decoded together so that nothing between them is lost."""
         return [decode(tree.prompt + ids, self.tokenizer) for tree in self.trees for ids in tree.branches]
