@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import film
+from made import made
 from treeward.methods.dpo import DPO, DPORun
 from treeward.methods.reward import Reward, RewardRun
 from treeward.methods.sft import SFT, SFTRun
 from treeward.report.frontier import write_frontier
-from treeward.runner import run as runner
 from treeward.runner import settings
 from treeward.runner.pairs import PairsRun, make_pairs
 
@@ -64,14 +64,11 @@ def policy(out: Path) -> Path:
     shape = {"vocab_size": 2003, "hidden_size": 320, "intermediate_size": 864, "num_hidden_layers": 4,
              "num_attention_heads": 5, "num_key_value_heads": 5, "bos_token_id": 2002, "eos_token_id": 2002,
              "max_position_embeddings": 512}  # fmt: skip
-    if not (out / "sft" / "receipt.json").exists():
-        runner.run(settings.build(SFTRun, {
-            "model": shaped("smollm2-135m", "torchtune-tiny-2000", shape), "epochs": 4, "batch_size": 64, "lr": 1.5e-3,
-            "data": {"source": str(out / "data/texts.jsonl"), "format": "text", "max_response": 160},
-            "schedule": "cosine", "evaluation": {"prompts": 32, "samples": 2}, "evaluate_every": 120,
-            "out": str(out / "sft"),
-        }), SFT)  # fmt: skip
-    return out / "sft" / "model"
+    return made(SFTRun, SFT, {
+        "model": shaped("smollm2-135m", "torchtune-tiny-2000", shape), "epochs": 4, "batch_size": 64, "lr": 1.5e-3,
+        "data": {"source": str(out / "data/texts.jsonl"), "format": "text", "max_response": 160},
+        "schedule": "cosine", "evaluation": {"prompts": 32, "samples": 2}, "evaluate_every": 120,
+    }, out / "sft")  # fmt: skip
 
 
 def judges(out: Path) -> tuple[Path, Path]:
@@ -82,14 +79,14 @@ def judges(out: Path) -> tuple[Path, Path]:
         "reward": (shaped("smollm2-135m", "gpt2", small), 4),
         "judge": (shaped("distilbert-base-cased", "torchtune-tiny-2000", encoder), 6),
     }
-    for name, (model, epochs) in models.items():
-        if not (out / name / "receipt.json").exists():
-            runner.run(settings.build(RewardRun, {
-                "model": model, "epochs": epochs, "batch_size": 64, "lr": 1e-3, "require": "any",
-                "data": {"source": str(out / f"data/{name}.jsonl"), "format": "text", "max_response": 96},
-                "out": str(out / name),
-            }), Reward)  # fmt: skip
-    return out / "reward" / "model", out / "judge" / "model"
+    reward, judge = (
+        made(RewardRun, Reward, {
+            "model": model, "epochs": epochs, "batch_size": 64, "lr": 1e-3, "require": "any",
+            "data": {"source": str(out / f"data/{name}.jsonl"), "format": "text", "max_response": 96},
+        }, out / name)
+        for name, (model, epochs) in models.items()
+    )  # fmt: skip
+    return reward, judge
 
 
 def pairs(out: Path, start: Path, reward: Path) -> Path:
@@ -114,13 +111,12 @@ def main() -> None:
     done = []
     for name, fields in points():
         path = asked.out / "dpo" / name
-        if not (path / "receipt.json").exists() and (asked.only is None or name in asked.only):
-            runner.run(settings.build(DPORun, {
+        if asked.only is None or name in asked.only:
+            made(DPORun, DPO, {
                 "model": {"path": str(start)}, "data": {"source": str(data)}, **SETTING, **fields, "require": "any",
                 "evaluation": {"scorer": str(reward), "judges": [str(judge)], "prompts": 128, "samples": 4,
                                "max_new_tokens": 48},
-                "out": str(path),
-            }), DPO)  # fmt: skip
+            }, path)  # fmt: skip
         if (path / "receipt.json").exists():
             done.append(path)
     print("\n".join(table(done)))

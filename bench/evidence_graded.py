@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import slot_values
+from made import made
 from treeward.methods.reinforce import REINFORCE, ReinforceRun
 from treeward.methods.reward import Reward, RewardRun
 from treeward.methods.sft import SFT, SFTRun
 from treeward.report.frontier import write_frontier
-from treeward.runner import run as runner
 from treeward.runner import settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -87,14 +87,12 @@ def prepare(out: Path) -> None:
     )
 
 
-def make(run: type, method: type, path: Path, *layers: dict[str, Any]) -> Path:
-    """Train a run if it is not there; its model."""
-    if not (path / "receipt.json").exists():
-        fields: dict[str, Any] = {}
-        for layer in layers:
-            fields = settings.merge(fields, {key: value for key, value in layer.items() if key != "command"})
-        runner.run(settings.build(run, {**fields, "require": "any", "out": str(path)}), method)
-    return path / "model"
+def merged(*layers: dict[str, Any]) -> dict[str, Any]:
+    """Settings, the later ones over the earlier ones."""
+    fields: dict[str, Any] = {"require": "any"}
+    for layer in layers:
+        fields = settings.merge(fields, layer)
+    return fields
 
 
 def source(out: Path, name: str, **more: Any) -> dict[str, Any]:
@@ -111,17 +109,17 @@ def main() -> None:
     asked = parser.parse_args()
     out: Path = asked.out
     prepare(out / "data")
-    policy = make(SFTRun, SFT, out / "sft", {
+    policy = made(SFTRun, SFT, {
         "model": SMALL, "data": source(out, "sentences"), "epochs": 12, "batch_size": 32, "lr": 1e-3,
         "schedule": "cosine", "evaluation": {"prompts": 64, "samples": 2},
-    })  # fmt: skip
+    }, out / "sft")  # fmt: skip
     trained = {"model": SMALL, "data": source(out, "reward"), "epochs": 6, "lr": 1e-3}
     rewards = {
-        name: make(RewardRun, Reward, out / f"reward-{name}", settings.recipe(recipe), trained)
+        name: made(RewardRun, Reward, merged(settings.recipe(recipe), trained), out / f"reward-{name}")
         for name, recipe in (("scalar", "helpsteer2-reward"), ("distribution", "helpsteer2-reward-distribution"))
     }
-    judge = make(RewardRun, Reward, out / "judge", {**trained, "model": JUDGE, "data": source(out, "judge"),
-                                                    "batch_size": 32})  # fmt: skip
+    judging = {"model": JUDGE, "data": source(out, "judge"), "batch_size": 32}
+    judge = made(RewardRun, Reward, merged(trained, judging), out / "judge")
     for name in ("reward-scalar", "reward-distribution", "judge"):
         accuracy = json.loads((out / name / "receipt.json").read_text())["after"]
         print(f"{name}: accuracy {shown(accuracy)}, n={accuracy['n']}")
@@ -131,12 +129,12 @@ def main() -> None:
         for arm, recipe in ARMS.items():
             given = settings.recipe(recipe)
             reading = str(given["reward"]).partition("#")
-            make(ReinforceRun, REINFORCE, out / f"{arm}-{seed}", given, {
+            made(ReinforceRun, REINFORCE, merged(given, {
                 "model": {"path": str(policy)}, "data": source(out, "prompts", format="prompts"),
                 "reward": str(rewards[arm]) + reading[1] + reading[2], "lr": 3e-4, "steps": asked.steps, "seed": seed,
                 "max_new_tokens": 48,
                 "evaluation": {"scorer": str(judge), "judges": [said], "prompts": 128},
-            })  # fmt: skip
+            }), out / f"{arm}-{seed}")  # fmt: skip
             done.append(out / f"{arm}-{seed}")
     print("\n".join(table(done)))
     page = out / "frontier.html"

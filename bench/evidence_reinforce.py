@@ -13,11 +13,10 @@ from typing import Any
 
 import evidence_dpo as dpo
 import film
+from made import made
 from treeward.methods.dpo import DPO, DPORun
 from treeward.methods.reinforce import REINFORCE, ReinforceRun
 from treeward.report.frontier import write_frontier
-from treeward.runner import run as runner
-from treeward.runner import settings
 
 SHARED: dict[str, Any] = {
     "steps": 500, "batch_size": 16, "samples": 4, "max_new_tokens": 48, "unfinished": "keep", "lr": 1.4e-4,
@@ -48,15 +47,15 @@ def main() -> None:
     done = []
     for name, fields in SETTINGS.items():
         path = asked.out / "reinforce" / name
-        if not (path / "receipt.json").exists() and (asked.only is None or name in asked.only):
-            given = {**shared, **SHARED, **fields, "reward": [str(reward)], "evaluation": evaluation, "out": str(path)}
-            runner.run(settings.build(ReinforceRun, given), REINFORCE)
+        if asked.only is None or name in asked.only:
+            given = {**shared, **SHARED, **fields, "reward": [str(reward)], "evaluation": evaluation}
+            made(ReinforceRun, REINFORCE, given, path)
         done.append(path)
     for name, fields in dpo.points():
         path = asked.out / "dpo" / name
-        if not (path / "receipt.json").exists() and name in BESIDE and (asked.only is None or name in asked.only):
-            given = {**shared, **dpo.SETTING, **fields, "require": "any", "evaluation": evaluation, "out": str(path)}
-            runner.run(settings.build(DPORun, given), DPO)
+        if name in BESIDE and (asked.only is None or name in asked.only):
+            given = {**shared, **dpo.SETTING, **fields, "require": "any", "evaluation": evaluation}
+            made(DPORun, DPO, given, path)
         done.append(path)
     done = [path for path in done if (path / "receipt.json").exists()]
     print("\n".join(dpo.table(done)))

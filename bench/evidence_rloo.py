@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 import peer
+from made import made
 from treeward.methods.reinforce import REINFORCE, ReinforceRun
 from treeward.methods.sft import SFT, SFTRun
-from treeward.runner import run as runner
 from treeward.runner import settings
 from treeward.runner.evaluate import EvaluateRun, evaluate
 from treeward.stats.intervals import clustered_mean
@@ -42,10 +42,9 @@ def train(start: Path, out: Path, fields: dict[str, Any], seed: int) -> None:
     shared: dict[str, Any] = {
         **settings.recipe("arithmetic-reinforce"), "batch_size": PROMPTS, "samples": SAMPLES, "steps": STEPS, "lr": LR,
         "kl": {"beta": BETA}, "warmup": WARMUP, "unfinished": "keep", "max_new_tokens": TOKENS, "require": "any",
-        "evaluate_every": STEPS, "model": {"path": str(start)}, "seed": seed, "out": str(out),
+        "evaluate_every": STEPS, "model": {"path": str(start)}, "seed": seed,
     }  # fmt: skip
-    shared.pop("command", None)
-    runner.run(settings.build(ReinforceRun, {**shared, **fields}), REINFORCE)
+    made(ReinforceRun, REINFORCE, {**shared, **fields}, out)
 
 
 def train_with_trl(start: Path, out: Path, seed: int, problems: Path) -> None:
@@ -80,11 +79,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
-    if not (asked.out / "sft" / "receipt.json").exists():
-        recipe = {**settings.recipe("arithmetic-sft"), "require": "any", "out": str(asked.out / "sft")}
-        recipe.pop("command", None)
-        runner.run(settings.build(SFTRun, recipe), SFT)
-    start = asked.out / "sft" / "model"
+    start = made(SFTRun, SFT, settings.recipe("arithmetic-sft") | {"require": "any"}, asked.out / "sft")
     problems = training_problems(start, asked.out / "problems.jsonl")
     results: dict[str, list[tuple[float, float]]] = {}
     for seed in range(asked.seeds):
