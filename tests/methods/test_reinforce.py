@@ -447,6 +447,16 @@ def test_prompts_without_signal_are_replaced_within_the_budget(refill: int, poli
     assert metrics.numbers()["no_signal"] == pytest.approx(rollout.left_out / tried)
 
 
+@pytest.mark.parametrize(("scores", "no_signal", "spread"), [([0.0, 1.0, 1.0], 0.0, 0.577), ([1.0] * 3, 1.0, 0.0)])
+def test_one_sample_a_prompt_is_compared_with_those_of_other_prompts(
+    scores: list[float], no_signal: float, spread: float, policy: BuildPolicy
+) -> None:
+    rollout = Rollout([TokenTree((n + 3,), ((8, 2),)) for n in range(3)], scores=[[score] for score in scores])
+    metrics = Loop(policy(), PolicyGradientObjective(kl=InReward(beta=0)), lr=1e-3).step(rollout).numbers()
+    assert metrics["no_signal"] == no_signal
+    assert metrics["reward_std"] == pytest.approx(spread, abs=1e-3)
+
+
 def test_a_batch_without_any_signal_stays(policy: BuildPolicy) -> None:
     trees = [TokenTree((5, 7 + 2 * n), (), str(n)) for n in range(6)]
     config = ReinforceConfig(samples=2, max_new_tokens=4, unfinished="keep", refill=2)

@@ -220,6 +220,14 @@ def test_f32_samples_that_collapse_while_training_stop_it(rows: list[dict[str, A
 
 
 @pytest.mark.slow
+def test_f29_one_sample_a_prompt_is_not_taken_for_a_rollout_without_signal(tmp_path: Path) -> None:
+    """At step 20 the guard looks for the first time, and no score can have risen above that of the first 20 steps."""
+    finished = run(configured(tmp_path / "run", samples=1, batch_size=32, require="any"), REINFORCE)
+    assert finished.receipt["verdict"] != "broken"
+    assert len(RunDirectory(tmp_path / "run").lines("metrics.jsonl")) == 25
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("evaluate_every", [10, 1000])
 def test_f32_a_reward_of_one_token_without_kl_collapses_and_is_not_called_improved(
     evaluate_every: int, tmp_path: Path

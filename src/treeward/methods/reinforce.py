@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from statistics import fmean, stdev
 from typing import Any, Literal
 
 import torch
@@ -318,13 +319,20 @@ class PolicyGradientObjective:
         return logps, [part.tolist() for part in torch.split(weights, lengths)]
 
     def _measure_rollout(self, rollout: Rollout, scores: Sequence[Sequence[float]]) -> None:
-        """`no_signal` and `distinct`, which need the whole rollout."""
-        alike = rollout.left_out + sum(min(row) == max(row) for row in scores)
+        """`no_signal`, `reward_std` and `distinct`, which need the whole rollout.
+
+        A single sample of a prompt has nothing to differ from; then the scores of all prompts are compared.
+        """
+        groups = scores if len(scores[0]) > 1 else [[row[0] for row in scores]]
+        alike = rollout.left_out + sum(min(group) == max(group) for group in groups)
         branches = [branch for tree in rollout.trees for branch in tree.branches]
         self.of_rollout |= {
-            "no_signal": alike / (rollout.left_out + len(scores)),
+            "no_signal": alike / (rollout.left_out + len(groups)),
             "distinct": len(set(branches)) / len(branches),
         }
+        spreads = [stdev(group) for group in groups if len(group) > 1]
+        if spreads:
+            self.of_rollout["reward_std"] = fmean(spreads)
         if rollout.probe_gap is not None:
             self.of_rollout["sampler/probe_gap"] = rollout.probe_gap
 
@@ -406,7 +414,7 @@ class PolicyGradientObjective:
         )
 
     def _metrics(self, trees: Sequence[TokenTree]) -> dict[str, Tensor]:
-        """By response, except `reward_std` (of raw scores), by prompt, and those of the whole rollout."""
+        """By response, except those of the whole rollout."""
         samples = [_sampled(tree) for tree in trees]
         ratios = [ratio.double() for each in samples for ratio in _log_ratios(each)]
         scores = [torch.tensor(each.scores, dtype=torch.float64) for each in samples]
@@ -433,8 +441,6 @@ class PolicyGradientObjective:
         if isinstance(self.baseline, MovingAverage):
             advantages = torch.stack([part[0] for each in samples for part in each.advantages])
             metrics["baseline"] = metrics["reward"] - advantages
-        if len(scores[0]) > 1:
-            metrics["reward_std"] = torch.stack([each.std() for each in scores])
         return metrics
 
 
