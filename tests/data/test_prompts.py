@@ -11,6 +11,7 @@ from treeward.data import store, world
 from treeward.data.formats import Purpose
 from treeward.data.prepare import DataConfig, prepare
 from treeward.data.prompts import drawn, openings
+from treeward.data.render import vocabulary_hash
 
 TOKENIZER = world.tokenizer()
 
@@ -75,6 +76,15 @@ def test_prompts_of_the_data_are_whole(tmp_path: Path) -> None:
     assert len(prompt.ids) == 4
     assert opened.from_data
     assert opened.cut == 0
+
+
+def test_the_ids_that_a_policy_sampled_from_are_kept(tmp_path: Path) -> None:
+    """Pairs of this tool have them; the text alone would lose a start token. Ids of another vocabulary are not used."""
+    row = {"prompt": "the plot is", "prompt_ids": [7, 8, 9], "vocabulary": vocabulary_hash(TOKENIZER)}
+    rows = [row, {**row, "prompt": "the cast is", "vocabulary": "another"}]
+    sampled, rendered = openings(source(tmp_path, rows), TOKENIZER, (1, 1)).prompts
+    assert sampled.ids == (7, 8, 9)
+    assert len(rendered.ids) == 4
 
 
 def test_prompts_that_are_cut_are_counted(tmp_path: Path) -> None:

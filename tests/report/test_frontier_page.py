@@ -45,6 +45,7 @@ def a_run(path: Path, score: float, kl: float, *, seed: int = 0, beta: float = 0
     length = over.get("length", 4)
     samples = [
         {"group": f"p{n}", "sample": k, "prompt": over.get("prompt", "why"), "ids_before": [n, k, 1, 2],
+         "prompt_ids": over.get("prompt_ids", [5, 6]),
          "ids_after": list(range(n, n + length)), "score_before": n / 10, "score_after": n / 10 + score + n % 2 / 10}
         for n in range(over.get("prompts", 3)) for k in range(2)
     ]  # fmt: skip
@@ -201,6 +202,7 @@ def test_families_are_named_by_loss_and_divergence() -> None:
     [
         ({"scorer": "length"}, "one evaluation.scorer"),
         ({"prompt": "who"}, "other prompts"),
+        ({"prompt_ids": [1, 5, 6]}, r"tokens \[1, 5, 6\]"),
         ({"start": "t"}, "began"),
         ({"longest": 9}, "sampled with samples 2, max_new_tokens 9"),
     ],

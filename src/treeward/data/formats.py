@@ -294,7 +294,7 @@ COLUMNS: Mapping[str, Mapping[str, Check]] = {
         "prompt": optional(as_text_or_messages), "completion": optional(as_text_or_messages), "label": as_label,
     },
     "text": {"text": optional(as_text), "label": optional(as_label)},
-    "prompts": {"prompt": optional(as_text_or_messages)},
+    "prompts": PROMPT,
     "graded": {
         **PROMPT,
         "response": optional(as_text), "responses": as_texts, "scores": as_scores,
@@ -440,8 +440,8 @@ def text(row: Row) -> list[Tree]:
 
 
 def prompts(row: Row) -> list[Tree]:
-    """`prompt` alone: a tree without responses."""
-    return [Tree(_require_prompt(row["prompt"]))]
+    """`prompt` alone: a tree without responses. The ids that a policy sampled from are kept, where the row has them."""
+    return [_with_sampled_ids(Tree(_require_prompt(row["prompt"])), row, (), ())]
 
 
 FORMATS: dict[str, Reader] = {

@@ -205,6 +205,7 @@ def fresh(
             "sample": i % plan.samples,
             "prompt": decode(tree.prompt, policy.tokenizer),
             "response": decode(branch, policy.tokenizer),
+            "prompt_ids": list(tree.prompt),
             "ids": list(branch),
             **{name: float(column[i]) for name, column in columns.items()},
         }

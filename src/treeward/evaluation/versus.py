@@ -124,6 +124,7 @@ def side_by_side(before: Measurement, after: Measurement) -> list[dict[str, Any]
             "score_after": new.get("score"),
             "kl": new.get("kl"),
             **_judge_columns(old, new),
+            "prompt_ids": new["prompt_ids"],
             "ids_before": old["ids"],
             "ids_after": new["ids"],
         }

@@ -314,3 +314,11 @@ def _comparable(
             f"{str(path)!r} was measured on other prompts than {str(first)!r}; compare runs of one data section and "
             "one evaluation.prompts"
         )
+    first_ids = {row["group"]: row.get("prompt_ids", []) for row in first_rows}
+    for row in rows:
+        ids, others = row.get("prompt_ids", []), first_ids[row["group"]]
+        if ids and others and ids != others:
+            raise UserError(
+                f"{str(path)!r} read the prompt {row['prompt'][:40]!r} as tokens {ids[:4]}..., {str(first)!r} as "
+                f"{others[:4]}...; compare runs of one tokenizer and one data section"
+            )
