@@ -19,8 +19,8 @@ from treeward.methods.reinforce import REINFORCE, ReinforceRun
 from treeward.report.frontier import write_frontier
 
 SHARED: dict[str, Any] = {
-    "steps": 500, "batch_size": 16, "samples": 4, "max_new_tokens": 48, "unfinished": "keep", "lr": 1.4e-4,
-    "schedule": "linear", "evaluate_every": 100, "require": "any", "skip_check": ["F42"],
+    "steps": 500, "batch_size": 16, "samples": 4, "max_new_tokens": 48, "unfinished": "keep", "lr": 1e-4,
+    "schedule": "linear", "evaluate_every": 100, "save_every": 25, "require": "any", "skip_check": ["F42"],
 }  # fmt: skip
 """Reviews are cut off at 48 tokens on purpose, so a missing end costs nothing."""
 SETTINGS: dict[str, dict[str, Any]] = {
