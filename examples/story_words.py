@@ -1,13 +1,14 @@
 """A verifiable reward: a story must contain two words that its opening suggests but does not have.
 
-    python examples/story_words.py prompts.jsonl                      # writes 432 openings, each with its two words
+    python examples/story_words.py prompts.jsonl '<s>'                # writes 324 openings, each with its two words
     treeward reinforce --model.path stories260K --data.source prompts.jsonl --data.test 0.25 \
         --reward examples/story_words.py:share_contained --evaluation.scorer examples/story_words.py:contains_both \
-        --unfinished keep --max-new-tokens 120 --batch-size 32 --samples 8 --baseline.kind leave-one-out --lr 5e-5
+        --unfinished keep --max-new-tokens 256 --samples 8 --baseline.kind leave-one-out --lr 1e-4 --kl.beta 0.05
 
 The model is any one that writes short stories, such as karpathy/tinyllamas stories260K in the layout of Hugging Face.
-Few stories have a word by chance, so a step needs many samples: with 16 prompts and 4 samples all may score 0, and the
-run is refused. The reward says nothing about a good end; look at `ended` and the KL beside the score.
+Its stories begin with the start token `<s>`, which its tokenizer does not add to plain text, so the prompts have it;
+leave it out for a tokenizer that adds its own. The reward says nothing about a good end; look at `ended` and the KL
+beside the score.
 """
 
 import itertools
@@ -38,10 +39,10 @@ WORDS = {
 """Places and the two words that a story about each must contain."""
 
 
-def prompts() -> list[dict[str, Any]]:
-    """All openings, each with its two words."""
+def prompts(start: str = "") -> list[dict[str, Any]]:
+    """All openings, each with its two words, after a start token."""
     return [
-        {"prompt": opening.format(name=name, place=place), "words": list(WORDS[place])}
+        {"prompt": start + opening.format(name=name, place=place), "words": list(WORDS[place])}
         for opening, name, place in itertools.product(OPENINGS, NAMES, WORDS)
     ]
 
@@ -61,12 +62,13 @@ def share_contained(prompt: str, response: str, row: Mapping[str, Any]) -> float
     return contained(response, row) / 2
 
 
-def main(path: str) -> None:
+def main(path: str, start: str = "") -> None:
     """Write the openings to a new file."""
+    rows = prompts(start)
     with Path(path).open("x", encoding="utf-8") as out:
-        out.writelines(json.dumps(row) + "\n" for row in prompts())
-    print(f"{path}: {len(prompts())} openings")
+        out.writelines(json.dumps(row) + "\n" for row in rows)
+    print(f"{path}: {len(rows)} openings")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "prompts.jsonl")
+    main(*sys.argv[1:] or ["prompts.jsonl"])

@@ -187,16 +187,18 @@ class RunDirectory:
             raise UserError(f"{path!r} is not a run directory: it has no config.yaml")
         return cls(Path(path))
 
-    def write(self, name: str, text: str) -> None:
-        """Write a file completely: under a temporary name first, then renamed."""
-        self._write(name, [text])
-
-    def _write(self, name: str, parts: Iterable[str]) -> None:
+    @contextmanager
+    def _replaced(self, name: str) -> Iterator[Path]:
+        """A temporary path to write to; at the end it is renamed."""
         temporary = self.path / f".{name}.{os.getpid()}"
         with whole(temporary):
-            with temporary.open("w", encoding="utf-8") as file:
-                file.writelines(parts)
+            yield temporary
             temporary.rename(self.path / name)
+
+    def write(self, name: str, text: str) -> None:
+        """Write a file completely: under a temporary name first, then renamed."""
+        with self._replaced(name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file; NaN and infinities become null."""
@@ -204,7 +206,8 @@ class RunDirectory:
 
     def write_lines(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write a JSONL file, row by row; the rows may come from the file that it replaces."""
-        self._write(name, map(_line, rows))
+        with self._replaced(name) as temporary, temporary.open("w", encoding="utf-8") as file:
+            file.writelines(map(_line, rows))
 
     def append(self, name: str, *rows: Mapping[str, Any]) -> None:
         """Add lines to a JSONL file; they are with the operating system when this returns."""
