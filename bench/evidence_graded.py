@@ -54,6 +54,16 @@ def part(prompt: str) -> str:
     return "test" if place < 0.25 else "validation" if place < 0.35 else "train"
 
 
+def asked(prompt: str) -> list[dict[str, str]]:
+    """The prompt as a conversation, as in the pairs, so that all models read it through the chat template."""
+    return [{"role": "user", "content": prompt}]
+
+
+def answered(text: str) -> list[dict[str, str]]:
+    """A response as a conversation."""
+    return [{"role": "assistant", "content": text}]
+
+
 def write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """A JSONL file, to a temporary name first."""
     temporary = path.with_suffix(".partial")
@@ -66,12 +76,15 @@ def prepare(out: Path) -> None:
     if (out / "prompts.jsonl").exists():
         return
     out.mkdir(parents=True, exist_ok=True)
-    sentences = []
+    sentences, acts = [], {}
     for name, kind in (("sfhot", "hotel"), ("sfres", "restaurant")):
         for row in json.loads((DATA / f"graded/{name}.json").read_text()):
             prompt = f"Write one sentence that a {kind} search assistant would say to express this dialogue act: "
             prompt += row["source"]
-            sentences.append({"prompt": prompt, "completion": row["system_output"], "split": part(prompt)})
+            sentences.append(
+                {"prompt": asked(prompt), "completion": answered(row["system_output"]), "split": part(prompt)}
+            )
+            acts[prompt] = row["source"]
     write(out / "sentences.jsonl", sentences)
     with gzip.open(DATA / "graded/sf_binarized.jsonl.gz", "rt", encoding="utf-8") as file:
         pairs = [row | {"split": part(row["prompt"])} for row in map(json.loads, file)]
@@ -80,10 +93,9 @@ def prepare(out: Path) -> None:
             out / f"{name}.jsonl",
             (row for row in pairs if row["split"] == "test" or low <= unit(row["prompt"], "half") < low + 0.5),
         )
-    acts = dict.fromkeys(row["prompt"] for row in sentences)
     write(
         out / "prompts.jsonl",
-        ({"prompt": prompt, "act": prompt.partition("act: ")[2], "split": part(prompt)} for prompt in acts),
+        ({"prompt": asked(prompt), "act": act, "split": part(prompt)} for prompt, act in acts.items()),
     )
 
 
@@ -106,8 +118,8 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=200)
-    asked = parser.parse_args()
-    out: Path = asked.out
+    words = parser.parse_args()
+    out: Path = words.out
     prepare(out / "data")
     policy = made(SFTRun, SFT, {
         "model": SMALL, "data": source(out, "sentences"), "epochs": 12, "batch_size": 32, "lr": 1e-3,
@@ -125,13 +137,13 @@ def main() -> None:
         print(f"{name}: accuracy {shown(accuracy)}, n={accuracy['n']}")
     said = f"{Path(slot_values.__file__)}:share_said"
     done = []
-    for seed in range(asked.seeds):
+    for seed in range(words.seeds):
         for arm, recipe in ARMS.items():
             given = settings.recipe(recipe)
             reading = str(given["reward"]).partition("#")
             made(ReinforceRun, REINFORCE, merged(given, {
                 "model": {"path": str(policy)}, "data": source(out, "prompts", format="prompts"),
-                "reward": str(rewards[arm]) + reading[1] + reading[2], "lr": 3e-4, "steps": asked.steps, "seed": seed,
+                "reward": str(rewards[arm]) + reading[1] + reading[2], "lr": 3e-4, "steps": words.steps, "seed": seed,
                 "max_new_tokens": 48,
                 "evaluation": {"scorer": str(judge), "judges": [said], "prompts": 128},
             }), out / f"{arm}-{seed}")  # fmt: skip

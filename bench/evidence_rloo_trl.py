@@ -8,6 +8,8 @@ import torch
 from datasets import load_dataset
 from trl import RLOOConfig, RLOOTrainer
 
+from reinforce_trl import ON_CPU
+
 
 def is_right(prompts: list[str], completions: list[str], answer: list[str], **columns: Any) -> list[float]:
     """1 where the response is the answer, else 0."""
@@ -41,14 +43,8 @@ def main() -> None:
             warmup_steps=round(asked.warmup * asked.steps),
             seed=asked.seed,
             data_seed=asked.seed,
-            disable_dropout=True,
-            gradient_checkpointing=False,
-            bf16=False,
-            use_cpu=True,
-            report_to=[],
-            save_strategy="no",
-            disable_tqdm=True,
             logging_steps=50,
+            **ON_CPU,
         ),
         train_dataset=load_dataset("json", data_files=asked.problems, split="train"),
     )

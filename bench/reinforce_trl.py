@@ -13,6 +13,11 @@ from child import Answer, Stopwatch, Task, reply
 from pairs import gpt2_tokenizer
 
 NEW = 64
+ON_CPU: dict[str, Any] = {
+    "disable_dropout": True, "gradient_checkpointing": False, "bf16": False, "use_cpu": True, "report_to": [],
+    "save_strategy": "no", "disable_tqdm": True,
+}  # fmt: skip
+"""What every run of TRL's trainer here has: fp32 on the CPU, no dropout, nothing reported or saved."""
 
 
 def letters(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
@@ -63,15 +68,9 @@ def measure(task: Task) -> Answer:
             max_steps=1,
             beta=0.05,
             learning_rate=1e-6,
-            disable_dropout=True,
             shuffle_dataset=False,
-            gradient_checkpointing=False,
-            bf16=False,
-            use_cpu=True,
-            report_to=[],
-            save_strategy="no",
-            disable_tqdm=True,
             logging_steps=1,
+            **ON_CPU,
         ),
         train_dataset=Dataset.from_list([{"prompt": row["text"]} for row in rows[prompts:]]),
         processing_class=tokenizer,
