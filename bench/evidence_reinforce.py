@@ -26,7 +26,11 @@ SHARED: dict[str, Any] = {
 SETTINGS: dict[str, dict[str, Any]] = {
     "leave-one-out beta 0.2": {"baseline": {"kind": "leave-one-out"}, "kl": {"kind": "in-reward-to-go", "beta": 0.2}},
     "moving-average beta 0.2": {"baseline": {"kind": "moving-average"}, "kl": {"kind": "in-reward-to-go", "beta": 0.2}},
-}
+    "leave-one-out beta 0.2, 64 prompts a step": {
+        "baseline": {"kind": "leave-one-out"}, "kl": {"kind": "in-reward-to-go", "beta": 0.2},
+        "batch_size": 64, "lr": 7e-5, "steps": 400,
+    },
+}  # fmt: skip
 """The score is a logit whose spread within a prompt is about 2."""
 BESIDE = ("sigmoid 0.1", "sigmoid 0.5")
 """Settings of evidence_dpo.py that are trained too."""

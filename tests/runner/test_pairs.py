@@ -2,12 +2,16 @@
 
 import json
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
+import treeward as tw
 from treeward.cli.main import run
 from treeward.data import world
 from treeward.data.prompts import Prompt
@@ -236,6 +240,28 @@ def test_the_selection_may_change_before_the_run_has_ended(tmp_path: Path, monke
     assert (tmp_path / "a" / "samples.jsonl").read_bytes() == kept
     assert made.report["picks"] > 0
     assert "min_gap: 0.0" in (tmp_path / "a" / "config.yaml").read_text()
+
+
+def verifiable(tmp_path: Path) -> Path:
+    """Prompts with a column for a scorer, and one that JSON has no word for once parquet has read it."""
+    source = tmp_path / "prompts.parquet"
+    rows = [
+        {"prompt": f"this {word} by a team : the plot is", "word": word, "day": date(2026, 1, 1)} for word in world.KIND
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), source)
+    return source
+
+
+def test_pairs_keep_the_columns_that_their_scorer_reads(tmp_path: Path) -> None:
+    scorer = tmp_path / "scorer.py"
+    scorer.write_text("def length(prompt, response, row):\n    return len(response) + len(row['word']) / 100\n")
+    data = {"source": str(verifiable(tmp_path)), "test": 0.0, "validation": 0.0}
+    made = make_pairs(plan(tmp_path / "a", data=data, scorer=f"{scorer}:length"))
+    (first, *_) = rows(made.path / "pairs.jsonl")
+    assert set(first["row"]) == {"word"}
+    trees = tw.load(made.path / "pairs.jsonl", validation=0, test=0).train
+    assert len(trees) > 1
+    assert all(tree.row is not None and tree.row["word"] in str(tree.prompt).split() for tree in trees)
 
 
 def test_each_prompt_is_prefilled_once(tmp_path: Path) -> None:

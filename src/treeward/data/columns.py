@@ -168,8 +168,15 @@ class Layout:
         return row | mapped
 
     def scorer_row(self, raw: Row) -> dict[str, Any]:
-        """The columns of a row that scorers see: those that nothing else reads, and those of `keep`."""
-        return {name: raw[name] for name in (*self.unread, *self.ignored, *self.keep) if name in raw}
+        """The columns of a row that scorers see: those that nothing else reads, and those of `keep`.
+
+        Preferences of sampled responses (they name the vocabulary of their ids) have the columns of the row that their
+        prompt came from in one column, `row`: those are columns again.
+        """
+        columns = {name: raw[name] for name in (*self.unread, *self.ignored, *self.keep) if name in raw}
+        if "vocabulary" in raw and isinstance(columns.get("row"), Mapping):
+            columns |= columns.pop("row")
+        return columns
 
     def _winner(self, raw: Row) -> int | None:
         votes: Counter[int] = Counter()

@@ -222,7 +222,23 @@ def sample_rows(
             "ids": [list(branch) for branch in tree.branches],
             "ended": [branch[-1] in ends for branch in tree.branches],
             "scores": [next(scores) for _ in tree.branches],
+            "row": other_columns(prompt),
         }
+
+
+def other_columns(prompt: Prompt) -> dict[str, Any]:
+    """The other columns of the prompt's data row, without values that JSON cannot hold: a scorer that reads them can
+    then score responses to the prompts of the preferences too.
+    """
+    return {name: value for name, value in (prompt.row or {}).items() if _is_json(value)}
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(finite(value))
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def select(
@@ -243,6 +259,7 @@ def select(
             "split": row["split"],
             "vocabulary": vocabulary,
             "generator": row["generator"],
+            "row": row.get("row", {}),
         }
         for pick in picks:
             numbers = [distinct[n] for n in pick]
