@@ -5,6 +5,7 @@ The identities run in fp32 on at most four small trees, because they test logic 
 training step, without dropout. `sampled` alone looks at samples, in the run's own precision.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,10 +21,10 @@ from treeward.checks.check import Check, below, result
 from treeward.checks.registry import Stage
 from treeward.losses.advantages import AnyBaseline, Rewards
 from treeward.losses.preference import loss_name
-from treeward.models.policy import Policy, token_logps
+from treeward.models.policy import Policy, branch_logps, token_logps
 from treeward.models.reference import Audit, ReferenceModel
 from treeward.models.weights import trainable
-from treeward.stats.intervals import Floats
+from treeward.stats.intervals import Floats, clustered_mean
 from treeward.stats.tables import Table
 from treeward.training.loop import Loop
 from treeward.training.objectives import Objective, prepare
@@ -33,10 +34,14 @@ from treeward.trees.rollout import Rollout
 from treeward.trees.tokens import TokenTree
 from treeward.trees.verify import GRADIENT_LIMIT, VALUE_LIMIT, Verification, perturb_zero_parameters
 
+log = logging.getLogger(__name__)
+
 PROBE_TREES, PROBE_TOKENS = 4, 128
 """Number of trees that the identities run on, and the most tokens of each."""
 VOCABULARY_TREES = 32
 """Number of trees whose NLL is compared with a uniform guess."""
+START_PROMPTS, START_GAIN = 32, 0.02
+"""Prompts that are scored with a start token in front, and the least gain, in nats a token, that gives a warning."""
 SAMPLED_LIMITS = {"fp32": (1e-4, 1e-4), "bf16": (1e-2, 1e-1)}
 """Limits of the mean and the largest deviation of a sampled token's log-probability from the recomputed one, in
 nats.
@@ -307,6 +312,32 @@ def knows_vocabulary(model: TreeLM, trees: Sequence[TokenTree]) -> Check:
     with torch.no_grad():
         nll = -torch.cat([model(pack([tree])) for tree in shortest]).mean().item()
     return below("nll-below-uniform", nll, math.log(embedding.num_embeddings))
+
+
+def start_token(policy: Policy, prompts: Sequence[Sequence[int]]) -> None:
+    """Warn if plain-text prompts lack a start token that the model expects.
+
+    Where the tokenizer or the model's configuration names a start token and prompts do not begin with it, their tokens
+    after the first are scored with and without it.
+    """
+    start: Any = policy.tokenizer.bos_token_id
+    start = policy.model.config.get_text_config().bos_token_id if start is None else start
+    bare = [tuple(prompt) for prompt in prompts if isinstance(start, int) and prompt[0] != start and len(prompt) > 3]
+    bare = [prompt[:PROBE_TOKENS] for prompt in bare[:START_PROMPTS]]
+    if not bare:
+        return
+    without, with_start = (
+        branch_logps(policy, [TokenTree((*opening, first), (tuple(rest),), "") for first, *rest in bare]).numpy()
+        for opening in ((), (start,))
+    )
+    gain = clustered_mean((with_start - without) / [len(prompt) - 1 for prompt in bare], range(len(bare)))
+    if gain.value >= START_GAIN and gain.low > 0:
+        log.warning(
+            "prompts do not begin with the start token %r, which the model expects: with it, their tokens are likelier "
+            "by %.2g [%.2g, %.2g] nats each (n=%d prompts); write it in front of each prompt, or set add_bos_token in "
+            "tokenizer_config.json",
+            policy.tokenizer.convert_ids_to_tokens(start), gain.value, gain.low, gain.high, gain.n,
+        )  # fmt: skip
 
 
 def swapped(margins: Callable[[Sequence[TokenTree]], Tensor], trees: Sequence[TokenTree]) -> Check:

@@ -34,6 +34,7 @@ from treeward.losses.divergences import ChiSquaredMixed
 from treeward.methods.method import Method, RunConfig
 from treeward.models import weights
 from treeward.models.artifact import annotate
+from treeward.models.policy import Policy
 from treeward.models.reference import ReferenceModel
 from treeward.models.reward_model import RewardModel
 from treeward.report.page import write_page
@@ -231,6 +232,9 @@ def _model_checks(
         verification.value_deviation,
         verification.gradient_deviation,
     )
+    if isinstance(method.model, Policy) and not config.model.random:
+        texts = zip(data.texts["train"], data.parts["train"], strict=True)
+        identities.start_token(method.model, [ids.prompt for text, ids in texts if isinstance(text.prompt, str)])
     data_fit = require(method.check_data(data.train))
     probe = identities.probe(examples)
     gradients, missing = identities.reached(packed, method.objective, probe, loop.parameters)

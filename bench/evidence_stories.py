@@ -1,0 +1,132 @@
+"""REINFORCE, DPO and best of n on stories of a public checkpoint, with a verifiable and with a learned reward.
+
+`python bench/evidence_stories.py OUT --film FILM` samples eight stories for each opening of examples/story_words.py
+from stories260K, makes pairs of them, and trains on the same openings by the recipes examples/stories-words.yaml and
+examples/stories-sentiment.yaml, with leave-one-out and with a moving average, and by DPO on the pairs. It prints one
+table a reward in Markdown and ten stories before and after, and writes one frontier a reward. FILM is the directory of
+evidence_reinforce.py, whose reward model and judge of film sentences serve for sentiment. What is in OUT already is not
+made again; `--only NAME` trains some settings.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import evidence_graded as graded
+from made import made
+from treeward.methods.dpo import DPO, DPORun
+from treeward.methods.method import Method, RunConfig
+from treeward.methods.reinforce import REINFORCE, ReinforceRun
+from treeward.report.frontier import write_frontier
+from treeward.runner import settings
+from treeward.runner.pairs import PairsRun, make_pairs
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = Path(os.environ.get("TREEWARD_DATA") or ROOT / "../shared/data").resolve()
+EXAMPLES = ROOT / "examples"
+
+MODEL = {"path": str(DATA / "models/stories260k")}
+START_TOKEN = "<s>"
+"""Stories begin with it, and the tokenizer does not add it to plain text."""
+WORDS = f"{EXAMPLES / 'story_words.py'}:share_contained"
+BOTH = f"{EXAMPLES / 'story_words.py'}:contains_both"
+DPO_SETTING: dict[str, Any] = {"epochs": 2, "batch_size": 32, "lr": 1e-4, "loss": {"kind": "sigmoid", "beta": 0.1}}
+SAMPLES = 10
+
+
+@dataclass(frozen=True)
+class Reward:
+    """What trains, what is measured, and the recipe."""
+
+    recipe: str
+    trains: str
+    evaluation: dict[str, Any]
+    pairs: dict[str, Any]
+
+
+def rewards(film: Path) -> dict[str, Reward]:
+    """The verifiable reward and the learned one."""
+    sentiment, judge = str(film / "reward/model"), str(film / "judge/model")
+    return {
+        "words": Reward("stories-words", WORDS, {"scorer": BOTH}, {"max_new_tokens": 256, "min_gap": 0.5}),
+        "sentiment": Reward("stories-sentiment", sentiment, {"judges": [judge]}, {"max_new_tokens": 96}),
+    }
+
+
+def pairs(out: Path, name: str, reward: Reward) -> Path:
+    """Up to six pairs of an opening's eight stories, and the openings of the test part for the evaluation."""
+    path = out / name / "pairs"
+    if not (path / "report.json").exists():
+        make_pairs(settings.build(PairsRun, {
+            "model": MODEL, "data": {"source": str(out / "openings.jsonl"), "test": 0.25, "validation": 0.15},
+            "scorer": reward.trains, "samples": 8, "select": {"kind": "all-pairs"}, "most": 6,
+            "skip_check": ["first-samples-end"], "out": str(path), **reward.pairs,
+        }))  # fmt: skip
+    return path / "pairs.jsonl"
+
+
+def runs(name: str, reward: Reward, source: Path) -> dict[str, tuple[type[RunConfig], type[Method], dict[str, Any]]]:
+    """Every setting by its name."""
+    recipe = settings.recipe(str(EXAMPLES / f"{reward.recipe}.yaml"))
+    shared = {"model": MODEL, "data": {"source": str(source), "test": 0, "validation": 0}, "require": "any"}
+    evaluation = {"evaluation": recipe["evaluation"] | {"scorer": reward.trains} | reward.evaluation}
+    reinforce = {**recipe, **shared, **evaluation, "reward": [reward.trains]}
+    baselines = ("leave-one-out", "moving-average")
+    return {
+        **{kind: (ReinforceRun, REINFORCE, {**reinforce, "baseline": {"kind": kind}}) for kind in baselines},
+        "dpo": (
+            DPORun,
+            DPO,
+            {**shared, **DPO_SETTING, "evaluation": {"max_new_tokens": 96, **evaluation["evaluation"]}},
+        ),
+    }
+
+
+def main() -> None:
+    """Make what is missing and print the tables and the stories."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--film", type=Path, required=True)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="settings such as `words/leave-one-out`")
+    asked = parser.parse_args()
+    asked.out.mkdir(parents=True, exist_ok=True)
+    if not (asked.out / "openings.jsonl").exists():
+        script = str(EXAMPLES / "story_words.py")
+        subprocess.run([sys.executable, script, str(asked.out / "openings.jsonl"), START_TOKEN], check=True)
+    for name, reward in rewards(asked.film).items():
+        if asked.only is not None and not any(setting.startswith(f"{name}/") for setting in asked.only):
+            continue
+        source = pairs(asked.out, name, reward)
+        done = []
+        for setting, (config, method, fields) in runs(name, reward, source).items():
+            path = asked.out / name / setting
+            if asked.only is None or f"{name}/{setting}" in asked.only:
+                made(config, method, fields, path)
+            if (path / "receipt.json").exists():
+                done.append(path)
+        print(f"\n{name}\n\n" + "\n".join(graded.table(done)))
+        print(f"\nStories of {done[0].name}, before and after:\n\n" + "\n".join(stories(done[0])))
+        page = asked.out / f"{name}-frontier.html"
+        page.unlink(missing_ok=True)
+        page.with_suffix(".png").unlink(missing_ok=True)
+        print(f"\n{write_frontier(done, page)}")
+
+
+def stories(run: Path) -> list[str]:
+    """The first sample of the first openings in the order of the file, before and after training, with the scores."""
+    with (run / "samples.jsonl").open(encoding="utf-8") as file:
+        rows = [row for row in map(json.loads, file) if row["sample"] == 0]
+    return [
+        f"- {row['prompt']!r}\n  - before ({row['score_before']:.2f}): {row['before']!r}\n"
+        f"  - after ({row['score_after']:.2f}): {row['after']!r}"
+        for row in rows[:SAMPLES]
+    ]
+
+
+if __name__ == "__main__":
+    main()
