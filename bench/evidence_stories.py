@@ -53,7 +53,7 @@ def rewards(film: Path) -> dict[str, Reward]:
     """The verifiable reward and the learned one."""
     sentiment, judge = str(film / "reward/model"), str(film / "judge/model")
     return {
-        "words": Reward("stories-words", WORDS, {"scorer": BOTH}, {"max_new_tokens": 256, "min_gap": 0.5}),
+        "words": Reward("stories-words", WORDS, {"scorer": BOTH}, {"max_new_tokens": 192, "min_gap": 0.5}),
         "sentiment": Reward("stories-sentiment", sentiment, {"judges": [judge]}, {"max_new_tokens": 96}),
     }
 

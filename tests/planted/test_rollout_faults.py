@@ -24,7 +24,7 @@ from treeward.models.sampler import DecodeSampler, Noise
 from treeward.rewards.scorers import as_scorer
 from treeward.rewards.scorers import find as find_scorer
 from treeward.runner.progress import TerminalReporter
-from treeward.runner.run import run
+from treeward.runner.run import run, set_up
 from treeward.runner.settings import build
 from treeward.runs.directory import RunDirectory
 from treeward.stats.tables import Table
@@ -52,6 +52,12 @@ def words(**over: Any) -> list[str]:
     options = {**OPTIONS, **over}
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in options.items()}
     return ["reinforce", *(word for name, text in texts.items() for word in (f"--{name}", text))]
+
+
+def test_the_rollout_of_the_first_checks_is_not_part_of_the_time_of_training(tmp_path: Path) -> None:
+    setup = set_up(configured(tmp_path / "run"), REINFORCE)
+    assert isinstance(setup.method, REINFORCE)
+    assert setup.method.rollouts.seconds == {"sampling": 0.0, "scoring": 0.0}
 
 
 def test_a_rewarded_word_becomes_frequent_and_the_receipt_says_by_what(tmp_path: Path) -> None:

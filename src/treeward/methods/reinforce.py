@@ -871,6 +871,7 @@ class REINFORCE(Method):
     def examples(self, trees: Sequence[TokenTree]) -> tuple[list[TokenTree], list[Check]]:
         """A first rollout, prompts whose samples differ in reward first, and what it must show before training."""
         rollout = self.batch(trees[: min(EXAMPLES, self.config.batch_size)], 0)
+        self.rollouts.seconds.update(sampling=0.0, scoring=0.0)  # the receipt has the time of training alone
         scores = _scores(rollout)
         finished = [ended for branches in rollout.finished or [] for ended in branches]
         checks = [
