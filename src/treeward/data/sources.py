@@ -225,7 +225,7 @@ def _shards(source: str, option: str) -> Mapping[str, Sequence[Shard]]:
     if path.exists():
         raise UserError(f"{option} {source!r} is neither a file nor a directory")
     if not is_hub_id(source) or source.count("/") != 1 or set(path.suffixes) & set(READERS):
-        raise UserError(f"{option} {source!r} does not exist")
+        raise UserError(f"{option} {source!r} does not exist; correct the path, or name a hub id")
     return hub_shards(source, option)
 
 
@@ -417,7 +417,7 @@ def _file_rows(path: Path, read: Callable[[Handle], Iterator[Row]]) -> Iterator[
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as handle:
             if not path.stat().st_size:
-                raise BadFile("is empty")
+                raise BadFile("is empty; name a file with at least one row")
             for row in read(handle):
                 yield row
                 done += 1
