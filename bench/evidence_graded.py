@@ -40,6 +40,8 @@ JUDGE: dict[str, Any] = {
     "tokenizer": str(DATA / "tokenizers/torchtune-tiny-2000"),
     "config": {"vocab_size": 2003, "dim": 128, "hidden_dim": 384, "n_layers": 2, "n_heads": 4},
 }  # fmt: skip
+BESIDE = ("kl", "length", "ended", "repetition")
+"""Metrics that stand beside score and judges."""
 ARMS = {"scalar": "helpsteer2-reinforce", "distribution": "helpsteer2-reinforce-distribution"}
 
 
@@ -163,12 +165,13 @@ def table(runs: list[Path]) -> list[str]:
         metrics = receipt["metrics"]
         judges = [key for key in metrics if key.startswith("judge:")]
         if not rows:
-            rows.append("| run | score by the judge | " + " | ".join(map(short, judges)) + " | KL | length | verdict |")
+            rows.append("| " + " | ".join(["run", "score", *map(short, judges), *BESIDE, "verdict"]) + " |")
             rows.append("|" + "---|" * (len(judges) + 5))
         for side in ("before", "after") if len(rows) == 2 else ("after",):
-            values = [receipt[side], *(metrics[key][side] for key in (*judges, "kl", "length"))]
+            values = [receipt[side], *(metrics[key][side] for key in (*judges, *BESIDE))]
             name = "start" if side == "before" else run.name
-            rows.append(f"| {name} | " + " | ".join(map(shown, values)) + f" | {receipt['verdict']} |")
+            verdict = receipt["verdict"] if side == "after" else ""
+            rows.append("| " + " | ".join([name, *map(shown, values), verdict]) + " |")
     return rows
 
 

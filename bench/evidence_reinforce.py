@@ -72,13 +72,13 @@ def main() -> None:
 
 
 def samples(run: Path) -> list[str]:
-    """The first sample of the first prompts in alphabetical order, before and after training, with the rewards."""
+    """The first sample of ten prompts, taken evenly from all in alphabetical order, before and after training."""
     with (run / "samples.jsonl").open(encoding="utf-8") as file:
         rows = sorted((row for row in map(json.loads, file) if row["sample"] == 0), key=lambda row: row["prompt"])
     return [
         f"- {row['prompt']!r}\n  - before ({row['score_before']:.2f}): {row['before']!r}\n"
         f"  - after ({row['score_after']:.2f}): {row['after']!r}"
-        for row in rows[:SAMPLES]
+        for row in rows[:: max(1, len(rows) // SAMPLES)][:SAMPLES]
     ]
 
 

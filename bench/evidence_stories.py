@@ -9,7 +9,6 @@ made again; `--only NAME` trains some settings.
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import evidence_graded as graded
+from evidence_reinforce import samples
 from made import made
 from treeward.methods.dpo import DPO, DPORun
 from treeward.methods.method import Method, RunConfig
@@ -36,7 +36,6 @@ START_TOKEN = "<s>"
 WORDS = f"{EXAMPLES / 'story_words.py'}:share_contained"
 BOTH = f"{EXAMPLES / 'story_words.py'}:contains_both"
 DPO_SETTING: dict[str, Any] = {"epochs": 2, "batch_size": 32, "lr": 1e-4, "loss": {"kind": "sigmoid", "beta": 0.1}}
-SAMPLES = 10
 
 
 @dataclass(frozen=True)
@@ -110,22 +109,11 @@ def main() -> None:
             if (path / "receipt.json").exists():
                 done.append(path)
         print(f"\n{name}\n\n" + "\n".join(graded.table(done)))
-        print(f"\nStories of {done[0].name}, before and after:\n\n" + "\n".join(stories(done[0])))
+        print(f"\nStories of {done[0].name}, before and after:\n\n" + "\n".join(samples(done[0])))
         page = asked.out / f"{name}-frontier.html"
         page.unlink(missing_ok=True)
         page.with_suffix(".png").unlink(missing_ok=True)
         print(f"\n{write_frontier(done, page)}")
-
-
-def stories(run: Path) -> list[str]:
-    """The first sample of the first openings in the order of the file, before and after training, with the scores."""
-    with (run / "samples.jsonl").open(encoding="utf-8") as file:
-        rows = [row for row in map(json.loads, file) if row["sample"] == 0]
-    return [
-        f"- {row['prompt']!r}\n  - before ({row['score_before']:.2f}): {row['before']!r}\n"
-        f"  - after ({row['score_after']:.2f}): {row['after']!r}"
-        for row in rows[:SAMPLES]
-    ]
 
 
 if __name__ == "__main__":
