@@ -165,8 +165,8 @@ def table(runs: list[Path]) -> list[str]:
         metrics = receipt["metrics"]
         judges = [key for key in metrics if key.startswith("judge:")]
         if not rows:
-            rows.append("| " + " | ".join(["run", "score", *map(short, judges), *BESIDE, "verdict"]) + " |")
-            rows.append("|" + "---|" * (len(judges) + 5))
+            names = ["run", "score", *map(short, judges), *BESIDE, "verdict"]
+            rows += ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
         for side in ("before", "after") if len(rows) == 2 else ("after",):
             values = [receipt[side], *(metrics[key][side] for key in (*judges, *BESIDE))]
             name = "start" if side == "before" else run.name

@@ -26,6 +26,7 @@ SHARED: dict[str, Any] = {
 SETTINGS: dict[str, dict[str, Any]] = {
     "leave-one-out beta 0.2": {"baseline": {"kind": "leave-one-out"}, "kl": {"kind": "in-reward-to-go", "beta": 0.2}},
     "moving-average beta 0.2": {"baseline": {"kind": "moving-average"}, "kl": {"kind": "in-reward-to-go", "beta": 0.2}},
+    "leave-one-out beta 0.1": {"baseline": {"kind": "leave-one-out"}, "kl": {"kind": "in-reward-to-go", "beta": 0.1}},
     "leave-one-out beta 0.2, 64 prompts a step": {
         "baseline": {"kind": "leave-one-out"}, "kl": {"kind": "in-reward-to-go", "beta": 0.2},
         "batch_size": 64, "lr": 7e-5, "steps": 400,
@@ -72,14 +73,19 @@ def main() -> None:
 
 
 def samples(run: Path) -> list[str]:
-    """The first sample of ten prompts, taken evenly from all in alphabetical order, before and after training."""
-    with (run / "samples.jsonl").open(encoding="utf-8") as file:
-        rows = sorted((row for row in map(json.loads, file) if row["sample"] == 0), key=lambda row: row["prompt"])
+    """Ten responses before and after training, with their scores."""
     return [
         f"- {row['prompt']!r}\n  - before ({row['score_before']:.2f}): {row['before']!r}\n"
         f"  - after ({row['score_after']:.2f}): {row['after']!r}"
-        for row in rows[:: max(1, len(rows) // SAMPLES)][:SAMPLES]
+        for row in ten_rows(run)
     ]
+
+
+def ten_rows(run: Path) -> list[dict[str, Any]]:
+    """The first sample of ten prompts, taken evenly from all in alphabetical order."""
+    with (run / "samples.jsonl").open(encoding="utf-8") as file:
+        rows = sorted((row for row in map(json.loads, file) if row["sample"] == 0), key=lambda row: row["prompt"])
+    return rows[:: max(1, len(rows) // SAMPLES)][:SAMPLES]
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ made again; `--only NAME` trains some settings.
 """
 
 import argparse
+import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import evidence_graded as graded
-from evidence_reinforce import samples
+from evidence_reinforce import ten_rows
 from made import made
 from treeward.methods.dpo import DPO, DPORun
 from treeward.methods.method import Method, RunConfig
@@ -109,11 +111,32 @@ def main() -> None:
             if (path / "receipt.json").exists():
                 done.append(path)
         print(f"\n{name}\n\n" + "\n".join(graded.table(done)))
-        print(f"\nStories of {done[0].name}, before and after:\n\n" + "\n".join(samples(done[0])))
+        print(
+            f"\nStories of {done[0].name}, before and after:\n\n"
+            + "\n".join(stories(done[0], asked.out / "openings.jsonl" if name == "words" else None))
+        )
         page = asked.out / f"{name}-frontier.html"
         page.unlink(missing_ok=True)
         page.with_suffix(".png").unlink(missing_ok=True)
         print(f"\n{write_frontier(done, page)}")
+
+
+def stories(run: Path, openings: Path | None) -> list[str]:
+    """Ten stories before and after training in Markdown, with their scores; words that `openings` ask for are bold."""
+    words: dict[str, list[str]] = {}
+    if openings is not None:
+        with openings.open(encoding="utf-8") as file:
+            words = {row["prompt"].removeprefix(START_TOKEN): row["words"] for row in map(json.loads, file)}
+    lines = []
+    for row in ten_rows(run):
+        asked_for = words.get(row["prompt"], [])
+        lines.append(f"- *{row['prompt'].strip()}*" + (f" ({', '.join(asked_for)})" if asked_for else ""))
+        for side in ("before", "after"):
+            text = " ".join(row[side].split())
+            for word in asked_for:
+                text = re.sub(rf"\b({word}s?)\b", r"**\1**", text, flags=re.IGNORECASE)
+            lines.append(f"  - {side} ({row[f'score_{side}']:.2g}): {text}")
+    return lines
 
 
 if __name__ == "__main__":
