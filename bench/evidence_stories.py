@@ -60,12 +60,12 @@ def rewards(film: Path) -> dict[str, Reward]:
 
 
 def pairs(out: Path, name: str, reward: Reward) -> Path:
-    """Up to six pairs of an opening's eight stories, and the openings of the test part for the evaluation."""
+    """The three best against the three worst of an opening's eight stories; openings of the test part are measured."""
     path = out / name / "pairs"
     if not (path / "report.json").exists():
         make_pairs(settings.build(PairsRun, {
             "model": MODEL, "data": {"source": str(out / "openings.jsonl"), "test": 0.25, "validation": 0.15},
-            "scorer": reward.trains, "samples": 8, "select": {"kind": "all-pairs"}, "most": 6,
+            "scorer": reward.trains, "samples": 8, "select": {"kind": "top-bottom", "k": 3},
             "skip_check": ["first-samples-end"], "out": str(path), **reward.pairs,
         }))  # fmt: skip
     return path / "pairs.jsonl"

@@ -1,14 +1,12 @@
 """A verifiable reward: a story must contain two words that its opening suggests but does not have.
 
-    python examples/story_words.py prompts.jsonl '<s>'                # writes 324 openings, each with its two words
-    treeward reinforce --model.path stories260K --data.source prompts.jsonl --data.test 0.25 \
-        --reward examples/story_words.py:share_contained --evaluation.scorer examples/story_words.py:contains_both \
-        --unfinished keep --max-new-tokens 256 --samples 8 --baseline.kind leave-one-out --lr 1e-4 --kl.beta 0.05
+    python examples/story_words.py words.jsonl '<s>'        # writes 324 openings, each with its two words
+    treeward reinforce examples/stories-words.yaml --allow-code --model.path stories260k
 
 The model is any one that writes short stories, such as karpathy/tinyllamas stories260K in the layout of Hugging Face.
 Its stories begin with the start token `<s>`, which its tokenizer does not add to plain text, so the prompts have it;
 leave it out for a tokenizer that adds its own. The reward says nothing about a good end; look at `ended` and the KL
-beside the score.
+beside the score. docs/stories.md has what came of it.
 """
 
 import itertools
@@ -71,4 +69,4 @@ def main(path: str, start: str = "") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:] or ["prompts.jsonl"])
+    main(*sys.argv[1:] or ["words.jsonl"])

@@ -137,3 +137,24 @@ def test_story_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     arguments += ["--unfinished", "keep", "--max-new-tokens", "6", "--lr", "1e-3", "--out", str(tmp_path / "run")]
     assert run(["reinforce", *arguments]) == 0
     assert json.loads((tmp_path / "run" / "receipt.json").read_text())["data"]["rows"] == 324
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(("recipe", "start"), [("stories-words", "<s>"), ("stories-sentiment", "")])
+def test_stories_recipes_run_on_the_public_checkpoint(
+    recipe: str, start: str, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """Openings without the start token of the model give a warning."""
+    model, file = data_root / "models" / "stories260k", tmp_path / "words.jsonl"
+    if not model.is_dir():
+        pytest.skip(f"no model at {model}")
+    assert script("story_words.py", str(file), start, monkeypatch=monkeypatch) == 0
+    words = f"--model.path {model} --data.source {file} --samples 2 --max-new-tokens 8 --save-every 2 --allow-code"
+    words += f" --out {tmp_path / 'run'}"
+    if recipe == "stories-sentiment":
+        words += " --reward count:happy --skip-check first-samples-differ,enough-groups"
+    given = [*SHORT[4:], *words.split()]
+    assert run(["reinforce", f"examples/{recipe}.yaml", *given]) == 0
+    assert any("start token '<s>'" in message for message in caplog.messages) == (start == "")
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2

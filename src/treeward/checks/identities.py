@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -41,7 +40,7 @@ PROBE_TREES, PROBE_TOKENS = 4, 128
 """Number of trees that the identities run on, and the most tokens of each."""
 VOCABULARY_TREES = 32
 """Number of trees whose NLL is compared with a uniform guess."""
-START_PROMPTS, START_TOKENS, START_GAIN = 32, 32, 0.02
+START_PROMPTS, START_TOKENS, START_GAIN = 128, 32, 0.02
 """Prompts that are scored with a start token in front, tokens of each, and the gain in nats a token that warns."""
 SAMPLED_LIMITS = {"fp32": (1e-4, 1e-4), "bf16": (1e-2, 1e-1)}
 """Limits of the mean and the largest deviation of a sampled token's log-probability from the recomputed one, in
@@ -326,8 +325,8 @@ def start_token(policy: Policy, prompts: Sequence[Sequence[int]]) -> None:
         start = getattr(policy.model.config.get_text_config(), "bos_token_id", None)
     if not isinstance(start, int):
         return
-    lacking = (tuple(prompt[:START_TOKENS]) for prompt in prompts if prompt[0] != start and len(prompt) > 3)
-    bare = list(dict.fromkeys(islice(lacking, START_PROMPTS)))
+    lacking = [tuple(prompt[:START_TOKENS]) for prompt in prompts if prompt[0] != start and len(prompt) > 3]
+    bare = list(dict.fromkeys(lacking[:: math.ceil(len(lacking) / START_PROMPTS) or 1]))
     if not bare:
         return
     without, with_start = (
