@@ -42,7 +42,7 @@ def main() -> None:
     """Make what is missing and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="settings such as `leave-one-out beta 1`")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="settings such as `leave-one-out beta 0.2`")
     asked = parser.parse_args()
     film.prepare(dpo.DATA, asked.out / "data")
     start, (reward, judge) = dpo.policy(asked.out), dpo.judges(asked.out)
