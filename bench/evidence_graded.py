@@ -56,12 +56,12 @@ def part(prompt: str) -> str:
     return "test" if place < 0.25 else "validation" if place < 0.35 else "train"
 
 
-def asked(prompt: str) -> list[dict[str, str]]:
+def user_turn(prompt: str) -> list[dict[str, str]]:
     """The prompt as a conversation, as in the pairs, so that all models read it through the chat template."""
     return [{"role": "user", "content": prompt}]
 
 
-def answered(text: str) -> list[dict[str, str]]:
+def assistant_turn(text: str) -> list[dict[str, str]]:
     """A response as a conversation."""
     return [{"role": "assistant", "content": text}]
 
@@ -84,7 +84,7 @@ def prepare(out: Path) -> None:
             prompt = f"Write one sentence that a {kind} search assistant would say to express this dialogue act: "
             prompt += row["source"]
             sentences.append(
-                {"prompt": asked(prompt), "completion": answered(row["system_output"]), "split": part(prompt)}
+                {"prompt": user_turn(prompt), "completion": assistant_turn(row["system_output"]), "split": part(prompt)}
             )
             acts[prompt] = row["source"]
     write(out / "sentences.jsonl", sentences)
@@ -97,7 +97,7 @@ def prepare(out: Path) -> None:
         )
     write(
         out / "prompts.jsonl",
-        ({"prompt": asked(prompt), "act": act, "split": part(prompt)} for prompt, act in acts.items()),
+        ({"prompt": user_turn(prompt), "act": act, "split": part(prompt)} for prompt, act in acts.items()),
     )
 
 
@@ -120,8 +120,8 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=200)
-    words = parser.parse_args()
-    out: Path = words.out
+    asked = parser.parse_args()
+    out: Path = asked.out
     prepare(out / "data")
     policy = made(SFTRun, SFT, {
         "model": SMALL, "data": source(out, "sentences"), "epochs": 12, "batch_size": 32, "lr": 1e-3,
@@ -139,13 +139,13 @@ def main() -> None:
         print(f"{name}: accuracy {shown(accuracy)}, n={accuracy['n']}")
     said = f"{Path(slot_values.__file__)}:share_said"
     done = []
-    for seed in range(words.seeds):
+    for seed in range(asked.seeds):
         for arm, recipe in ARMS.items():
             given = settings.recipe(recipe)
             reading = str(given["reward"]).partition("#")
             made(ReinforceRun, REINFORCE, merged(given, {
                 "model": {"path": str(policy)}, "data": source(out, "prompts", format="prompts"),
-                "reward": str(rewards[arm]) + reading[1] + reading[2], "lr": 3e-4, "steps": words.steps, "seed": seed,
+                "reward": str(rewards[arm]) + reading[1] + reading[2], "lr": 3e-4, "steps": asked.steps, "seed": seed,
                 "max_new_tokens": 48,
                 "evaluation": {"scorer": str(judge), "judges": [said], "prompts": 128},
             }), out / f"{arm}-{seed}")  # fmt: skip

@@ -147,8 +147,6 @@ def test_stories_recipes_run_on_the_public_checkpoint(
 ) -> None:  # fmt: skip
     """Openings without the start token of the model give a warning."""
     model, file = data_root / "models" / "stories260k", tmp_path / "words.jsonl"
-    if not model.is_dir():
-        pytest.skip(f"no model at {model}")
     assert script("story_words.py", str(file), start, monkeypatch=monkeypatch) == 0
     words = f"--model.path {model} --data.source {file} --samples 2 --max-new-tokens 8 --save-every 2 --allow-code"
     words += f" --out {tmp_path / 'run'}"

@@ -359,19 +359,19 @@ def test_f09_weights_that_read_another_vocabulary(policy: Any, prepared: Any) ->
 def test_f01_prompts_that_lost_their_start_token(policy: Any, prepared: Any, caplog: pytest.LogCaptureFixture) -> None:
     prompts = [tree.prompt for tree in prepared.train]
     bare = [prompt[1:] for prompt in prompts]
-    identities.start_token(policy, bare)
+    identities.warn_missing_start_token(policy, bare)
     assert not caplog.messages, "random weights expect nothing"
     for _ in sft_steps(
         policy, [TokenTree((1,), (ids,), str(n)) for n, ids in enumerate(bare)], SFTConfig(steps=8, lr=3e-3)
     ):
         pass
-    identities.start_token(policy, prompts)
+    identities.warn_missing_start_token(policy, prompts)
     assert not caplog.messages
-    identities.start_token(policy, bare)
+    identities.warn_missing_start_token(policy, bare)
     assert caplog.messages[0].startswith("prompts do not begin with the start token '<bos>', which the model expects")
     policy.tokenizer.bos_token = None
     policy.model.config.bos_token_id = None
-    identities.start_token(policy, bare)
+    identities.warn_missing_start_token(policy, bare)
     assert len(caplog.messages) == 1, "nothing names a start token"
 
 

@@ -314,7 +314,7 @@ def knows_vocabulary(model: TreeLM, trees: Sequence[TokenTree]) -> Check:
     return below("nll-below-uniform", nll, math.log(embedding.num_embeddings))
 
 
-def start_token(policy: Policy, prompts: Sequence[Sequence[int]]) -> None:
+def warn_missing_start_token(policy: Policy, prompts: Sequence[Sequence[int]]) -> None:
     """Warn if plain-text prompts lack a start token that the model expects.
 
     Where the tokenizer or the model's configuration names a start token and prompts do not begin with it, their tokens

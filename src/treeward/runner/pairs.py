@@ -157,7 +157,9 @@ def make_pairs(
         prepare_process(policy)
         scorer = scorer or scorers.find(config.scorer_name)
         opened = prompts_of(config, policy.tokenizer)
-        identities.start_token(policy, [prompt.ids for prompt in opened.prompts if isinstance(prompt.text, str)])
+        identities.warn_missing_start_token(
+            policy, [prompt.ids for prompt in opened.prompts if isinstance(prompt.text, str)]
+        )
         generator = fingerprint(policy.packed.model)[:16]
         done = 0 if run is None else kept_rows(run, opened.prompts, generator)
         sampler = sampler or DecodeSampler.of(policy, config.max_new_tokens, config.temperature)

@@ -234,7 +234,9 @@ def _model_checks(
     )
     if isinstance(method.model, Policy) and not config.model.random:
         texts = zip(data.texts["train"], data.parts["train"], strict=True)
-        identities.start_token(method.model, [ids.prompt for text, ids in texts if isinstance(text.prompt, str)])
+        identities.warn_missing_start_token(
+            method.model, [ids.prompt for text, ids in texts if isinstance(text.prompt, str)]
+        )
     data_fit = require(method.check_data(data.train))
     probe = identities.probe(examples)
     gradients, missing = identities.reached(packed, method.objective, probe, loop.parameters)
