@@ -151,6 +151,25 @@ def line(name: str, receipt: Mapping[str, Any], side: str, verdict: str) -> str:
     return " | ".join([f"| {name}", *map(shown, found), f"{verdict} |"])
 
 
+def best_of_n(run: Path) -> str:
+    """Best of n of a run's start, with the bound of its KL."""
+    receipt = json.loads((run / "receipt.json").read_text())
+    points = [
+        f"n={row['n']} {shown(row['score'])} at {row['kl_bound']:.2f} nats" for row in receipt["best_of_n"]["curve"]
+    ]
+    return f"best of n of the start: {', '.join(points)}"
+
+
+def changes(run: Path) -> list[str]:
+    """The paired changes of a run's score and judges, and its perplexity under the start."""
+    receipt = json.loads((run / "receipt.json").read_text())
+    paired = {receipt["metric"]: receipt["difference"]}
+    paired |= {name: facts["difference"] for name, facts in receipt["metrics"].items() if name.startswith("judge:")}
+    before, after = (shown(receipt["diversity"]["perplexity"][side]) for side in ("before", "after"))
+    lines = [f"{run.name}: change of {name} {shown(facts)}" for name, facts in paired.items()]
+    return [*lines, f"{run.name}: perplexity under the start {before} -> {after}"]
+
+
 def shown(facts: Mapping[str, Any]) -> str:
     """A value with its interval."""
     return f"{facts['value']:.3g} [{facts['low']:.3g}, {facts['high']:.3g}]"

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import slot_values
+from evidence_dpo import shown
 from made import made
 from treeward.methods.reinforce import REINFORCE, ReinforceRun
 from treeward.methods.reward import Reward, RewardRun
@@ -178,11 +179,6 @@ def table(runs: list[Path]) -> list[str]:
 def short(name: str) -> str:
     """The last parts of a judge's name."""
     return "/".join(name.split("/")[-2:])
-
-
-def shown(facts: dict[str, Any]) -> str:
-    """A value with its interval."""
-    return f"{facts['value']:.3g} [{facts['low']:.3g}, {facts['high']:.3g}]"
 
 
 if __name__ == "__main__":

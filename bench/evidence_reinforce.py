@@ -8,7 +8,9 @@ already is not made again; `--only NAME` runs some settings.
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import evidence_dpo as dpo
@@ -17,6 +19,7 @@ from made import made
 from treeward.methods.dpo import DPO, DPORun
 from treeward.methods.reinforce import REINFORCE, ReinforceRun
 from treeward.report.frontier import write_frontier
+from treeward.stats.intervals import clustered_mean
 
 SHARED: dict[str, Any] = {
     "steps": 500, "batch_size": 16, "samples": 4, "max_new_tokens": 48, "unfinished": "keep", "lr": 1e-4,
@@ -64,12 +67,38 @@ def main() -> None:
         done.append(path)
     done = [path for path in done if (path / "receipt.json").exists()]
     print("\n".join(dpo.table(done)))
+    print("\n" + "\n".join([dpo.best_of_n(done[0]), *(line for run in done for line in dpo.changes(run))]))
+    print(f"best of 8 of the start on the same prompts: {dpo.shown(best_of_pairs(asked.out, done[0]))}")
+    print("\n".join(line for run in done if run.parent.name == "reinforce" for line in curve(run)))
     print(f"\nSamples of {done[0].name}, before and after:\n")
     print("\n".join(samples(done[0])))
     page = asked.out / "reinforce-frontier.html"
     page.unlink(missing_ok=True)
     page.with_suffix(".png").unlink(missing_ok=True)
     print(f"\n{write_frontier(done, page)}")
+
+
+def best_of_pairs(out: Path, run: Path) -> dict[str, Any]:
+    """The mean of the best of the eight samples that the pairs are made of, on the prompts that measured a run."""
+    measured = {row["group"] for row in rows_of(run / "samples.jsonl")}
+    best = [max(row["scores"]) for row in rows_of(out / "pairs/samples.jsonl") if row["group"] in measured]
+    return asdict(clustered_mean(best, range(len(best))))
+
+
+def curve(run: Path) -> list[str]:
+    """Means of the training's own samples over 20 steps."""
+    steps = [row for row in rows_of(run / "metrics.jsonl") if "kl" in row]
+    return [
+        f"{run.name}, steps {part[0]['step']} to {part[-1]['step']}: score {fmean(row['score'] for row in part):.2f} "
+        f"at {fmean(row['kl'] for row in part):.2f} nats"
+        for part in (steps[n : n + 20] for n in range(0, len(steps), 20))
+    ]
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file."""
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
 
 
 def samples(run: Path) -> list[str]:
@@ -83,8 +112,8 @@ def samples(run: Path) -> list[str]:
 
 def ten_rows(run: Path) -> list[dict[str, Any]]:
     """The first sample of ten prompts, taken evenly from all in alphabetical order."""
-    with (run / "samples.jsonl").open(encoding="utf-8") as file:
-        rows = sorted((row for row in map(json.loads, file) if row["sample"] == 0), key=lambda row: row["prompt"])
+    first = (row for row in rows_of(run / "samples.jsonl") if row["sample"] == 0)
+    rows = sorted(first, key=lambda row: row["prompt"])
     return rows[:: max(1, len(rows) // SAMPLES)][:SAMPLES]
 
 

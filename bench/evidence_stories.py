@@ -9,7 +9,6 @@ made again; `--only NAME` trains some settings.
 """
 
 import argparse
-import json
 import os
 import re
 import subprocess
@@ -19,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import evidence_graded as graded
-from evidence_reinforce import ten_rows
+from evidence_dpo import best_of_n, changes
+from evidence_reinforce import rows_of, ten_rows
 from made import made
 from treeward.methods.dpo import DPO, DPORun
 from treeward.methods.method import Method, RunConfig
@@ -111,6 +111,7 @@ def main() -> None:
             if (path / "receipt.json").exists():
                 done.append(path)
         print(f"\n{name}\n\n" + "\n".join(graded.table(done)))
+        print("\n" + "\n".join([best_of_n(done[0]), *(line for run in done for line in changes(run))]))
         print(
             f"\nStories of {done[0].name}, before and after:\n\n"
             + "\n".join(stories(done[0], asked.out / "openings.jsonl" if name == "words" else None))
@@ -125,8 +126,7 @@ def stories(run: Path, openings: Path | None) -> list[str]:
     """Ten stories before and after training in Markdown, with their scores; words that `openings` ask for are bold."""
     words: dict[str, list[str]] = {}
     if openings is not None:
-        with openings.open(encoding="utf-8") as file:
-            words = {row["prompt"].removeprefix(START_TOKEN): row["words"] for row in map(json.loads, file)}
+        words = {row["prompt"].removeprefix(START_TOKEN): row["words"] for row in rows_of(openings)}
     lines = []
     for row in ten_rows(run):
         asked_for = words.get(row["prompt"], [])
