@@ -1,11 +1,10 @@
 """The recipes of HelpSteer2 from end to end on graded sentences: does a distribution over scores make a better reward?
 
 `python bench/evidence_graded.py OUT` follows the published task with small models on shared data: a policy from
-supervised fine-tuning on sentences of every quality, two reward models by the recipes helpsteer2-reward and
-helpsteer2-reward-distribution, and a policy from each by helpsteer2-reinforce and helpsteer2-reinforce-distribution,
-with equal settings and seeds. Two judges that no training uses measure both: a reward model of another architecture and
-tokenizer that learned from other dialogue acts, and the share of the act's values that a sentence says. What is in OUT
-already is not made again.
+supervised fine-tuning on sentences of every quality, two reward models that start from it by the recipes
+helpsteer2-reward and helpsteer2-reward-distribution, and a policy from each by helpsteer2-reinforce and
+helpsteer2-reinforce-distribution, with equal settings and seeds. All are judged by a rule that no training uses, the
+share of the act's values that a sentence says, and by both reward models. What is in OUT already is not made again.
 """
 
 import argparse
@@ -36,24 +35,14 @@ SMALL: dict[str, Any] = {
                "eos_token_id": END},
 }  # fmt: skip
 """A two-layer Llama of width 128 with SmolLM2's tokenizer and chat template."""
-JUDGE: dict[str, Any] = {
-    "path": str(DATA / "model_configs/distilbert-base-cased"), "init": "random",
-    "tokenizer": str(DATA / "tokenizers/torchtune-tiny-2000"),
-    "config": {"vocab_size": 2003, "dim": 128, "hidden_dim": 384, "n_layers": 2, "n_heads": 4},
-}  # fmt: skip
 BESIDE = ("kl", "length", "ended", "repetition")
 """Metrics that stand beside score and judges."""
 ARMS = {"scalar": "helpsteer2-reinforce", "distribution": "helpsteer2-reinforce-distribution"}
 
 
-def unit(text: str, use: str) -> float:
-    """A number in [0, 1) by the hash of a text."""
-    return int.from_bytes(hashlib.sha256(f"{use}:{text}".encode()).digest()[:8]) / 2**64
-
-
 def part(prompt: str) -> str:
-    """The part of a dialogue act: a quarter is for tests, a tenth for validation."""
-    place = unit(prompt, "part")
+    """The part of a dialogue act, by a hash of its prompt: a quarter is for tests, a tenth for validation."""
+    place = int.from_bytes(hashlib.sha256(f"part:{prompt}".encode()).digest()[:8]) / 2**64
     return "test" if place < 0.25 else "validation" if place < 0.35 else "train"
 
 
@@ -75,7 +64,7 @@ def write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def prepare(out: Path) -> None:
-    """Sentences for the policy, pairs for the reward models and for the judge, and prompts."""
+    """Sentences for the policy, pairs for the reward models, and prompts."""
     if (out / "prompts.jsonl").exists():
         return
     out.mkdir(parents=True, exist_ok=True)
@@ -91,11 +80,7 @@ def prepare(out: Path) -> None:
     write(out / "sentences.jsonl", sentences)
     with gzip.open(DATA / "graded/sf_binarized.jsonl.gz", "rt", encoding="utf-8") as file:
         pairs = [row | {"split": part(row["prompt"])} for row in map(json.loads, file)]
-    for name, low in (("reward", 0.0), ("judge", 0.5)):
-        write(
-            out / f"{name}.jsonl",
-            (row for row in pairs if row["split"] == "test" or low <= unit(row["prompt"], "half") < low + 0.5),
-        )
+    write(out / "pairs.jsonl", pairs)
     write(
         out / "prompts.jsonl",
         ({"prompt": user_turn(prompt), "act": act, "split": part(prompt)} for prompt, act in acts.items()),
@@ -128,16 +113,14 @@ def main() -> None:
         "model": SMALL, "data": source(out, "sentences"), "epochs": 12, "batch_size": 32, "lr": 1e-3,
         "schedule": "cosine", "evaluation": {"prompts": 64, "samples": 2},
     }, out / "sft")  # fmt: skip
-    trained = {"model": SMALL, "data": source(out, "reward"), "epochs": 6, "lr": 1e-3}
+    trained = {"model": {"path": str(policy)}, "data": source(out, "pairs"), "epochs": 4, "batch_size": 16, "lr": 1e-4}
     rewards = {
         name: made(RewardRun, Reward, merged(settings.recipe(recipe), trained), out / f"reward-{name}")
         for name, recipe in (("scalar", "helpsteer2-reward"), ("distribution", "helpsteer2-reward-distribution"))
     }
-    judging = {"model": JUDGE, "data": source(out, "judge"), "batch_size": 32}
-    judge = made(RewardRun, Reward, merged(trained, judging), out / "judge")
-    for name in ("reward-scalar", "reward-distribution", "judge"):
-        accuracy = json.loads((out / name / "receipt.json").read_text())["after"]
-        print(f"{name}: accuracy {shown(accuracy)}, n={accuracy['n']}")
+    for name in rewards:
+        accuracy = json.loads((out / f"reward-{name}" / "receipt.json").read_text())["after"]
+        print(f"reward-{name}: accuracy {shown(accuracy)}, n={accuracy['n']}")
     said = f"{Path(slot_values.__file__)}:share_said"
     done = []
     for seed in range(asked.seeds):
@@ -148,7 +131,7 @@ def main() -> None:
                 "model": {"path": str(policy)}, "data": source(out, "prompts", format="prompts"),
                 "reward": str(rewards[arm]) + reading[1] + reading[2], "lr": 3e-4, "steps": asked.steps, "seed": seed,
                 "max_new_tokens": 48,
-                "evaluation": {"scorer": str(judge), "judges": [said], "prompts": 128},
+                "evaluation": {"scorer": said, "judges": [str(path) for path in rewards.values()], "prompts": 128},
             }), out / f"{arm}-{seed}")  # fmt: skip
             done.append(out / f"{arm}-{seed}")
     print("\n".join(table(done)))
