@@ -1,5 +1,5 @@
-"""Arithmetic in weight space."""
+"""Arithmetic in weight space: task vectors, linear and spherical interpolation, averages."""
 
-from treeward.merging.arithmetic import Weights, average
+from treeward.merging.arithmetic import Group, Merged, Weights, average, balanced_slerp, lerp, linear, slerp
 
-__all__ = ["Weights", "average"]
+__all__ = ["Group", "Merged", "Weights", "average", "balanced_slerp", "lerp", "linear", "slerp"]
