@@ -36,11 +36,13 @@ ARMS = {
     "mean": "distribution",
     "mean - sd": "distribution#mean-sd:1",
     "CVaR of 25 %": "distribution#cvar:0.25",
-    "entropic": "distribution#entropic",
+    "entropic": "distribution#entropic:75",
     "ensemble, mean - spread": "ensemble#mean-spread:1",
     "ensemble, worst": "ensemble#worst",
 }
-"""The rewards that are compared, by name; of a distribution where no ensemble is named."""
+"""The rewards that are compared, by name; of a distribution where no ensemble is named. Scores are divided by their
+standard deviation, which is 1.34 for the start, so 1 / (1.34 BETA) = 75 is the KL's own coefficient for entropic risk.
+"""
 PROMPTS, SAMPLES, BEST_OF = 64, 64, (1, 2, 4, 8, 16)
 """Samples of the start for best of n."""
 

@@ -91,6 +91,12 @@ PAGES = {
         (PRINT_CONFIG, ALLOW_CODE),
         {"dpo": "the DPO run of each round, such as --dpo.loss.beta; all keys: treeward dpo --help"},
     ),
+    "merge": Page(
+        "merge --kind KIND --start DIR --members '[A, B]' [--KEY VALUE ...]",
+        "One model from several by arithmetic on their weights. Prints how far each member moved from the start, and "
+        "the angles between what they learned.",
+        (JSON,),
+    ),
     "evaluate": Page(
         "evaluate --model.path DIR [--start DIR] [--KEY VALUE ...]",
         "A policy's samples and likelihood, or a reward model's accuracy, on held-out data.",

@@ -28,6 +28,7 @@ VERBS = {
     "reinforce": "REINFORCE with a baseline, on the policy's own samples, against a reward",
     "train": "any training method, also one of your own: --method FILE.py:NAME",
     "pairs": "preferences from a policy's own samples, ranked by a scorer; --rounds trains on them",
+    "merge": "one model from several: slerp, linear interpolation, LITI, EMA, WARM",
     "evaluate": "measure a policy against its start model, or a reward model, on held-out data",
     "sample": "samples of a policy",
     "score": "scores of given responses, by one reward model or several",

@@ -23,6 +23,7 @@ CONFIGS = {
     "evaluate": "treeward.runner.evaluate:EvaluateRun",
     "sample": "treeward.runner.sample:SampleRun",
     "score": "treeward.runner.score:ScoreRun",
+    "merge": "treeward.runner.merge:MergeRun",
 }
 """The config class of each command as "module:Class": help reads its source, `config_class` imports it."""
 

@@ -225,16 +225,26 @@ def combined(models: Sequence[Weights], coefficients: Sequence[float]) -> dict[s
 
 def _merge(start: Weights, members: Sequence[Weights], rule: Rule, groups: Grouping) -> Merged:
     same_as = check_alike([start, *members])
-    names = group_names(dict.fromkeys(same_as.values()), groups)
-    geometries: dict[str, Geometry] = {}
-    for name, group in names.items():
-        geometries.setdefault(group, Geometry(len(members))).add(start[name], [member[name] for member in members])
-    merged = {group: geometry.merged_by(rule, group) for group, geometry in geometries.items()}
-    weights = {
-        name: combine(name, [model[name] for model in (start, *members)], merged[group].of_models)
-        for name, group in names.items()
-    }
+    of_group = group_names(dict.fromkeys(same_as.values()), groups)
+    merged = measured(start, members, of_group, rule)
+    weights = dict(merged_tensors(start, members, of_group, merged))
     return Merged({name: weights[first] for name, first in same_as.items()}, tuple(merged.values()))
+
+
+def measured(start: Weights, members: Sequence[Weights], of_group: Mapping[str, str], rule: Rule) -> dict[str, Group]:
+    """How the rule merges each group, from one reading of all tensors; `of_group` is from `group_names`."""
+    geometries: dict[str, Geometry] = {}
+    for name, group in of_group.items():
+        geometries.setdefault(group, Geometry(len(members))).add(start[name], [member[name] for member in members])
+    return {group: geometry.merged_by(rule, group) for group, geometry in geometries.items()}
+
+
+def merged_tensors(
+    start: Weights, members: Sequence[Weights], of_group: Mapping[str, str], merged: Mapping[str, Group]
+) -> Iterator[tuple[str, Tensor]]:
+    """Each tensor with its name, from a second reading."""
+    for name, group in of_group.items():
+        yield name, combine(name, [model[name] for model in (start, *members)], merged[group].of_models)
 
 
 class Geometry:

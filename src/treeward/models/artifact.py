@@ -1,8 +1,8 @@
 """The files beside saved weights: `treeward.json`, and a reward model's card with the code that computes a score.
 
-The weights load with plain transformers. `treeward.json` has the hash of the vocabulary and, where a run trained the
-model, the token budgets of its data. For a reward model it also has the head, the chat template that text must be
-rendered with, and the measured accuracy.
+The weights load with plain transformers. `treeward.json` has hashes of the vocabulary and of the weights' files and,
+where a run trained the model, its start and the token budgets of its data. For a reward model it also has the head, the
+chat template that text must be rendered with, and the measured accuracy.
 """
 
 import hashlib
@@ -15,12 +15,14 @@ from typing import Any
 import pydantic
 import torch
 from torch import nn
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from treeward.data.render import vocabulary_hash
 from treeward.errors import UserError
 from treeward.losses.heads import AnyHead, Attributes, Categorical, Logistic, Ordinal, Scalar, rising_thresholds
-from treeward.models.loading import description, model_directory
-from treeward.models.weights import head_hash
+from treeward.merging.checkpoints import Checkpoint
+from treeward.models.loading import ModelConfig, description, model_directory
+from treeward.models.weights import hash_of, head_hash, output_layer
 from treeward.trees.tokens import Tokenizer
 
 NAME = "treeward.json"
@@ -54,7 +56,7 @@ class Budgets:
 def write_policy(directory: Path, tokenizer: Tokenizer, budgets: Budgets | None) -> None:
     """Write the `treeward.json` of a policy: the hash of its vocabulary and, where a run trained it, its budgets."""
     facts = {"schema": 1, "tokenizer": vocabulary_hash(tokenizer), **(budgets.facts() if budgets else {})}
-    (directory / NAME).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    _write(directory, facts)
 
 
 def write(
@@ -80,8 +82,36 @@ def write(
     }
     if thresholds is not None:
         facts["head"]["thresholds"] = rising_thresholds(thresholds.detach()).tolist()
-    (directory / NAME).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    _write(directory, facts)
     (directory / "README.md").write_text(card(facts["head"]), encoding="utf-8")
+
+
+def write_merged(directory: Path, facts: Mapping[str, Any]) -> None:
+    """Write the `treeward.json` of merged weights, which are in `directory` already, from what the members share."""
+    if "head" in facts:
+        with torch.device("meta"):
+            module = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(directory))
+        names = {id(parameter): name for name, parameter in module.named_parameters()}
+        saved = Checkpoint(directory)
+        facts = {**facts, "head_hash": hash_of(saved[names[id(p)]] for p in output_layer(module).parameters())}
+    _write(directory, facts)
+
+
+def start_of(config: ModelConfig) -> dict[str, Any]:
+    """The entry `start` of a trained model: the path or hub id, and the hash of its weights where they are local."""
+    directory = Path(model_directory(config.path)).expanduser()
+    local = not config.random and (directory / "config.json").exists()
+    return {"path": config.path, "weights": weights_hash(directory) if local else None}
+
+
+def weights_hash(directory: Path) -> str | None:
+    """The hash of the safetensors files in a model directory; None where there are none."""
+    return Checkpoint(directory).hash if list(directory.glob("*.safetensors")) else None
+
+
+def _write(directory: Path, facts: Mapping[str, Any]) -> None:
+    text = json.dumps({**facts, "weights": weights_hash(directory)}, indent=2)
+    (directory / NAME).write_text(text + "\n", encoding="utf-8")
 
 
 def annotate(directory: Path, facts: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """The parameters and modules of a public model: hashes, movement, dropout, faster kernels, and the score head."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -100,8 +100,13 @@ def outside_backbone(module: Any) -> dict[str, nn.Parameter]:
 
 
 def head_hash(module: nn.Module) -> str:
-    """SHA-256 over the bytes of the head's weights."""
+    """`hash_of` the head's weights."""
+    return hash_of(output_layer(module).parameters())
+
+
+def hash_of(tensors: Iterable[Tensor]) -> str:
+    """SHA-256 over the bytes of tensors in float32."""
     digest = hashlib.sha256()
-    for parameter in output_layer(module).parameters():
-        digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
+    for tensor in tensors:
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -33,7 +33,7 @@ from treeward.evaluation.rewards import score_spread
 from treeward.losses.divergences import ChiSquaredMixed
 from treeward.methods.method import Method, RunConfig
 from treeward.models import weights
-from treeward.models.artifact import annotate
+from treeward.models.artifact import annotate, start_of
 from treeward.models.policy import Policy
 from treeward.models.reference import ReferenceModel
 from treeward.models.reward_model import RewardModel
@@ -557,6 +557,7 @@ def conclude(setup: Setup, directory: RunDirectory, before: Measurement, trained
     if rule is not None:
         extra["longer_wins"] = rule.facts()["before"]
     extra |= method.facts(after, data.held_out)
+    annotate(directory.path / "model", {"start": start_of(config.model)})
     if isinstance(method.model, RewardModel):
         annotate(directory.path / "model", finite(_reward_model_facts(setup, after)))
     outcome = replace(
