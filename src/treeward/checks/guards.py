@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from treeward.checks.check import Check, below, result
 from treeward.checks.identities import exact
 from treeward.models.policy import Policy
-from treeward.models.reference import ReferenceModel
+from treeward.models.reference import EMAReference, ReferenceModel
 from treeward.models.reward_model import RewardModel
 from treeward.models.weights import fingerprint, movement
 from treeward.stats.intervals import Difference, by_group, holm
@@ -220,6 +220,31 @@ class Movement:
         by_module = {name: _ratio(c**0.5, n**0.5) for name, (c, n) in modules.items()}
         relative = change / norm if norm else math.inf if change else 0.0
         return cls(relative, by_module, [name for name, (c, _) in norms.items() if c == 0])
+
+
+def reference_follows(reference: EMAReference, start: Mapping[str, Tensor], policy: Movement, updates: int) -> Check:
+    """F39: how far the averaged reference has moved, as a share of what it would have behind a steady drift.
+
+    Behind a policy that moves by the same vector in each of n updates, a reference with rate mu ends
+    (1 - mu)/mu (1 - (1 - mu)^n) updates behind.
+
+    Args:
+        reference: The reference after training.
+        start: The trainable parameters before it.
+        policy: The movement of the policy since then.
+        updates: How often the reference should have been updated.
+    """
+    rate = reference.rate
+    behind = (1 - rate) / rate * (1 - (1 - rate) ** updates) if rate else updates
+    share = 1 - behind / updates if updates else 0.0
+    if not share or not policy.relative_update:
+        return result("reference-follows-policy", passed=None, detail=f"nothing to follow: rate {rate:g}")
+    now = {name: p.detach().cpu() for name, p in reference.packed.named_parameters()}
+    moved = math.sqrt(sum(float((now[name] - first).double().square().sum()) for name, first in start.items()))
+    norm = math.sqrt(sum(float(first.double().square().sum()) for first in start.values()))
+    followed = moved / norm / policy.relative_update / share
+    detail = f"rate {rate:g}, {updates} updates: {share:.1%} of the policy's way behind a steady drift"
+    return result("reference-follows-policy", passed=followed >= 0.5, value=followed, limit=0.5, detail=detail)
 
 
 def _ratio(change: float, norm: float) -> float | str:

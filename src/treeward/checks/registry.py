@@ -552,6 +552,27 @@ _AFTER = (
         fix="make sure that nothing trains or modifies the reference model; policy.frozen_copy() copies the weights",
     ),
     Kind(
+        slug="reference-follows-policy",
+        id="F39",
+        stage="after",
+        guards=("F39",),
+        name="movement of the averaged reference, against that of a steady drift",
+        meaning="A reference that is a moving average of the policy must move with it. If it has moved less than half "
+        "as far as it would behind a steady drift of the policy, updates were left out or the rate is on the wrong "
+        "side.",
+        fix="let Loop update the reference: pass it to the objective, and leave its update to Loop.step",
+    ),
+    Kind(
+        slug="interpolated-as-asked",
+        id="F39",
+        stage="after",
+        guards=("F39",),
+        name="distance of the chosen weights from the start, against the share that was asked",
+        meaning="The chosen policy must be the asked share of the way from the first start to the last merge. Weights "
+        "that were interpolated twice, or from the wrong end, are elsewhere.",
+        fix="report it: this is a fault of the program",
+    ),
+    Kind(
         slug="saved-equals-trained",
         id="I12",
         stage="after",

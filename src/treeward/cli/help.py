@@ -79,6 +79,14 @@ PAGES = {
         "more likely.",
         TRAIN_FLAGS,
     ),
+    "warp": Page(
+        "warp [RECIPE] --model.path POLICY --reward SCORER [--method NAME] [--KEY VALUE ...]",
+        "Weight-averaged rewarded policies (arXiv:2406.16768): each iteration trains several members from one start, "
+        "merges them by slerp of their task vectors, and starts the next one between start and merge. At the end the "
+        "policies between the first start and the last merge are measured. The options of other methods: treeward "
+        "METHOD --help.",
+        (PRINT_CONFIG, JSON, ALLOW_CODE),
+    ),
     "train": Page(
         "train --method NAME|FILE.py:NAME [RECIPE] [--KEY VALUE ...]",
         "Any training method: one of the commands above, or a subclass of treeward.Method in a Python file. Its "

@@ -26,6 +26,7 @@ VERBS = {
     "reward": "a reward model from pairs",
     "dpo": "direct preference optimisation",
     "reinforce": "REINFORCE with a baseline, on the policy's own samples, against a reward",
+    "warp": "weight-averaged rewarded policies: train several, merge them, interpolate, and again",
     "train": "any training method, also one of your own: --method FILE.py:NAME",
     "pairs": "preferences from a policy's own samples, ranked by a scorer; --rounds trains on them",
     "merge": "one model from several: slerp, linear interpolation, LITI, EMA, WARM",

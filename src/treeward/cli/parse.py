@@ -24,6 +24,7 @@ CONFIGS = {
     "sample": "treeward.runner.sample:SampleRun",
     "score": "treeward.runner.score:ScoreRun",
     "merge": "treeward.runner.merge:MergeRun",
+    "warp": "treeward.runner.warp:WarpRun",
 }
 """The config class of each command as "module:Class": help reads its source, `config_class` imports it."""
 

@@ -124,6 +124,12 @@ def resume(words: Words) -> int:
         raise UserError(f"{place!r} has ended: it has a receipt.json")
     values = settings.read_yaml(directory.path / "config.yaml", f"{str(directory.path / 'config.yaml')!r}")
     verb = str(values.pop("command", None))
+    if verb == "warp":
+        from treeward.cli import warp
+        from treeward.runner.warp import config_of
+
+        given = overridden(words, values) | {"out": place}
+        return warp.finished(settings.build(config_of(str(values["method"])), given), "json" in words.flags)
     if not is_method(verb):
         ended = (directory.path / "report.json").exists()
         fix = "has ended" if ended else f"continues when the same command is given again with --out {place}"

@@ -68,13 +68,14 @@ class EMA:
     """An exponential moving average of the policy (as in WARP, arXiv:2406.16768)."""
 
     rate: float = 0.01
-    """mu: after each step the reference becomes (1 - mu) reference + mu policy."""
+    """mu: after each step the reference becomes (1 - mu) reference + mu policy. Two controls: 0 is a frozen reference,
+    and with 1 it is the policy, so that the KL costs nothing."""
 
     is_start: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.rate < 1:
-            raise UserError(f"reference.rate is {self.rate}; it lies between 0 and 1 (0.01 is usual)")
+        if not 0 <= self.rate <= 1:
+            raise UserError(f"reference.rate is {self.rate}; it is from 0 to 1 (0.01 is usual)")
 
 
 AnyReference = Frozen | EMA

@@ -35,7 +35,7 @@ from treeward.methods.method import Method, RunConfig
 from treeward.models import weights
 from treeward.models.artifact import annotate, start_of
 from treeward.models.policy import Policy
-from treeward.models.reference import ReferenceModel
+from treeward.models.reference import EMAReference, ReferenceModel
 from treeward.models.reward_model import RewardModel
 from treeward.report.page import write_page
 from treeward.rewards.scorers import BadScore
@@ -102,8 +102,8 @@ class Setup:
 @dataclass(frozen=True)
 class Trained:
     """What the training part did: steps taken and planned; how far the weights moved, at the last step and of the step
-    that is kept (the best by validation); what broke it, or why it stopped early; and the seconds, those of optimizer
-    steps among them, and packed tokens since it began or resumed.
+    that is kept (the best by validation); what broke it, or why it stopped early; the seconds, those of optimizer
+    steps among them, and packed tokens since it began or resumed; and checks of what only training sees.
     """
 
     taken: int
@@ -115,6 +115,7 @@ class Trained:
     seconds: float
     step_seconds: float
     tokens: int
+    checks: Sequence[Check] = ()
 
 
 def run(
@@ -397,8 +398,12 @@ def train(setup: Setup, directory: RunDirectory, resumed: bool, reporter: Report
             _keep_unscored(directory, problem.rollout)
     kept_movement = Movement.since(method.model, start)
     planned, moved = loop.index if stopped else total, last_movement or kept_movement
+    reference = getattr(method.objective, "reference", None)
+    follows = (
+        [guards.reference_follows(reference, start, moved, loop.index)] if isinstance(reference, EMAReference) else []
+    )
     times = clock.seconds, clock.spent.get("steps", 0.0)
-    return Trained(loop.index, planned, moved, kept_movement, broken, stopped, *times, tokens)
+    return Trained(loop.index, planned, moved, kept_movement, broken, stopped, *times, tokens, follows)
 
 
 def _logged(setup: Setup, step: Step, best: Best, directory: RunDirectory, figures: dict[str, float]) -> dict[str, Any]:
@@ -520,8 +525,17 @@ def _save(loop: Loop, directory: RunDirectory, states: Mapping[str, Any]) -> Non
 # After the last step
 
 
-def conclude(setup: Setup, directory: RunDirectory, before: Measurement, trained: Trained) -> Finished:
-    """Save the model, measure it, decide the verdict, and write evaluation, samples, receipt and report."""
+def conclude(
+    setup: Setup,
+    directory: RunDirectory,
+    before: Measurement,
+    trained: Trained,
+    facts_of_command: Mapping[str, Any] | None = None,
+) -> Finished:
+    """Save the model, measure it, decide the verdict, and write evaluation, samples, receipt and report.
+
+    `facts_of_command` go into the receipt.
+    """
     config, method, data = setup.config, setup.method, setup.data
     method.model.budgets = trained_with(config.data)
     with whole(directory.path / "model", directory.path / "adapter"):
@@ -557,6 +571,7 @@ def conclude(setup: Setup, directory: RunDirectory, before: Measurement, trained
     if rule is not None:
         extra["longer_wins"] = rule.facts()["before"]
     extra |= method.facts(after, data.held_out)
+    extra |= facts_of_command or {}
     annotate(directory.path / "model", {"start": start_of(config.model)})
     if isinstance(method.model, RewardModel):
         annotate(directory.path / "model", finite(_reward_model_facts(setup, after)))
@@ -602,6 +617,7 @@ def _closing_checks(setup: Setup, directory: RunDirectory, trained: Trained, aft
     held_out = [tree for tree in setup.data.held_out if tree.branches]
     checks = [
         *guards.movement_checks(trained.last_movement, config.lr > 0),
+        *trained.checks,
         guards.updates_check(trained.taken, trained.planned),
         guards.reload_check(method.model, directory.path, identities.probe(held_out) or setup.probe),
     ]
