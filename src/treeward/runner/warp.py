@@ -103,9 +103,7 @@ class WarpConfig:
             if outside or not values:
                 raise UserError(f"{name} is {getattr(self, name)}; it takes shares from 0 to 1")
         if not CHOICES.match(self.choose):
-            raise UserError(
-                f"choose is {self.choose!r}; it may be knee, kl<=NATS such as kl<=8, or a share such as 0.5"
-            )
+            raise UserError(f"choose is {self.choose!r}; it may be knee, kl<=8 (any number), or a share such as 0.5")
 
 
 @dataclass(frozen=True, kw_only=True)
