@@ -102,6 +102,36 @@ def frontier(
         return figure
 
 
+def front(line: Rows, members: Rows, chosen: float, best_of_n: Rows) -> Figure:
+    """Score against KL between a start and a merge, with the members that were merged and best-of-n of the start.
+
+    Args:
+        line: The policies on the way, the start first: `weight`, and `test` with score and KL.
+        members: The same for the members of the last iteration.
+        chosen: The weight of the policy that was taken.
+        best_of_n: The curve of best-of-n of the start.
+    """
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(4.1, 3.5), layout="constrained")
+        kl, score = ([point["test"][name] for point in line] for name in ("kl", "score"))
+        if len(best_of_n) > 1:
+            _best_of_n(axes, best_of_n, 1.35 * max(facts["value"] for facts in kl))
+        axes.plot([facts["value"] for facts in kl], [facts["value"] for facts in score], color=ACCENT, linewidth=1.0)
+        labelled: set[str] = set()
+        for point in (*line, *members):
+            here = point["weight"] == chosen
+            kinds = {None: ("member", COLOURS[1]), 0.0: ("start", INK)}
+            name, colour = kinds.get(point["weight"], ("chosen" if here else "between start and merge", ACCENT))
+            _cross(axes, point["test"]["kl"], point["test"]["score"], colour, "" if name in labelled else name)
+            labelled.add(name)
+            if here:
+                axes.plot(point["test"]["kl"]["value"], point["test"]["score"]["value"], marker="o", markersize=11,
+                          markerfacecolor="none", markeredgecolor=ACCENT)  # fmt: skip
+        axes.set(xlabel="KL to the start, nats a response", ylabel="score")
+        legend_above(axes)
+        return figure
+
+
 def reliability(points: Sequence[Mapping[str, Any]]) -> Figure:
     """Reliability diagram: accuracy against confidence in bins of equal size, with intervals."""
     with plt.rc_context(STYLE):

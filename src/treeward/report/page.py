@@ -82,7 +82,8 @@ def stage_facts(run: Path) -> dict[str, Any]:
         "why": why(receipt["reason"]),
         "rows": rows,
         "curves": [figures.svg(figure) for figure in figures.curves(metrics, receipt["metric"])] if metrics else [],
-        "frontier": _frontier(receipt, metrics),
+        "frontier": "" if "warp" in receipt else _frontier(receipt, metrics),
+        "front": _front(receipt),
         "reliability": _reliability(receipt),
         "spread": _spread(receipt),
         "samples": _spread_over_changes(samples),
@@ -250,6 +251,14 @@ def _frontier(receipt: dict[str, Any], metrics: list[dict[str, Any]]) -> str:
         (row["validation/kl"], row["validation/score"]) for row in metrics if row.get("validation/score") is not None
     ]
     return figures.svg(figures.frontier(points, path))
+
+
+def _front(receipt: Mapping[str, Any]) -> str:
+    """The policies between start and merge of `treeward warp`; empty for other runs."""
+    if "warp" not in receipt:
+        return ""
+    facts, curve = receipt["warp"], receipt.get("best_of_n", {}).get("curve", [])
+    return figures.svg(figures.front(facts["front"], facts["members"], facts["chosen"], curve))
 
 
 def _spread_over_changes(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
