@@ -258,3 +258,122 @@ def claims(
     tested = [claim for claim in made if claim.difference is not None and claim.seeds >= SEEDS]
     corrected = dict(zip(map(id, tested), holm([claim.p for claim in tested]), strict=True))
     return [replace(claim, p=corrected.get(id(claim), claim.p)) for claim in made]
+
+
+# Fronts: several policies of one method, such as the shares of `treeward warp` or the checkpoints of a run
+
+
+@dataclass(frozen=True)
+class Front:
+    """Score and KL of the policies of one method.
+
+    Attributes:
+        name: The method.
+        kl: (seeds, policies, prompts), in nats. Prompts are the same, in the same order, for fronts that are compared.
+        score: The same.
+    """
+
+    name: str
+    kl: Floats
+    score: Floats
+
+
+@dataclass(frozen=True)
+class Between:
+    """Front `b` against front `a`.
+
+    Attributes:
+        upto: The common range of KL ends here, at the smaller of the fronts' largest KL; it begins at 0.
+        area: The area between the fronts over this range, b above a, in score times nats.
+        gap: The area divided by the range: how much higher b's score is, averaged over KL.
+        at: The difference at each KL of a policy of either front in the range.
+    """
+
+    a: str
+    b: str
+    upto: float
+    area: Difference
+    gap: Difference
+    at: Mapping[float, Difference]
+
+    @property
+    def dominates(self) -> bool:
+        """Whether b is above a at every KL at which they are compared, each by a one-sided test at 5 %.
+
+        All tests must reject, so they need no correction (an intersection-union test, Berger 1982).
+        """
+        return bool(self.at) and all(each.value > 0 and each.p / 2 < LEVEL for each in self.at.values())
+
+
+def between(a: Front, b: Front, draws: int = 2000, seed: int = 0) -> Between:
+    """Compare two fronts by resampling seeds and prompts, the same ones for both.
+
+    A front is drawn through the policies that no other policy of the method dominates, from the start at KL 0, and is
+    level after the last of them. A mixture of two neighbours has at most the KL of the straight line between them,
+    because KL is convex. Means are over seeds and prompts.
+
+    The intervals are t intervals with the standard deviation of the resampled differences as standard error, widened by
+    sqrt(n / (n - 1)) since resampling n units underestimates it; n is the number of seeds, or of prompts if there is
+    one seed.
+
+    Args:
+        a: A front whose first policy is the start, with KL 0 everywhere.
+        b: The same; its start is a's.
+        draws: How often seeds and prompts are resampled.
+        seed: Seeds the resampling.
+
+    Raises:
+        ValueError: a front does not begin with the start, or the fronts have other seeds or prompts.
+    """
+    for front in (a, b):
+        if front.kl[:, 0].any():
+            raise ValueError(f"the first policy of {front.name!r} must be the start, with KL 0")
+    if a.kl.shape[0] != b.kl.shape[0] or a.kl.shape[2] != b.kl.shape[2]:
+        raise ValueError("two fronts must have the same seeds and prompts")
+    seeds, _, prompts = a.kl.shape
+    curves = [_curve(front.kl.mean((0, 2)), front.score.mean((0, 2))) for front in (a, b)]
+    upto = min(float(front.kl.mean((0, 2)).max()) for front in (a, b))
+    grid = np.unique(np.concatenate([curve[0] for curve in curves]))
+    grid = grid[(grid > 0) & (grid <= upto)]
+    fine = np.union1d(grid, [0.0, upto])
+    noise = np.random.default_rng(seed)
+    weights = [noise.multinomial(count, np.full(count, 1 / count), draws) / count for count in (seeds, prompts)]
+
+    def differences(seed_weights: Floats, prompt_weights: Floats) -> Floats:
+        """For each row of weights the difference at each KL of the grid, and its mean over the range."""
+        heights = []
+        for front in (a, b):
+            kl, score = (
+                np.einsum("ds,spg,dg->dp", seed_weights, each, prompt_weights, optimize=True)
+                for each in (front.kl, front.score)
+            )
+            heights.append([np.interp(fine, *_curve(*means)) for means in zip(kl, score, strict=True)])
+        apart = np.array(heights[1]) - np.array(heights[0])
+        mean = np.trapezoid(apart, fine) / upto if upto else np.zeros(len(apart))
+        return np.column_stack([apart[:, np.isin(fine, grid)], mean])
+
+    value = differences(np.full((1, seeds), 1 / seeds), np.full((1, prompts), 1 / prompts))[0]
+    resampled = differences(*weights)
+    n = seeds if seeds > 1 else prompts
+    errors = resampled.std(0, ddof=1) * math.sqrt(n / (n - 1)) if n > 1 else np.full(len(value), np.nan)
+    intervals = [_t_interval(v, e, n) for v, e in zip(value, errors, strict=True)]
+    gap = intervals.pop()
+    area = replace(gap, value=gap.value * upto, low=gap.low * upto, high=gap.high * upto)
+    return Between(a.name, b.name, upto, area, gap, dict(zip(grid.tolist(), intervals, strict=True)))
+
+
+def _curve(kl: Floats, score: Floats) -> tuple[Floats, Floats]:
+    """KL and score of the policies that no other one dominates, in the order of KL."""
+    order = np.lexsort((-score, kl))
+    kl, score = kl[order], score[order]
+    keep = score > np.concatenate([[-np.inf], np.maximum.accumulate(score)[:-1]])
+    return kl[keep], score[keep]
+
+
+def _t_interval(value: float, error: float, n: int) -> Difference:
+    test, reliable = "t by resampling", n >= SEEDS
+    if not error > 0:
+        return Difference(float(value), math.nan, math.nan, 1.0 if value == 0 else math.nan, test, math.nan, False)
+    width = float(stats.t.ppf(0.975, n - 1)) * error
+    p = float(2 * stats.t.sf(abs(value) / error, n - 1))
+    return Difference(float(value), float(value - width), float(value + width), p, test, math.nan, reliable)
