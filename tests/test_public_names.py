@@ -57,6 +57,7 @@ NAMES = [
     "TokenTree",
     "Tree",
     "UserError",
+    "Warped",
     "best_worst",
     "branch_logps",
     "branch_scores",
@@ -79,6 +80,7 @@ NAMES = [
     "token_logps",
     "verify",
     "warm",
+    "warp",
 ]
 
 MODULES = ("data", "divergences", "heads", "losses", "merging", "reward_losses")

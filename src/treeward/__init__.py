@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from treeward.methods.sft import TokenNLL as TokenNLL
     from treeward.methods.sft import sft as sft
     from treeward.methods.sft import sft_steps as sft_steps
+    from treeward.methods.warp import Warped as Warped
+    from treeward.methods.warp import warp as warp
     from treeward.models.ensemble import Ensemble as Ensemble
     from treeward.models.ensemble import warm as warm
     from treeward.models.loading import LoRA as LoRA
@@ -123,6 +125,7 @@ _NAMES = {
     "TokenTree": "treeward.trees.tokens",
     "Tree": "treeward.trees.text",
     "UserError": "treeward.errors",
+    "Warped": "treeward.methods.warp",
     "best_worst": "treeward.api",
     "branch_logps": "treeward.models.policy",
     "branch_scores": "treeward.models.reward_model",
@@ -145,6 +148,7 @@ _NAMES = {
     "token_logps": "treeward.models.policy",
     "verify": "treeward.trees.verify",
     "warm": "treeward.models.ensemble",
+    "warp": "treeward.methods.warp",
 }
 _MODULES = {
     "data": "treeward.data",

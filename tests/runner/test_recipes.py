@@ -27,6 +27,7 @@ from treeward.methods.reinforce import ReinforceRun
 from treeward.methods.reward import RewardRun
 from treeward.runner.pairs import PairsRun
 from treeward.runner.settings import build, merge, override, recipe, recipes
+from treeward.runner.warp import WarpRun
 
 Row = dict[str, Any]
 TURNS = "{% for m in messages %}w5 {{ m['content'] }} <eos> {% endfor %}{% if add_generation_prompt %}w6 {% endif %}"
@@ -107,7 +108,7 @@ STAND_INS: dict[str, tuple[Callable[[Path, Callable[[int], Row]], str], Callable
 def configured(name: str, source: str | None, *overrides: tuple[str, str]) -> Any:
     """The recipe on this source; a limit becomes 1,000 rows."""
     values = recipe(name)
-    cls = {**RUNS, "pairs": PairsRun}[values.pop("command")]
+    cls = {**RUNS, "pairs": PairsRun, "warp": WarpRun}[values.pop("command")]
     if source is not None:
         values = merge(values, override("data.source", source))
     if "limit" in values["data"]:

@@ -241,7 +241,8 @@ def test_dpo_may_train_the_members(start: str, tmp_path: Path) -> None:
             "method": "dpo", "model": {"path": start, "device": "cpu"}, "data": {"source": "world:300"}, "steps": 2,
             "batch_size": 4, "lr": 1e-3, "iterations": 1, "out": str(tmp_path / "run"), "require": "any",
             "evaluation": {"scorer": "gold", "prompts": 30, "samples": 2, "max_new_tokens": 8},
-            "skip_check": ["learning-rate-usual", "nll-below-uniform"], "merge": "linear", "choose": "1", "reference": {"rate": 0.5},
+            "skip_check": ["learning-rate-usual", "nll-below-uniform"], "merge": "linear", "choose": "1",
+            "reference": {"rate": 0.5},
         },
     )  # fmt: skip
     ended = warp(config, InProcess())
