@@ -14,6 +14,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import slot_values
@@ -24,6 +25,7 @@ from treeward.methods.reward import Reward, RewardRun
 from treeward.methods.sft import SFT, SFTRun
 from treeward.report.frontier import write_frontier
 from treeward.runner import settings
+from treeward.stats.intervals import paired_mean
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("TREEWARD_DATA") or ROOT / "../shared/data").resolve()
@@ -135,10 +137,28 @@ def main() -> None:
             }), out / f"{arm}-{seed}")  # fmt: skip
             done.append(out / f"{arm}-{seed}")
     print("\n".join(table(done)))
+    print(f"\ndistribution against scalar: {against(out, asked.seeds)}")
     page = out / "frontier.html"
     page.unlink(missing_ok=True)
     page.with_suffix(".png").unlink(missing_ok=True)
     print(f"\n{write_frontier(done, page)}")
+
+
+def against(out: Path, seeds: int) -> str:
+    """The rule's score of the distribution's policies against the scalar's, by prompt, each a mean over the seeds."""
+
+    def scores(arm: str) -> dict[str, float]:
+        by_prompt: dict[str, list[float]] = {}
+        for seed in range(seeds):
+            for line in (out / f"{arm}-{seed}/evaluation.jsonl").read_text().splitlines():
+                row = json.loads(line)
+                by_prompt.setdefault(row["group"], []).append(row["after"]["score"])
+        return {prompt: fmean(values) for prompt, values in by_prompt.items()}
+
+    before, after = scores("scalar"), scores("distribution")
+    gain = paired_mean(list(before.values()), [after[prompt] for prompt in before], list(before))
+    change = f"{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
+    return f"score {change}, p={gain.p:.2g}, over {len(before)} prompts, given these {seeds} seeds"
 
 
 def table(runs: list[Path]) -> list[str]:

@@ -40,7 +40,7 @@ def test_recipes_are_listed_by_command(capsys: pytest.CaptureFixture[str]) -> No
     printed = capsys.readouterr().out
     lines = printed.splitlines()
     titles = [line for line in lines if not line.startswith(" ")]
-    assert sorted(titles) == ["dpo", "inspect", "pairs", "reinforce", "reward", "sft"]
+    assert sorted(titles) == ["dpo", "inspect", "pairs", "reinforce", "reward", "sft", "warp"]
     line = next(line for line in lines if "hh-dpo-gpt2" in line)
     assert "openai-community/gpt2 on Anthropic/hh-rlhf" in line
     assert all(sum(line.split()[0] == name for line in lines) == 1 for name in recipes())
