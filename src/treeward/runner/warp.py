@@ -46,6 +46,7 @@ from treeward.methods.reinforce import ReinforceRun
 from treeward.models import weights
 from treeward.models.policy import Policy
 from treeward.models.reference import EMA, Frozen
+from treeward.runner.cluster import RayCluster
 from treeward.runner.merge import MergeRun, merge
 from treeward.runner.process import environment
 from treeward.runner.progress import QUIET_SECONDS, Interrupted
@@ -89,15 +90,20 @@ class WarpConfig:
     """Which of these becomes the model, by validation prompts: knee (where score per KL falls off), kl<=8 (the best
     score within 8 nats), or a share such as 0.5."""
     parallel: int = 1
-    """Members that train at a time, each in its own process; they share the threads."""
+    """Members that train at a time, each in its own process."""
+    threads: int | None = None
+    """CPU threads of each member; by default those of this process, shared by `parallel`. Results depend on them."""
+    cluster: str | None = None
+    """A Ray cluster that trains the members: auto, or an address. Its nodes must see the run directory and the data."""
     reference: EMA | Frozen = field(default_factory=EMA)
     """The reference of the KL while a member trains."""
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[misc]
-        for name in ("iterations", "members", "parallel"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("iterations", "members", "parallel", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} is {value}; it must be at least 1")
         for name, values in (("eta", (self.eta,)), ("front", self.front)):
             outside = [value for value in values if not 0 <= value <= 1]
             if outside or not values:
@@ -206,7 +212,7 @@ class MemberFailed(UserError):
         self.exit_code = exit_code
 
 
-def train_members(members: Sequence[Member], parallel: int, launch: Launch = LocalProcess) -> None:
+def train_members(members: Sequence[Member], parallel: int, threads: int | None, launch: Launch) -> None:
     """Train the members that have no receipt yet, `parallel` at a time. One whose process dies is started again once.
 
     Raises:
@@ -217,7 +223,8 @@ def train_members(members: Sequence[Member], parallel: int, launch: Launch = Loc
     waiting = [member for member in members if member.receipt is None]
     running: dict[Path, tuple[Member, Running]] = {}
     starts: dict[Path, int] = {}
-    threads = max(1, torch.get_num_threads() // parallel) if parallel > 1 else None
+    if threads is None and parallel > 1:
+        threads = max(1, torch.get_num_threads() // parallel)
     last_line = time.monotonic()
     try:
         while waiting or running:
@@ -278,12 +285,12 @@ def refuse_or_retry(member: Member, code: int, starts: int) -> None:
 # The series
 
 
-def warp(config: Any, launch: Launch = LocalProcess) -> Finished:
+def warp(config: Any, launch: Launch | None = None) -> Finished:
     """Train, merge and interpolate, `config.iterations` times; then measure the front and choose its model.
 
     Args:
         config: A `WarpRun`, or what `config_of` gives for another method.
-        launch: Starts the members' processes.
+        launch: Starts the members' processes; by default on this machine, or on `config.cluster`.
 
     Raises:
         UserError: the start has random weights, a member or the merge is refused, or the directory is another run's.
@@ -292,6 +299,8 @@ def warp(config: Any, launch: Launch = LocalProcess) -> Finished:
     """
     if config.model.random:
         raise UserError(f"model.path is {config.model.path!r} with random weights; WARP starts from a trained policy")
+    if launch is None:
+        launch = LocalProcess if config.cluster is None else RayCluster(config.cluster)
     with series_directory(config) as directory:
         start, iterations, members, merged = config.model.path, [], [], Path()
         try:
@@ -300,7 +309,7 @@ def warp(config: Any, launch: Launch = LocalProcess) -> Finished:
                 here.mkdir(exist_ok=True)
                 members = members_of(config, start, iteration, here)
                 log.info("\niteration %d of %d: %d members", iteration, config.iterations, config.members)
-                train_members(members, config.parallel, launch)
+                train_members(members, config.parallel, config.threads, launch)
                 merged = merged_members(config, start, members, here / "merged")
                 iterations.append(iteration_facts(members, merged))
                 log.info("%s", summary(iterations[-1]))
@@ -342,7 +351,7 @@ def require_same(path: Path, values: Mapping[str, Any]) -> None:
     """
     there = read_yaml(path / "config.yaml", f"{str(path / 'config.yaml')!r}")
     here = yaml.safe_load(yaml.safe_dump(dict(values)))
-    different = [name for name in here if here[name] != there.get(name) and name not in ("out", "parallel")]
+    different = [name for name in here if here[name] != there.get(name) and name not in ("out", "parallel", "cluster")]
     if different:
         name = different[0]
         raise UserError(
