@@ -26,9 +26,8 @@ SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "nu
 def cluster() -> Iterator[RayCluster]:
     """Two nodes with one CPU each."""
     ray: Any = pytest.importorskip("ray", reason="the extra `ray` is not installed")
-    nodes = import_module("ray.cluster_utils").Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
-    )
+    head = {"num_cpus": 1, "include_dashboard": False}
+    nodes = import_module("ray.cluster_utils").Cluster(initialize_head=True, head_node_args=head)
     nodes.add_node(num_cpus=1)
     yield RayCluster(nodes.address)
     ray.shutdown()
