@@ -74,10 +74,10 @@ def front(out: Path, arm: str, seeds: list[int], part: str) -> Front:
     by_seed = []
     for seed in seeds:
         rows = [json.loads(line) for line in (run(out, arm, seed) / "front.jsonl").read_text().splitlines()]
-        rows = [row for row in rows if row["part"] == part and row["weight"] is not None]
+        rows = [row for row in rows if row["part"] == part and row["share"] is not None]
         prompts = sorted({row["group"] for row in rows})
-        shares = sorted({row["weight"] for row in rows})
-        values = {(row["weight"], row["group"]): (row["kl"], row["score"]) for row in rows}
+        shares = sorted({row["share"] for row in rows})
+        values = {(row["share"], row["group"]): (row["kl"], row["score"]) for row in rows}
         by_seed.append([[values[share, prompt] for prompt in prompts] for share in shares])
     table = np.array(by_seed)
     return Front(arm, table[..., 0], table[..., 1])

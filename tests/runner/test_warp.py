@@ -161,7 +161,7 @@ def test_the_receipt_has_members_angles_front_and_choice(whole: Finished) -> Non
     record = json.loads((whole.path / "iteration-2" / "merged" / "merge.json").read_text())
     angles = [group["angles"][0] for group in record["groups"]]
     assert facts["iterations"][1]["angles"]["median"] == pytest.approx(float(np.median(angles)))
-    assert [each["weight"] for each in facts["front"]] == [0.0, 0.5, 1.0]
+    assert [each["share"] for each in facts["front"]] == [0.0, 0.5, 1.0]
     assert [each["name"] for each in facts["members"]] == ["member-1", "member-2"]
     assert facts["chosen"] == 0.5
     assert facts["front"][0]["test"]["kl"]["value"] == 0.0
@@ -355,8 +355,8 @@ FRONT = [candidate(0.0, 0.0, 0.0), candidate(0.3, 1.0, 1.0), candidate(0.5, 1.3,
     ("rule", "weight"), [("knee", 0.3), ("kl<=3.5", 0.5), ("kl<=0.5", 0.0), ("kl<=20", 1.0), ("1", 1.0), ("0.3", 0.3)]
 )
 def test_the_choice_on_the_front(rule: str, weight: float) -> None:
-    assert choose(rule, FRONT).weight == weight
-    assert choose(rule, FRONT[::-1]).weight == weight
+    assert choose(rule, FRONT).share == weight
+    assert choose(rule, FRONT[::-1]).share == weight
 
 
 def test_choices_that_cannot_be_made() -> None:
@@ -364,7 +364,7 @@ def test_choices_that_cannot_be_made() -> None:
         choose("kl<=0.5", FRONT[1:])
     with pytest.raises(UserError, match=r"choose is 0\.4, but front is \[0\.0, 0\.3, 0\.5, 1\.0\]; add this share"):
         choose("0.4", FRONT)
-    assert choose("knee", [candidate(0.0, 1.0, 0.0), candidate(1.0, 1.0, 0.0)]).weight in (0.0, 1.0)
+    assert choose("knee", [candidate(0.0, 1.0, 0.0), candidate(1.0, 1.0, 0.0)]).share in (0.0, 1.0)
 
 
 def test_weights_that_were_interpolated_twice_are_found() -> None:
@@ -393,6 +393,7 @@ def test_remarks_on_a_merge_beside_its_members() -> None:
         ({"front": []}, "front is"),
         ({"front": [0.5, 2.0]}, "front is"),
         ({"choose": "best"}, "choose is 'best'; it may be knee, kl<=8"),
+        ({"choose": "kl<=1.2.3"}, "choose is 'kl<=1.2.3'"),
         ({"merge": "ties"}, "merge"),
         ({"reference": {"rate": 1.5}}, "reference.rate is 1.5; it is from 0 to 1"),
     ],

@@ -106,9 +106,9 @@ def front(line: Rows, members: Rows, chosen: float, best_of_n: Rows) -> Figure:
     """Score against KL between a start and a merge, with the members that were merged and best-of-n of the start.
 
     Args:
-        line: The policies on the way, the start first: `weight`, and `test` with score and KL.
+        line: The policies on the way, the start first: `share`, and `test` with score and KL.
         members: The same for the members of the last iteration.
-        chosen: The weight of the policy that was taken.
+        chosen: The share of the policy that was taken.
         best_of_n: The curve of best-of-n of the start.
     """
     with plt.rc_context(STYLE):
@@ -119,9 +119,9 @@ def front(line: Rows, members: Rows, chosen: float, best_of_n: Rows) -> Figure:
         axes.plot([facts["value"] for facts in kl], [facts["value"] for facts in score], color=ACCENT, linewidth=1.0)
         labelled: set[str] = set()
         for point in (*line, *members):
-            here = point["weight"] == chosen
+            here = point["share"] == chosen
             kinds = {None: ("member", COLOURS[1]), 0.0: ("start", INK)}
-            name, colour = kinds.get(point["weight"], ("chosen" if here else "between start and merge", ACCENT))
+            name, colour = kinds.get(point["share"], ("chosen" if here else "between start and merge", ACCENT))
             _cross(axes, point["test"]["kl"], point["test"]["score"], colour, "" if name in labelled else name)
             labelled.add(name)
             if here:

@@ -5,15 +5,15 @@
         each member:  train a copy of start, with an exponential moving average of itself as the KL's reference
         merged = slerp of the members' task vectors, start + ...
         start  = (1 - eta) start + eta merged
-    the front: (1 - weight) sft + weight merged, for each weight of --front
+    the front: (1 - share) sft + share merged, for each share of --front
 
 A member is an ordinary run of a training method, in a process of its own. The members of an iteration differ in their
-seed: the order of prompts and the noise of samples. A weight of the front is chosen on the validation prompts; verdict
+seed: the order of prompts and the noise of samples. A share of the front is chosen on the validation prompts; verdict
 and figures are of the test prompts. A stopped series goes on where it stopped.
 
 OUT/
   iteration-1/member-1/  (a run)  iteration-1/member-1.log  iteration-1/merged/  iteration-1/next/ (the next start)
-  front.jsonl (every weight and member, by prompt)  and the files of a run: receipt.json, model/, report.html, ...
+  front.jsonl (every share and member, by prompt)  and the files of a run: receipt.json, model/, report.html, ...
 """
 
 import logging
@@ -65,7 +65,7 @@ TRIES = 2
 POLL_SECONDS = 0.2
 AT_THE_END = 10**9
 """`evaluate_every` of members: the last weights are kept, as in the paper, and not the best on the validation part."""
-CHOICES = re.compile(r"^(knee|kl<=(?P<kl>[0-9.]+)|(?P<weight>[0-9.]+))$")
+CHOICES = re.compile(r"^(knee|kl<=(?P<kl>\d*\.?\d+)|(?P<share>\d*\.?\d+))$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -450,28 +450,28 @@ def summary(facts: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A policy of the front: a share of the way to the last merge (`weight`), or a member of the last iteration."""
+    """A policy of the front: a share of the way to the last merge (`share`), or a member of the last iteration."""
 
     name: str
-    weight: float | None
+    share: float | None
     parameters: Mapping[str, Tensor]
     validation: Measurement
     test: Measurement
 
     def facts(self) -> dict[str, Any]:
-        """Name, weight, and score and KL of both parts with intervals."""
+        """Name, share, and score and KL of both parts with intervals."""
         parts = {"validation": self.validation, "test": self.test}
         figures = {
             part: {name: finite(vars(measured.table_of(name).interval(name))) for name in ("score", "kl")}
             for part, measured in parts.items()
         }
-        return {"name": self.name, "weight": self.weight, **figures}
+        return {"name": self.name, "share": self.share, **figures}
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Score and KL of each prompt."""
         for part, measured in (("validation", self.validation), ("test", self.test)):
             for row in measured.table_of("score").rows():
-                shared = {"name": self.name, "weight": self.weight, "part": part}
+                shared = {"name": self.name, "share": self.share, "part": part}
                 yield shared | {name: row[name] for name in ("group", "score", "kl")}
 
 
@@ -487,21 +487,23 @@ def measure_front(
     directory.write_json("environment.json", environment(method.model.packed))
     start, end = weights.snapshot(method.model.packed), loaded(config, merged)
 
-    def measured(name: str, weight: float | None, parameters: Mapping[str, Tensor]) -> Candidate:
+    def measured(name: str, share: float | None, parameters: Mapping[str, Tensor]) -> Candidate:
         weights.restore(method.model.packed, parameters)
         candidate = Candidate(
-            name, weight, parameters, method.measure(parts["validation"]), method.measure(setup.data.held_out)
+            name, share, parameters, method.measure(parts["validation"]), method.measure(setup.data.held_out)
         )
         figures = candidate.facts()["test"]
         log.info("%-10s score %s, KL %s", name, interval(figures["score"]), interval(figures["kl"]))
         return candidate
 
     log.info("\nthe front, on the test prompts")
-    front = [measured(f"{w:g}", w, lerp(start, towards=end, weight=w)) for w in sorted({*config.front, 1.0})]
+    front = [
+        measured(f"{share:g}", share, lerp(start, towards=end, weight=share)) for share in sorted({*config.front, 1.0})
+    ]
     singles = [measured(member.path.name, None, loaded(config, member.path / "model")) for member in members]
     weights.restore(method.model.packed, end)
     last_movement = Movement.since(method.model, start)
-    chosen = choose(config.choose, [each for each in front if each.weight in config.front])
+    chosen = choose(config.choose, [each for each in front if each.share in config.front])
     weights.restore(method.model.packed, chosen.parameters)
     setup.checks.append(interpolation_check(start, end, chosen))
     directory.write_lines("front.jsonl", (row for each in (*front, *singles) for row in each.rows()))
@@ -521,7 +523,7 @@ def measure_front(
             "front": [each.facts() for each in front],
             "members": [each.facts() for each in singles],
             "choose": config.choose,
-            "chosen": chosen.weight,
+            "chosen": chosen.share,
             "remarks": remarks_on(front[-1], singles),
         },
     }
@@ -545,12 +547,10 @@ def choose(rule: str, front: Sequence[Candidate]) -> Candidate:
     match = CHOICES.match(rule)
     assert match is not None, "the configuration was checked"
     kl, score = (np.array([each.validation.table_of(name).mean(name) for each in front]) for name in ("kl", "score"))
-    if match["weight"]:
-        named = [each for each in front if each.weight == float(match["weight"])]
+    if match["share"]:
+        named = [each for each in front if each.share == float(match["share"])]
         if not named:
-            raise UserError(
-                f"choose is {rule}, but front is {[each.weight for each in front]}; add this share to front"
-            )
+            raise UserError(f"choose is {rule}, but front is {[each.share for each in front]}; add this share to front")
         return named[0]
     if match["kl"]:
         within = np.flatnonzero(kl <= float(match["kl"]))
@@ -572,7 +572,7 @@ def interpolation_check(start: Mapping[str, Tensor], end: Mapping[str, Tensor], 
     def distance(to: Mapping[str, Tensor]) -> float:
         return math.sqrt(sum(float((to[name].double() - start[name]).square().sum()) for name in start))
 
-    share, whole = float(chosen.weight or 0.0), distance(end)
+    share, whole = float(chosen.share or 0.0), distance(end)
     found = distance(chosen.parameters) / whole if whole else math.nan
     return below("interpolated-as-asked", abs(found - share), 1e-3, detail=f"{found:.4f} of the way, asked {share:g}")
 
