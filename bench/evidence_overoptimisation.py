@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 import treeward as tw
 from made import made
+from treeward.data.world import NEGATION
 from treeward.methods.reinforce import REINFORCE, ReinforceRun
 from treeward.methods.reward import Reward, RewardRun
 from treeward.methods.sft import SFT, SFTRun
@@ -89,6 +91,17 @@ def curve(out: Path, arm: str, seeds: int) -> Curve:
             for block in blocks
         ])  # fmt: skip
     return np.array(curves)
+
+
+def negations(out: Path, arm: str, seeds: int) -> tuple[Interval, Interval]:
+    """Words `not` and `never` of a sampled review, in the first and the last five steps: means over seeds."""
+    first, last = [], []
+    for seed in range(seeds):
+        rows = [json.loads(line) for line in (run(out, arm, seed) / "rollouts.jsonl").read_text().splitlines()]
+        counts = [(row["step"], sum(word in NEGATION for word in row["response"].split())) for row in rows]
+        first.append(fmean(count for step, count in counts if step <= 5))
+        last.append(fmean(count for step, count in counts if step > STEPS - 5))
+    return clustered_mean(first, range(seeds)), clustered_mean(last, range(seeds))
 
 
 def best_of_n(out: Path) -> dict[int, tuple[float, Interval]]:
@@ -191,6 +204,8 @@ def main() -> None:
     )
     curves = {arm: curve(out, arm, asked.seeds) for arm in ARMS}
     print("\n".join(table(curves)))
+    for arm in ARMS:
+        print(f"{arm}: negations a review {' -> '.join(map(shown, negations(out, arm, asked.seeds)))}")
     draw(curves, best, out / "overoptimisation.png")
     print(f"\n{out / 'overoptimisation.png'}")
 
