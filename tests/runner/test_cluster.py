@@ -1,7 +1,7 @@
 """Members on a local Ray cluster of two nodes are those of this machine, bit for bit; a task that is lost has died."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from treeward.cli.main import run as command
 from treeward.errors import UserError
 from treeward.merging.checkpoints import Checkpoint
 from treeward.models.loading import ModelConfig
@@ -20,6 +21,20 @@ from treeward.runner.warp import WarpRun, warp
 pytestmark = pytest.mark.slow
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
          "num_key_value_heads": 2}  # fmt: skip
+
+
+class InThisProcess:
+    """Runs a member before anything else."""
+
+    def __init__(self, arguments: Sequence[str], output: Path, threads: int | None) -> None:
+        output.touch()
+        self.code = command(arguments)
+
+    def poll(self) -> int | None:
+        return self.code
+
+    def interrupt(self) -> None:
+        """It has ended."""
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +60,7 @@ def test_members_on_two_nodes_are_those_of_this_machine(cluster: RayCluster, tmp
         "skip_check": ["learning-rate-usual", "nll-below-uniform"],
         "iterations": 1, "choose": "1", "parallel": 2, "threads": 1,
     }  # fmt: skip
-    for name, launch in (("here", None), ("there", cluster)):
+    for name, launch in (("here", InThisProcess), ("there", cluster)):
         config = settings.build(WarpRun, {**fields, "out": str(tmp_path / name)})
         assert warp(config, launch).receipt["warp"]["chosen"] == 1.0
     a, b = (Checkpoint(tmp_path / name / "model") for name in ("here", "there"))

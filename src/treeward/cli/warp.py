@@ -53,4 +53,4 @@ def show_front(ended: Finished) -> None:
 
 def front_name(each: Mapping[str, Any]) -> str:
     """A share of the way to the merge, or a member."""
-    return str(each["name"]) if each["share"] is None else f"share {each['weight']:g}"
+    return str(each["name"]) if each["share"] is None else f"share {each['share']:g}"
