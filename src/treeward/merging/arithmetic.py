@@ -39,6 +39,8 @@ Rule: TypeAlias = Callable[[Gram], tuple[list[float], bool]]
 
 CHUNK = 1 << 18
 """Elements of a tensor that are summed at a time: float64 copies of a chunk stay in the cache."""
+LEAST_MOVEMENT = 1e-5
+"""A member whose task vector is shorter than this share of the start's norm was not trained."""
 PARALLEL = 1e-6
 """Below this sine of the angle, or this length of the sum of unit vectors, interpolation is linear."""
 BLOCK = re.compile(r"^(.*?\.\d+)\.")
@@ -72,6 +74,24 @@ class Group:
     def of_models(self) -> list[float]:
         """The coefficients of the start's and the members' weights, which sum to 1."""
         return [1 - math.fsum(self.coefficients), *self.coefficients]
+
+
+def check_movement(groups: Iterable[Group], names: Sequence[str]) -> None:
+    """Refuse members that are the start; `names` are the members'.
+
+    Raises:
+        UserError: names the first one, how far it moved, and the group that moved most.
+    """
+    all_groups = list(groups)
+    norm = math.hypot(*(group.start for group in all_groups))
+    for place, name in enumerate(names):
+        moved = math.hypot(*(group.norms[place] for group in all_groups))
+        if moved < LEAST_MOVEMENT * norm:
+            most = max(all_groups, key=lambda group: group.norms[place])
+            raise UserError(
+                f"{name} is the start: its weights moved by {moved:.2g} of {norm:.3g} (most in {most.name}, "
+                f"{most.norms[place]:.2g}), so there is nothing to merge; train it first"
+            )
 
 
 @dataclass(frozen=True)

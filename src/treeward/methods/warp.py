@@ -3,7 +3,6 @@
 `treeward warp` does the same with runs on disk and members in processes of their own.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -11,7 +10,7 @@ from typing import Literal, TypeAlias
 from torch import Tensor
 
 from treeward.errors import UserError
-from treeward.merging.arithmetic import Group, Grouping, Merged, balanced_slerp, lerp, linear, slerp
+from treeward.merging.arithmetic import Group, Grouping, Merged, balanced_slerp, check_movement, lerp, linear, slerp
 from treeward.models.policy import Policy
 from treeward.models.reference import EMAReference, ReferenceModel
 from treeward.models.weights import restore, snapshot
@@ -19,8 +18,6 @@ from treeward.models.weights import restore, snapshot
 Train: TypeAlias = Callable[[Policy, ReferenceModel, int], object]
 """Trains a policy in place against a reference, with a seed."""
 MERGES: Mapping[str, Callable[..., Merged]] = {"slerp": slerp, "balanced-slerp": balanced_slerp, "linear": linear}
-LEAST_MOVEMENT = 1e-5
-"""Least norm of what training changed, as a share of the start's norm."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ def warp(
         seed: The first member's seed; each further member has the next one.
 
     Raises:
-        UserError: `train` did not move the policy, or an argument is out of range.
+        UserError: `train` did not move the policy that it was given, or an argument is out of range.
     """
     for name, value in (("iterations", iterations), ("members", members)):
         if value < 1:
@@ -88,14 +85,7 @@ def warp(
             train(policy, EMAReference(policy, rate), seed + iteration * members + member)
             trained.append(snapshot(policy.packed))
         merged = MERGES[merge](start, trained, groups=groups)
-        norm = math.hypot(*(group.start for group in merged.groups))
-        for member in range(members):
-            moved = math.hypot(*(group.norms[member] for group in merged.groups))
-            if moved < LEAST_MOVEMENT * norm:
-                raise UserError(
-                    f"train moved member {member} of iteration {iteration} by {moved:.2g} of {norm:.3g}, so there is "
-                    "nothing to merge: train the policy that it is given, in place"
-                )
+        check_movement(merged.groups, [f"member {n} of iteration {iteration}" for n in range(members)])
         merges.append(merged)
         if iteration + 1 < iterations:
             start = lerp(start, towards=merged.weights, weight=eta)

@@ -27,6 +27,7 @@ from treeward.merging.arithmetic import (
     Grouping,
     Rule,
     balanced_rule,
+    check_movement,
     combine,
     group_names,
     linear_rule,
@@ -45,8 +46,6 @@ log = logging.getLogger(__name__)
 FROM_START = ("slerp", "balanced-slerp", "liti")
 """Kinds that merge task vectors, so they need the start."""
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-LEAST_MOVEMENT = 1e-5
-"""Least norm of a member's task vector as a share of the start's norm."""
 SMALL_ANGLE = 40.0
 """Degrees between task vectors below which members are too alike for averaging to help."""
 FRONT = """---
@@ -152,7 +151,7 @@ def merge(config: MergeRun) -> MergeResult:
         weights = config.coefficients()
         tensors = ((name, combine(name, [member[name] for member in members], weights)) for name in like)
     else:
-        origin: Mapping[str, Tensor] = start or Zeros(like)
+        origin: Mapping[str, Tensor] = Zeros(like) if start is None else start
         of_group = group_names(like, config.groups)
         groups = measured(origin, members, of_group, config.rule())
         remarks += remarks_on(groups, config.members, of_full_weights=start is None)
@@ -160,7 +159,7 @@ def merge(config: MergeRun) -> MergeResult:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.mkdir(parents=True)
     try:
-        write(temporary, like, tensors, PRECISIONS[config.precision], start or members[0])
+        write(temporary, like, tensors, PRECISIONS[config.precision], members[0] if start is None else start)
         facts = finite(
             {
                 "kind": config.kind,
@@ -261,15 +260,7 @@ def remarks_on(groups: Mapping[str, Group], members: Sequence[str], of_full_weig
             f"full weights are {np.median(angles):.2g} degrees apart (median), so this is nearly linear interpolation; "
             "slerp with --start interpolates what training changed"
         ]
-    origin = math.sqrt(math.fsum(group.start**2 for group in groups.values()))
-    for place, name in enumerate(members):
-        moved = math.sqrt(math.fsum(group.norms[place] ** 2 for group in groups.values()))
-        if moved < LEAST_MOVEMENT * origin:
-            most = max(groups.values(), key=lambda group: group.norms[place])
-            raise UserError(
-                f"member {name!r} is the start: its weights moved by {moved:.2g} of {origin:.3g} (most in {most.name}, "
-                f"{most.norms[place]:.2g}); name a trained model"
-            )
+    check_movement(groups.values(), [f"member {name!r}" for name in members])
     remarks = []
     small = [group.name for group in groups.values() if any(angle < SMALL_ANGLE for angle in group.angles)]
     if small:

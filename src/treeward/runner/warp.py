@@ -18,18 +18,14 @@ OUT/
 
 import logging
 import math
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -46,7 +42,7 @@ from treeward.methods.reinforce import ReinforceRun
 from treeward.models import weights
 from treeward.models.policy import Policy
 from treeward.models.reference import EMA, Frozen
-from treeward.runner.cluster import RayCluster
+from treeward.runner.launch import Launch, LocalProcess, RayCluster, Running
 from treeward.runner.merge import MergeRun, merge
 from treeward.runner.process import environment
 from treeward.runner.progress import QUIET_SECONDS, Interrupted
@@ -58,8 +54,6 @@ from treeward.stats.tables import Measurement, compare
 
 log = logging.getLogger(__name__)
 
-PARENT = "TREEWARD_PARENT"
-"""Environment variable of a member's process: the process that it ends with."""
 TRIES = 2
 """How often a member whose process dies is started."""
 POLL_SECONDS = 0.2
@@ -166,42 +160,6 @@ class Member:
             return f"{self.path.name} begins"
         shown = ", ".join(f"{name} {rows[-1][name]:.3g}" for name in ("score", "loss", "kl") if name in rows[-1])
         return f"{self.path.name} step {rows[-1]['step']}, {shown}"
-
-
-class Running(Protocol):
-    """A member's process."""
-
-    def poll(self) -> int | None:
-        """Its exit code, or None while it runs."""
-        ...
-
-    def interrupt(self) -> None:
-        """Let it save its state and end."""
-        ...
-
-
-class LocalProcess:
-    """A member on this machine. It ends if this process dies; Ctrl-C reaches it through `interrupt` alone."""
-
-    def __init__(self, arguments: Sequence[str], output: Path, threads: int | None) -> None:
-        environ = {**os.environ, PARENT: str(os.getpid())}
-        if threads is not None:
-            environ["OMP_NUM_THREADS"] = str(threads)
-        with output.open("ab") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "treeward", *arguments],
-                stdout=file, stderr=file, env=environ, start_new_session=True,
-            )  # fmt: skip
-
-    def poll(self) -> int | None:
-        return self.process.poll()
-
-    def interrupt(self) -> None:
-        self.process.send_signal(signal.SIGINT)
-
-
-Launch = Callable[[Sequence[str], Path, int | None], Running]
-"""Starts a command of this program: its arguments, the file for what it prints, and its threads."""
 
 
 class MemberFailed(UserError):

@@ -15,7 +15,7 @@ from treeward.merging.checkpoints import Checkpoint
 from treeward.models.loading import ModelConfig
 from treeward.models.policy import Policy
 from treeward.runner import settings
-from treeward.runner.cluster import RayCluster, run_here
+from treeward.runner.launch import RayCluster, run_here
 from treeward.runner.warp import WarpRun, warp
 
 pytestmark = pytest.mark.slow

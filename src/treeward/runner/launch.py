@@ -1,7 +1,7 @@
-"""Members of `treeward warp` on a Ray cluster, which needs the extra `treeward[ray]`.
+"""Commands of this program in processes of their own: on this machine, or on a Ray cluster (the extra `treeward[ray]`).
 
-Every node must have Treeward installed and see the run directory and the data under the same paths, as on a shared file
-system: a member reads its start from there and writes its run there.
+Every node of a cluster must have Treeward installed and see the run directory and the data under the same paths, as on
+a shared file system: a member of `treeward warp` reads its start from there and writes its run there.
 """
 
 import logging
@@ -9,12 +9,54 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 from treeward.errors import UserError
+
+PARENT = "TREEWARD_PARENT"
+"""Environment variable of a started process: the process that it ends with; `treeward.__main__` reads it."""
+
+
+class Running(Protocol):
+    """A command that was started."""
+
+    def poll(self) -> int | None:
+        """Its exit code, or None while it runs."""
+        ...
+
+    def interrupt(self) -> None:
+        """Let it save its state and end."""
+        ...
+
+
+Launch: TypeAlias = Callable[[Sequence[str], Path, int | None], Running]
+"""Starts a command: its arguments, the file that gets what it prints, and its CPU threads."""
+
+
+def started(arguments: Sequence[str], output: Path, threads: int | None) -> subprocess.Popen[bytes]:
+    """A process that runs a command. It ends if this process dies, and a Ctrl-C in the terminal does not reach it."""
+    environ = {**os.environ, PARENT: str(os.getpid())}
+    if threads is not None:
+        environ["OMP_NUM_THREADS"] = str(threads)
+    command = [sys.executable, "-m", "treeward", *arguments]
+    with output.open("ab") as file:
+        return subprocess.Popen(command, stdout=file, stderr=file, env=environ, start_new_session=True)
+
+
+class LocalProcess:
+    """A command on this machine."""
+
+    def __init__(self, arguments: Sequence[str], output: Path, threads: int | None) -> None:
+        self.process = started(arguments, output, threads)
+
+    def poll(self) -> int | None:
+        return self.process.poll()
+
+    def interrupt(self) -> None:
+        self.process.send_signal(signal.SIGINT)
 
 
 class RayCluster:
@@ -77,12 +119,7 @@ def run_here(arguments: Sequence[str], output: str, threads: int | None, directo
         FileNotFoundError: the node does not see the run directory.
     """
     os.chdir(directory)
-    environ = {**os.environ, "TREEWARD_PARENT": str(os.getpid())}
-    if threads is not None:
-        environ["OMP_NUM_THREADS"] = str(threads)
-    command = [sys.executable, "-m", "treeward", *arguments]
-    with open(output, "ab") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=file, env=environ, start_new_session=True)
+    process = started(arguments, Path(output), threads)
     try:
         return process.wait()
     except KeyboardInterrupt:  # how Ray cancels a task
