@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -154,7 +154,9 @@ def merge(config: MergeRun) -> MergeResult:
         origin: Mapping[str, Tensor] = Zeros(like) if start is None else start
         of_group = group_names(like, config.groups)
         groups = measured(origin, members, of_group, config.rule())
-        remarks += remarks_on(groups, config.members, of_full_weights=start is None)
+        if start is not None:
+            check_movement(groups.values(), [f"member {name!r}" for name in config.members])
+        remarks += remarks_on(groups.values(), of_full_weights=start is None)
         tensors = merged_tensors(origin, members, of_group, groups)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.mkdir(parents=True)
@@ -248,27 +250,22 @@ def check_start(start: Checkpoint, members: Sequence[Checkpoint | Adapted]) -> l
     return remarks
 
 
-def remarks_on(groups: Mapping[str, Group], members: Sequence[str], of_full_weights: bool) -> list[str]:
-    """What should be looked at in the geometry.
-
-    Raises:
-        UserError: a member did not move from the start.
-    """
-    angles = [angle for group in groups.values() for angle in group.angles if not math.isnan(angle)]
+def remarks_on(groups: Collection[Group], of_full_weights: bool) -> list[str]:
+    """What should be looked at in the geometry."""
+    angles = [angle for group in groups for angle in group.angles if not math.isnan(angle)]
     if of_full_weights:
         return [
             f"full weights are {np.median(angles):.2g} degrees apart (median), so this is nearly linear interpolation; "
             "slerp with --start interpolates what training changed"
         ]
-    check_movement(groups.values(), [f"member {name!r}" for name in members])
     remarks = []
-    small = [group.name for group in groups.values() if any(angle < SMALL_ANGLE for angle in group.angles)]
+    small = [group.name for group in groups if any(angle < SMALL_ANGLE for angle in group.angles)]
     if small:
         remarks.append(
             f"task vectors are less than {SMALL_ANGLE:.0f} degrees apart in {len(small)} of {len(groups)} groups "
             f"({small[0]}, ...): members this alike gain little from merging"
         )
-    fallbacks = [group.name for group in groups.values() if group.fallback]
+    fallbacks = [group.name for group in groups if group.fallback]
     if fallbacks:
         remarks.append(
             f"task vectors are parallel, opposite or zero in {len(fallbacks)} of {len(groups)} groups "
