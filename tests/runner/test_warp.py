@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -168,8 +167,15 @@ def test_the_receipt_has_members_angles_front_and_choice(whole: Finished) -> Non
     assert facts["front"][1]["test"]["score"]["value"] == pytest.approx(whole.receipt["after"]["value"])
     assert facts["front"][1]["test"]["kl"]["value"] == pytest.approx(whole.receipt["metrics"]["kl"]["after"]["value"])
     assert facts["remarks"][0].startswith("the merge scores ")
-    check = next(check for check in whole.receipt["checks"] if check["slug"] == "interpolated-as-asked")
-    assert check["passed"] is True
+    checks = {check["slug"]: check for check in whole.receipt["checks"]}
+    assert checks["interpolated-as-asked"]["passed"] is True
+    assert checks["planned-updates-taken"]["value"] == 0.0
+    receipts = [json.loads(file.read_text()) for file in whole.path.glob("iteration-*/member-*/receipt.json")]
+    assert len(receipts) == 4
+    assert whole.receipt["seconds"] == pytest.approx(sum(each["seconds"] for each in receipts))
+    tokens = sum(each["seconds"] * each["tokens_per_second"] for each in receipts)
+    assert whole.receipt["tokens_per_second"] == pytest.approx(tokens / whole.receipt["seconds"], rel=1e-2)
+    assert whole.receipt["peak_gb"] >= max(each["peak_gb"] for each in receipts)
 
 
 def test_validation_and_test_prompts_are_apart(whole: Finished) -> None:
@@ -248,6 +254,8 @@ def test_dpo_may_train_the_members(start: str, tmp_path: Path) -> None:
     ended = warp(config, InProcess())
     members = [weights(tmp_path / "run" / "iteration-1" / f"member-{n}" / "model") for n in (1, 2)]
     assert same(weights(ended.path / "model"), linear(weights(start), members).weights)
+    with pytest.raises(UserError, match=r"evaluation\.scorer is not set; name the scorer that the front is measured by"):
+        settings.build(config_of("dpo"), {"method": "dpo", "model": {"path": start}, "data": {"source": "world"}})
     with pytest.raises(UserError, match="method is 'reward', which has no reference model; WARP averages policies"):
         config_of("reward")
 
@@ -359,20 +367,16 @@ def test_the_choice_on_the_front(rule: str, weight: float) -> None:
     assert choose(rule, FRONT[::-1]).share == weight
 
 
-def test_choices_that_cannot_be_made() -> None:
-    with pytest.raises(UserError, match=r"choose is 'kl<=0\.5', but the least KL of the front is 1 nats"):
-        choose("kl<=0.5", FRONT[1:])
-    with pytest.raises(UserError, match=r"choose is 0\.4, but front is \[0\.0, 0\.3, 0\.5, 1\.0\]; add this share"):
-        choose("0.4", FRONT)
+def test_a_front_without_a_slope_gives_one_of_its_policies() -> None:
     assert choose("knee", [candidate(0.0, 1.0, 0.0), candidate(1.0, 1.0, 0.0)]).share in (0.0, 1.0)
 
 
 def test_weights_that_were_interpolated_twice_are_found() -> None:
     start, end = {"w": torch.zeros(2)}, {"w": torch.ones(2)}
-    right = candidate(0.5, 0.0, 0.0)
-    assert interpolation_check(start, end, right).passed is True
-    assert interpolation_check(start, end, replace(right, parameters={"w": torch.full((2,), 0.25)})).passed is False
-    assert interpolation_check(start, start, right).passed is False
+    half, quarter = ({"w": torch.full((2,), share)} for share in (0.5, 0.25))
+    assert interpolation_check(start, end, half, 0.5).passed is True
+    assert interpolation_check(start, end, quarter, 0.5).passed is False
+    assert interpolation_check(start, start, half, 0.5).passed is False
 
 
 def test_remarks_on_a_merge_beside_its_members() -> None:
@@ -394,6 +398,9 @@ def test_remarks_on_a_merge_beside_its_members() -> None:
         ({"front": [0.5, 2.0]}, "front is"),
         ({"choose": "best"}, "choose is 'best'; it may be knee, kl<=8"),
         ({"choose": "kl<=1.2.3"}, "choose is 'kl<=1.2.3'"),
+        ({"choose": "0.4"}, r"choose is 0\.4, but front is \[0\.0, 0\.1, .*\]; add this share to front"),
+        ({"choose": "kl<=8", "front": [0.5]}, "choose is 'kl<=8', but front may have no policy that near; add 0"),
+        ({"data": {"validation": 0.0}}, "data.validation is 0, but the share of the front is chosen on that part"),
         ({"merge": "ties"}, "merge"),
         ({"reference": {"rate": 1.5}}, "reference.rate is 1.5; it is from 0 to 1"),
     ],

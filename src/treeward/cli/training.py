@@ -128,8 +128,8 @@ def resume(words: Words) -> int:
         from treeward.cli import warp
         from treeward.runner.warp import config_of
 
-        given = overridden(words, values) | {"out": place}
-        return warp.finished(settings.build(config_of(str(values["method"])), given), "json" in words.flags)
+        values = overridden(words, values) | {"out": place}
+        return warp.finished(settings.build(config_of(str(values["method"])), values), "json" in words.flags)
     if not is_method(verb):
         ended = (directory.path / "report.json").exists()
         fix = "has ended" if ended else f"continues when the same command is given again with --out {place}"

@@ -289,8 +289,8 @@ def shared_facts(config: MergeRun, start: Checkpoint | None, members: Sequence[C
             raise UserError(f"{str(directory)!r} and {str(directories[0])!r} have other heads or chat templates")
     if config.kind == "warm" and not heads[0]:
         raise UserError(f"kind is warm, but {str(directories[0])!r} is not a reward model of this program; use linear")
-    kept = ("schema", "budgets", "head", "score_position", "tokenizer", "template")
-    merged: dict[str, Any] = {name: first[name] for name in kept if name in first}
+    shared_names = ("schema", "budgets", "head", "score_position", "tokenizer", "template")
+    merged: dict[str, Any] = {name: first[name] for name in shared_names if name in first}
     if start is not None:
         merged["start"] = {"path": str(start.directory), "weights": start.hash}
     thresholds = [facts["head"]["thresholds"] for facts in each if "thresholds" in (facts.get("head") or {})]

@@ -42,9 +42,10 @@ from treeward.methods.reinforce import ReinforceRun
 from treeward.models import weights
 from treeward.models.policy import Policy
 from treeward.models.reference import EMA, Frozen
+from treeward.report.frontier import every
 from treeward.runner.launch import Launch, LocalProcess, RayCluster, Running
 from treeward.runner.merge import MergeRun, merge
-from treeward.runner.process import environment
+from treeward.runner.process import environment, peak_gb
 from treeward.runner.progress import QUIET_SECONDS, Interrupted
 from treeward.runner.run import Finished, Trained, conclude, measure_start, set_up
 from treeward.runner.settings import dump, read_yaml
@@ -54,6 +55,8 @@ from treeward.stats.tables import Measurement, compare
 
 log = logging.getLogger(__name__)
 
+MAY_CHANGE = ("out", "parallel", "cluster", "front", "choose")
+"""Fields that may differ when a stopped series goes on: the members do not depend on them."""
 TRIES = 2
 """How often a member whose process dies is started."""
 POLL_SECONDS = 0.2
@@ -102,8 +105,18 @@ class WarpConfig:
             outside = [value for value in values if not 0 <= value <= 1]
             if outside or not values:
                 raise UserError(f"{name} is {getattr(self, name)}; it takes shares from 0 to 1")
-        if not CHOICES.match(self.choose):
+        match = CHOICES.match(self.choose)
+        if not match:
             raise UserError(f"choose is {self.choose!r}; it may be knee, kl<=8 (any number), or a share such as 0.5")
+        if match["share"] and float(match["share"]) not in self.front:
+            raise UserError(f"choose is {self.choose}, but front is {list(self.front)}; add this share to front")
+        if match["kl"] and 0.0 not in self.front:
+            raise UserError(f"choose is {self.choose!r}, but front may have no policy that near; add 0 to front")
+        options: Any = self
+        if not options.data.validation:
+            raise UserError("data.validation is 0, but the share of the front is chosen on that part; raise it")
+        if options.evaluation.scorer is None and not hasattr(self, "reward"):
+            raise UserError("evaluation.scorer is not set; name the scorer that the front is measured by")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,9 +286,9 @@ def warp(config: Any, launch: Launch | None = None) -> Finished:
                 log.info("%s", summary(iterations[-1]))
                 if iteration < config.iterations:
                     start = str(interpolated(start, merged, config.eta, here / "next"))
+            return measure_front(config, directory, members, merged, iterations)
         except KeyboardInterrupt:
             raise Interrupted(f"stopped; go on with: treeward resume {directory.path}") from None
-        return measure_front(config, directory, members, merged, iterations)
 
 
 @contextmanager
@@ -293,7 +306,7 @@ def series_directory(config: Any) -> Iterator[RunDirectory]:
         else:
             directory = created(config.name or "warp", config.out)
             stack.enter_context(alone(directory.path))
-            directory.write("config.yaml", yaml.safe_dump(values, sort_keys=False))
+        directory.write("config.yaml", yaml.safe_dump(values, sort_keys=False))
         try:
             yield directory
         finally:
@@ -309,7 +322,7 @@ def require_same(path: Path, values: Mapping[str, Any]) -> None:
     """
     there = read_yaml(path / "config.yaml", f"{str(path / 'config.yaml')!r}")
     here = yaml.safe_load(yaml.safe_dump(dict(values)))
-    different = [name for name in here if here[name] != there.get(name) and name not in ("out", "parallel", "cluster")]
+    different = [name for name in here if here[name] != there.get(name) and name not in MAY_CHANGE]
     if different:
         name = different[0]
         raise UserError(
@@ -372,13 +385,10 @@ def iteration_facts(members: Sequence[Member], merged: Path) -> dict[str, Any]:
                 "path": str(member.path),
                 "seed": member.config.seed,
                 "verdict": receipt["verdict"],
-                "before": receipt["before"],
-                "after": receipt["after"],
-                "kl": receipt["metrics"]["kl"]["after"],
+                "before": every(receipt)["score"]["before"],
+                "after": every(receipt)["score"]["after"],
+                "kl": every(receipt)["kl"]["after"],
                 "moved": receipt["movement"]["relative_update"],
-                "seconds": receipt["seconds"],
-                "step_seconds": receipt["step_seconds"],
-                "rollout_seconds": receipt.get("rollout_seconds", {}),
             }
             for member, receipt in zip(members, receipts, strict=True)
         ],
@@ -439,8 +449,6 @@ def measure_front(
     """Measure the policies between the first start and the last merge, choose one, and conclude the run with it."""
     setup = set_up(training_of(config, evaluate_every=1), find(config.method))
     method, parts = setup.method, setup.data.parts
-    if not parts["validation"]:
-        raise UserError("data.validation is 0, but the share of the front is chosen on that part; raise it")
     before = measure_start(setup)
     directory.write_json("environment.json", environment(method.model.packed))
     start, end = weights.snapshot(method.model.packed), loaded(config, merged)
@@ -463,18 +471,31 @@ def measure_front(
     last_movement = Movement.since(method.model, start)
     chosen = choose(config.choose, [each for each in front if each.share in config.front])
     weights.restore(method.model.packed, chosen.parameters)
-    setup.checks.append(interpolation_check(start, end, chosen))
+    setup.checks.append(
+        interpolation_check(start, end, weights.snapshot(method.model.packed), float(chosen.share or 0))
+    )
     directory.write_lines("front.jsonl", (row for each in (*front, *singles) for row in each.rows()))
-    every = [member for facts in iterations for member in facts["members"]]
-    steps = sum(RunDirectory(Path(member["path"])).lines("metrics.jsonl")[-1]["step"] for member in every)
-    seconds = {name: sum(member[name] for member in every) for name in ("seconds", "step_seconds")}
-    kept = Movement.since(method.model, start)
-    trained = Trained(steps, steps, last_movement, kept, None, None, seconds["seconds"], seconds["step_seconds"], 0)
+    runs = [RunDirectory(Path(member["path"])) for facts in iterations for member in facts["members"]]
+    receipts = [run.read_json("receipt.json") for run in runs]
+    taken = [run.lines("metrics.jsonl")[-1]["step"] for run in runs]
+    planned = [n if "stopped" in receipt else setup.steps for n, receipt in zip(taken, receipts, strict=True)]
+    trained = Trained(
+        taken=sum(taken),
+        planned=sum(planned),
+        last_movement=last_movement,
+        kept_movement=Movement.since(method.model, start),
+        broken=None,
+        stopped=None,
+        seconds=sum(receipt["seconds"] for receipt in receipts),
+        step_seconds=sum(receipt["step_seconds"] for receipt in receipts),
+        tokens=round(sum(receipt["tokens_per_second"] * receipt["seconds"] for receipt in receipts)),
+    )
     facts = {
         "command": "warp",
+        "peak_gb": max(peak_gb(), *(receipt["peak_gb"] for receipt in receipts)),
         "rollout_seconds": {
-            name: sum(member["rollout_seconds"].get(name, 0.0) for member in every)
-            for name in every[0]["rollout_seconds"]
+            name: sum(receipt["rollout_seconds"][name] for receipt in receipts)
+            for name in receipts[0].get("rollout_seconds", {})
         },
         "warp": {
             "iterations": iterations,
@@ -499,21 +520,15 @@ def choose(rule: str, front: Sequence[Candidate]) -> Candidate:
     `knee` is the point furthest above the line from the first to the last point of the front, with score and KL both
     scaled to their range.
 
-    Raises:
-        UserError: no candidate is within the KL, or none has this share.
+    The configuration has made sure that the share, or for a KL the start, is on the front.
     """
     match = CHOICES.match(rule)
     assert match is not None, "the configuration was checked"
     kl, score = (np.array([each.validation.table_of(name).mean(name) for each in front]) for name in ("kl", "score"))
     if match["share"]:
-        named = [each for each in front if each.share == float(match["share"])]
-        if not named:
-            raise UserError(f"choose is {rule}, but front is {[each.share for each in front]}; add this share to front")
-        return named[0]
+        return next(each for each in front if each.share == float(match["share"]))
     if match["kl"]:
         within = np.flatnonzero(kl <= float(match["kl"]))
-        if not len(within):
-            raise UserError(f"choose is {rule!r}, but the least KL of the front is {kl.min():.3g} nats; raise it")
         return front[int(within[score[within].argmax()])]
     if not np.ptp(kl) or not np.ptp(score):
         return front[int(score.argmax())]
@@ -524,15 +539,17 @@ def choose(rule: str, front: Sequence[Candidate]) -> Candidate:
     return front[int((up - line).argmax())]
 
 
-def interpolation_check(start: Mapping[str, Tensor], end: Mapping[str, Tensor], chosen: Candidate) -> Check:
-    """F39: the chosen weights are the share of the way to the merge that they are said to be."""
+def interpolation_check(
+    start: Mapping[str, Tensor], end: Mapping[str, Tensor], policy: Mapping[str, Tensor], share: float
+) -> Check:
+    """F39: the policy's weights are this share of the way from start to merge."""
 
     def distance(to: Mapping[str, Tensor]) -> float:
         return math.sqrt(sum(float((to[name].double() - start[name]).square().sum()) for name in start))
 
-    share, whole = float(chosen.share or 0.0), distance(end)
-    found = distance(chosen.parameters) / whole if whole else math.nan
-    return below("interpolated-as-asked", abs(found - share), 1e-3, detail=f"{found:.4f} of the way, asked {share:g}")
+    whole = distance(end)
+    part = distance(policy) / whole if whole else math.nan
+    return below("interpolated-as-asked", abs(part - share), 1e-3, detail=f"{part:.4f} of the way, asked {share:g}")
 
 
 def remarks_on(merged: Candidate, members: Sequence[Candidate]) -> list[str]:
