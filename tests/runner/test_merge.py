@@ -350,7 +350,7 @@ def no_weights(saved: list[str]) -> str:
 
 def no_such_directory(saved: list[str]) -> str:
     saved[2] += "-missing"
-    return "cannot be read .*No such file.*; name the directory of a saved model"
+    return "members '.*-missing' is not a directory; name a run, or a directory that has config.json"
 
 
 def another_template(saved: list[str]) -> str:

@@ -254,7 +254,7 @@ def test_dpo_may_train_the_members(start: str, tmp_path: Path) -> None:
     ended = warp(config, InProcess())
     members = [weights(tmp_path / "run" / "iteration-1" / f"member-{n}" / "model") for n in (1, 2)]
     assert same(weights(ended.path / "model"), linear(weights(start), members).weights)
-    with pytest.raises(UserError, match=r"evaluation\.scorer is not set; name the scorer that the front is measured by"):
+    with pytest.raises(UserError, match=r"evaluation\.scorer is not set; name the scorer that the front is"):
         settings.build(config_of("dpo"), {"method": "dpo", "model": {"path": start}, "data": {"source": "world"}})
     with pytest.raises(UserError, match="method is 'reward', which has no reference model; WARP averages policies"):
         config_of("reward")

@@ -20,7 +20,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor
 
-from treeward.data.sources import is_hub_id
+from treeward.data.sources import hub_reachable, is_hub_id
 from treeward.errors import UserError
 from treeward.merging.arithmetic import (
     Group,
@@ -48,6 +48,7 @@ FROM_START = ("slerp", "balanced-slerp", "liti")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SMALL_ANGLE = 40.0
 """Degrees between task vectors below which members are too alike for averaging to help."""
+MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 FRONT = """---
 library_name: transformers
 tags: [merge, treeward]
@@ -137,7 +138,7 @@ def merge(config: MergeRun) -> MergeResult:
     """
     begun = time.monotonic()
     path = free_path("merge", config.out)
-    start = None if config.start is None else Checkpoint(local(config.start))
+    start = None if config.start is None else Checkpoint(local(config.start, "start"))
     members = [opened(name, start) for name in config.members]
     like = members[0].base if isinstance(members[0], Adapted) else members[0]
     bases = [member for member in (start, *members) if isinstance(member, Checkpoint)]
@@ -200,20 +201,25 @@ class Zeros(Mapping[str, Tensor]):
         return len(self.like)
 
 
-def local(name: str) -> Path:
+def local(name: str, field: str) -> Path:
     """The directory of a model: of a run, of a saved model, or of a hub id that is on this machine or can be fetched.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none; `field` is the option that names it.
     """
     path = Path(model_directory(name)).expanduser()
-    if path.exists() or not is_hub_id(name):
+    if path.is_dir():
         return path
+    if not is_hub_id(name):
+        raise UserError(f"{field} {name!r} is not a directory; name a run, or a directory that has config.json")
+    online = hub_reachable()
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]))
-    except (OSError, HfHubHTTPError) as problem:
-        reason = str(problem).partition("\n")[0]
-        raise UserError(f"{name!r} is not a directory here, and the hub does not give it ({reason})") from None
+        return Path(snapshot_download(name, allow_patterns=MODEL_FILES, local_files_only=not online))
+    except (OSError, HfHubHTTPError):
+        there = "the hub does not have it" if online else "the hub cannot be reached"
+        raise UserError(
+            f"{field} {name!r} is not a directory here, and {there}; name the directory of a model"
+        ) from None
 
 
 def opened(name: str, start: Checkpoint | None) -> Checkpoint | Adapted:
@@ -222,7 +228,7 @@ def opened(name: str, start: Checkpoint | None) -> Checkpoint | Adapted:
     Raises:
         UserError: the directory has no weights, or an adapter has no start to be added to.
     """
-    path = local(name)
+    path = local(name, "members")
     if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
         if start is None:
             raise UserError(f"members has the adapter {name!r}, but start is not set: name its base model with --start")
