@@ -1,19 +1,24 @@
 """WARP against REINFORCE on the embedded world: fronts of gold score against KL at equal numbers of sampled responses.
 
-`python bench/evidence_warp.py OUT` trains every arm on 12,800 responses per seed against a small reward model; the gold
-score judges and trains nothing. An arm's front is the policies between its first start and its last merge, so REINFORCE
-has one too: the interpolation from the start to its policy. Prints every arm's front against that of the best beta of
-REINFORCE, with intervals over seeds and prompts, and draws OUT/fronts.png. `--part validation --seeds 0,1,2` explores;
-`--part test --seeds 3,4,5,6,7 --only 'ARM;ARM'` is for arms that were fixed before. What is in OUT is not made again.
+Every arm samples 12,800 responses per seed and trains on the score of a small reward model; the gold score judges and
+trains nothing. An arm's front is the policies between its first start and its last merge, so REINFORCE has one too: the
+interpolation from the start to its policy.
+
+`python bench/evidence_warp.py OUT --search` tries the settings of SETTINGS on seeds 0 to 2 and validation prompts, with
+four arms each. `python bench/evidence_warp.py OUT --setting NAME --seeds 3,4,5,6,7 --part test` runs every arm with one
+setting, prints fronts and claims with intervals, and draws OUT/fronts.png. What is in OUT is not made again.
 """
 
 import argparse
 import json
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib import pyplot as plt
+from numpy.typing import NDArray
 
 from made import made
 from treeward.methods.reward import Reward, RewardRun
@@ -21,10 +26,10 @@ from treeward.methods.sft import SFT, SFTRun
 from treeward.report.figures import COLOURS, MARKERS, STYLE
 from treeward.runner import settings
 from treeward.runner.warp import WarpRun, warp
-from treeward.stats.frontier import Between, Front, between
-from treeward.stats.intervals import Difference
+from treeward.stats.frontier import Front, between
+from treeward.stats.intervals import Difference, Interval, clustered_mean, paired_mean
 
-PAIRS, RESPONSES, PER_STEP = 3000, 12_800, 64
+RESPONSES, PER_STEP = 12_800, 64
 FROZEN: dict[str, Any] = {"iterations": 1, "members": 1, "reference": {"kind": "frozen"}}
 WARP: dict[str, Any] = {"iterations": 2, "members": 2, "reference": {"rate": 0.05}, "kl": {"beta": 0.05}}
 ARMS: dict[str, dict[str, Any]] = {
@@ -36,51 +41,89 @@ ARMS: dict[str, dict[str, Any]] = {
     "M=2, slerp": {**WARP, "iterations": 1},
     "M=2, linear": {**WARP, "iterations": 1, "merge": "linear"},
     "M=4, slerp": {**WARP, "iterations": 1, "members": 4},
-    "WARP, I=2, M=2": WARP,
-    "WARP, I=3, M=2": {**WARP, "iterations": 3},
+    "WARP": WARP,
+    "WARP, I=3": {**WARP, "iterations": 3},
     "WARP with leave-one-out": {**WARP, "baseline": {"kind": "leave-one-out"}},
 }
 """All arms sample equally many responses: the steps of a member are what iterations and members leave."""
+SEARCHED = ["REINFORCE, beta 0.01", "REINFORCE, beta 0.05", "REINFORCE, beta 0.1", "WARP"]
+"""The arms that are run with every setting."""
+SETTINGS: dict[str, dict[str, Any]] = {
+    "3,000 pairs": {"pairs": 3_000},
+    "3,000 pairs, lr 3e-5": {"pairs": 3_000, "lr": 3e-5},
+    "12,000 pairs": {"pairs": 12_000},
+    "12,000 pairs, lr 3e-5": {"pairs": 12_000, "lr": 3e-5},
+}
+"""What was tried: pairs that the reward model learned from, and changes of the recipe world-warp for all arms."""
+SHARES = np.array([0.0, 0.1, 0.3, 0.5, 0.8, 1.0])
+NEARLY_ORTHOGONAL = 78.0
+"""Degrees: the paper has cosines from 0 to 0.2."""
 REFERENCE_ARMS = [name for name in ARMS if name.startswith("REINFORCE")]
 
 
-def train(out: Path, arms: list[str], seeds: list[int]) -> None:
+def train(out: Path, setting: str, arms: list[str], seeds: list[int]) -> None:
     """Make what is missing: the start, the reward model, and a run for each seed and arm."""
     start = made(SFTRun, SFT, settings.recipe("world-sft") | {"require": "any"}, out / "start")
-    pairs = {**settings.recipe("world-reward"), "data": {"source": f"world:{PAIRS}"}, "epochs": 3, "require": "any"}
-    made(RewardRun, Reward, pairs, out / "reward")
+    changes = dict(SETTINGS[setting])
+    pairs = changes.pop("pairs")
+    reward = out / f"reward-{pairs}"
+    data = {"data": {"source": f"world:{pairs}"}, "epochs": 3, "require": "any"}
+    made(RewardRun, Reward, {**settings.recipe("world-reward"), **data}, reward)
     shared = settings.recipe("world-warp")
     del shared["command"]
     for seed in seeds:
         for arm in arms:
-            if (run(out, arm, seed) / "receipt.json").exists():
+            path = run(out, setting, arm, seed)
+            if (path / "receipt.json").exists():
                 continue
-            fields = settings.merge(shared, ARMS[arm])
+            fields = settings.merge(settings.merge(shared, ARMS[arm]), changes)
             fields |= {
-                "model": {"path": str(start)}, "reward": str(out / "reward"), "evaluation": {"scorer": "gold"},
+                "model": {"path": str(start)}, "reward": str(reward), "evaluation": {"scorer": "gold"},
                 "normalise": "running", "steps": RESPONSES // PER_STEP // (fields["iterations"] * fields["members"]),
-                "seed": seed, "require": "any", "threads": 1, "choose": "knee", "out": str(run(out, arm, seed)),
+                "seed": seed, "require": "any", "threads": 1, "choose": "knee", "out": str(path),
             }  # fmt: skip
             warp(settings.build(WarpRun, fields))
 
 
-def run(out: Path, arm: str, seed: int) -> Path:
+def run(out: Path, setting: str, arm: str, seed: int) -> Path:
     """The directory of a run."""
-    return out / "runs" / f"{arm.replace(', ', '-').replace(' ', '-').replace('=', '')}-{seed}"
+    return out / "runs" / re.sub(r"[ ,=]+", "-", setting) / f"{re.sub('[ ,=]+', '-', arm)}-{seed}"
 
 
-def front(out: Path, arm: str, seeds: list[int], part: str) -> Front:
-    """Score and KL by seed, share and prompt."""
-    by_seed = []
+@dataclass(frozen=True)
+class Arm:
+    """What the runs of an arm measured.
+
+    Attributes:
+        front: Score and KL by seed, share and prompt.
+        length: Tokens a response, likewise.
+        angles: For each seed the median angle between task vectors, over blocks and iterations; empty for one member.
+        starts: For each seed the score of each iteration's start and of the last merge, on the test prompts.
+    """
+
+    front: Front
+    length: NDArray[np.float64]
+    angles: list[float]
+    starts: NDArray[np.float64]
+
+
+def read(out: Path, setting: str, arm: str, seeds: list[int], part: str) -> Arm:
+    """The measurements of an arm's runs."""
+    tables, angles, starts = [], [], []
     for seed in seeds:
-        rows = [json.loads(line) for line in (run(out, arm, seed) / "front.jsonl").read_text().splitlines()]
+        path = run(out, setting, arm, seed)
+        rows = [json.loads(line) for line in (path / "front.jsonl").read_text().splitlines()]
         rows = [row for row in rows if row["part"] == part and row["share"] is not None]
         prompts = sorted({row["group"] for row in rows})
         shares = sorted({row["share"] for row in rows})
-        values = {(row["share"], row["group"]): (row["kl"], row["score"]) for row in rows}
-        by_seed.append([[values[share, prompt] for prompt in prompts] for share in shares])
-    table = np.array(by_seed)
-    return Front(arm, table[..., 0], table[..., 1])
+        values = {(row["share"], row["group"]): (row["kl"], row["score"], row["length"]) for row in rows}
+        tables.append([[values[share, prompt] for prompt in prompts] for share in shares])
+        facts = json.loads((path / "receipt.json").read_text())["warp"]
+        angles += [np.mean([each["angles"]["median"] for each in facts["iterations"] if each["angles"]] or [np.nan])]
+        last = next(each for each in facts["front"] if each["share"] == 1.0)["test"]["score"]["value"]
+        starts.append([*(each["members"][0]["before"]["value"] for each in facts["iterations"]), last])
+    table = np.array(tables)
+    return Arm(Front(arm, table[..., 0], table[..., 1]), table[..., 2], angles, np.array(starts))
 
 
 def best(fronts: dict[str, Front]) -> str:
@@ -89,7 +132,7 @@ def best(fronts: dict[str, Front]) -> str:
     return max(arms, key=lambda arm: sum(between(fronts[other], fronts[arm], 2).gap.value for other in arms))
 
 
-def rows_of(fronts: dict[str, Front], rival: str) -> list[str]:
+def comparisons(fronts: dict[str, Front], rival: str) -> list[str]:
     """Every arm: its last policy, and its front against the rival's."""
     rows = [
         "| arm | gold of the last policy | KL | front against the best beta | up to KL | p |",
@@ -100,15 +143,88 @@ def rows_of(fronts: dict[str, Front], rival: str) -> list[str]:
         if arm == rival:
             rows.append(f"{last} the best beta | | |")
             continue
-        found: Between = between(fronts[rival], each)
-        word = " (dominates)" if found.dominates else ""
-        rows.append(f"{last} {change(found.gap)}{word} | {found.upto:.2f} | {found.gap.p:.2g} |")
+        against = between(fronts[rival], each)
+        word = " (dominates)" if against.dominates else ""
+        rows.append(f"{last} {shown(against.gap)}{word} | {against.upto:.2f} | {against.gap.p:.2g} |")
     return rows
 
 
-def change(gain: Difference) -> str:
-    """A difference with its interval."""
-    return f"{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
+def shown(value: Difference | Interval, digits: int = 3) -> str:
+    """A value or difference with its interval."""
+    sign = "+" if isinstance(value, Difference) else ""
+    return f"{value.value:{sign}.{digits}f} [{value.low:{sign}.{digits}f}, {value.high:{sign}.{digits}f}]"
+
+
+def claims(arms: dict[str, Arm], rival: str) -> list[str]:
+    """The claims of the paper, each with its figure and interval."""
+    fronts = {name: arm.front for name, arm in arms.items()}
+    ema, slerp, linear, warp_arm = (arms[name] for name in ("EMA reference", "M=2, slerp", "M=2, linear", "WARP"))
+    seeds = range(len(warp_arm.starts))
+
+    def last(a: Arm, b: Arm, what: str) -> Difference:
+        first, second = (getattr(each.front, what)[:, -1].mean(1) for each in (a, b))
+        return paired_mean(first, second, seeds)
+
+    def bend(arm: Arm, what: str) -> Difference:
+        """How far the mean over the shares is from the straight line between start and merge."""
+        means = getattr(arm.front, what).mean(2)
+        line = means[:, :1] + (means[:, -1:] - means[:, :1]) * SHARES
+        return paired_mean(line.mean(1), means.mean(1), seeds)
+
+    angle = clustered_mean(np.array(warp_arm.angles), seeds)
+    gains = np.diff(arms["WARP, I=3"].starts, axis=1)
+    figures: list[tuple[str, str, Difference, int]] = [
+        ("the front with an averaged reference is above that of the best beta", "score",
+         between(fronts[rival], fronts["EMA reference"]).gap, 1),
+        ("WARP's front is above that of the best beta", "score", between(fronts[rival], fronts["WARP"]).gap, 1),
+        ("WARP's front is above that of the averaged reference alone", "score",
+         between(ema.front, warp_arm.front).gap, 1),
+        ("slerp has a higher score than linear", "score", last(linear, slerp, "score"), 1),
+        ("slerp has a higher KL than linear", "nats", last(linear, slerp, "kl"), 1),
+        ("the front of four members is above that of two", "score",
+         between(slerp.front, arms["M=4, slerp"].front).gap, 1),
+        ("score is concave in the share", "score above the line", bend(warp_arm, "score"), 1),
+        ("KL is convex in the share", "nats above the line", bend(warp_arm, "kl"), -1),
+        ("the second iteration gains less than the first (I=3)", "score",
+         paired_mean(gains[:, 0], gains[:, 1], seeds), -1),
+        ("the third gains less than the second (I=3)", "score", paired_mean(gains[:, 1], gains[:, 2], seeds), -1),
+        ("responses grow longer", "tokens", paired_mean(
+            warp_arm.length[:, 0].mean(1), warp_arm.length[:, -1].mean(1), seeds), 1),
+        ("at equal KL and equal length WARP is above the best beta", "score",
+         at_equal_length(arms[rival], warp_arm), 1),
+    ]  # fmt: skip
+    rows = ["| claim | figure | | here |", "|---|---|---|---|"]
+    right = "holds" if angle.low > NEARLY_ORTHOGONAL else "does not hold"
+    rows.append(f"| task vectors are nearly orthogonal | {shown(angle, 1)} | degrees | {right} |")
+    for text, unit, figure, sign in figures:
+        rows.append(f"| {text} | {shown(figure)} | {unit} | {verdict(figure, sign)} |")
+    return rows
+
+
+def verdict(figure: Difference, sign: int) -> str:
+    """Whether a claim of this sign holds."""
+    if not figure.p < 0.05:
+        return f"not distinguishable (p {figure.p:.2g})"
+    return f"{'holds' if figure.value * sign > 0 else 'does not hold'} (p {figure.p:.2g})"
+
+
+def at_equal_length(a: Arm, b: Arm) -> Difference:
+    """The score of b minus that of a at the largest KL that both reach, and at equal length: the intercept of the
+    regression of a prompt's difference in score on its difference in length, for each seed.
+    """
+    kl = min(float(each.front.kl[:, -1].mean()) for each in (a, b))
+
+    def at(arm: Arm, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Values by seed and prompt where the arm's mean KL is this one, between two shares."""
+        return np.array([
+            [np.interp(kl, means, prompt) for prompt in table.T]
+            for table, means in zip(values, arm.front.kl.mean(2), strict=True)
+        ])  # fmt: skip
+
+    score = at(b, b.front.score) - at(a, a.front.score)
+    length = at(b, b.length) - at(a, a.length)
+    intercepts = [np.polyfit(x, y, 1)[1] for x, y in zip(length, score, strict=True)]
+    return paired_mean(np.zeros(len(intercepts)), np.array(intercepts), range(len(intercepts)))
 
 
 def draw(fronts: dict[str, Front], file: Path) -> None:
@@ -123,20 +239,44 @@ def draw(fronts: dict[str, Front], file: Path) -> None:
         figure.savefig(file, dpi=160, facecolor="white")
 
 
+def search(out: Path, seeds: list[int]) -> None:
+    """The table of all settings that were tried."""
+    print(f"{len(seeds)} seeds, validation prompts\n")
+    print("| setting | best beta | its last policy | WARP's | WARP's angle | WARP's front against it | p |")
+    print("|---|---|---|---|---|---|---|")
+    for setting in SETTINGS:
+        train(out, setting, SEARCHED, seeds)
+        arms = {arm: read(out, setting, arm, seeds, "validation") for arm in SEARCHED}
+        fronts = {name: arm.front for name, arm in arms.items()}
+        rival = best(fronts)
+        ends = [
+            f"{front.score[:, -1].mean():.3f} at {front.kl[:, -1].mean():.2f}"
+            for front in (fronts[rival], fronts["WARP"])
+        ]
+        gap = between(fronts[rival], fronts["WARP"]).gap
+        angle = np.mean(arms["WARP"].angles)
+        print(f"| {setting} | {rival} | {ends[0]} | {ends[1]} | {angle:.0f} | {shown(gap)} | {gap.p:.2g} |", flush=True)
+
+
 def main() -> None:
-    """Make what is missing, print the table, draw the figure."""
+    """Make what is missing, print the tables, draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--search", action="store_true")
+    parser.add_argument("--setting", choices=SETTINGS, default=next(iter(SETTINGS)))
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--part", choices=("validation", "test"), default="validation")
-    parser.add_argument("--only", default="", help="arms by name, separated by semicolons")
     asked = parser.parse_args()
     seeds = [int(text) for text in asked.seeds.split(",")]
-    arms = asked.only.split(";") if asked.only else list(ARMS)
-    train(asked.out, arms, seeds)
-    fronts = {arm: front(asked.out, arm, seeds, asked.part) for arm in arms}
-    print(f"{len(seeds)} seeds, {next(iter(fronts.values())).kl.shape[2]} {asked.part} prompts")
-    print("\n".join(rows_of(fronts, best(fronts))))
+    if asked.search:
+        search(asked.out, seeds)
+        return
+    train(asked.out, asked.setting, list(ARMS), seeds)
+    arms = {arm: read(asked.out, asked.setting, arm, seeds, asked.part) for arm in ARMS}
+    fronts = {name: arm.front for name, arm in arms.items()}
+    rival = best(fronts)
+    print(f"{asked.setting}: {len(seeds)} seeds, {fronts[rival].kl.shape[2]} {asked.part} prompts\n")
+    print("\n".join([*comparisons(fronts, rival), "", *claims(arms, rival)]))
     draw(fronts, asked.out / "fronts.png")
     print(f"\n{asked.out / 'fronts.png'}")
 

@@ -184,8 +184,10 @@ def test_validation_and_test_prompts_are_apart(whole: Finished) -> None:
     assert parts["validation"]
     assert not parts["validation"] & parts["test"]
     assert parts["test"] == {row["group"] for row in rows(whole.path / "evaluation.jsonl")}
-    half = [row["score"] for row in front if row["name"] == "0.5" and row["part"] == "test"]
-    assert np.mean(half) == pytest.approx(whole.receipt["after"]["value"])
+    half = [row for row in front if row["name"] == "0.5" and row["part"] == "test"]
+    assert np.mean([row["score"] for row in half]) == pytest.approx(whole.receipt["after"]["value"])
+    measured = rows(whole.path / "evaluation.jsonl")
+    assert [row["length"] for row in half] == [row["after"]["length"] for row in measured]
 
 
 def test_a_series_that_was_stopped_goes_on_to_the_same_weights(whole: Finished, start: str, tmp_path: Path) -> None:

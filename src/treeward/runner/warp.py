@@ -436,11 +436,11 @@ class Candidate:
         return {"name": self.name, "share": self.share, **figures}
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Score and KL of each prompt."""
+        """Score, KL and tokens a response, of each prompt."""
         for part, measured in (("validation", self.validation), ("test", self.test)):
             for row in measured.table_of("score").rows():
                 shared = {"name": self.name, "share": self.share, "part": part}
-                yield shared | {name: row[name] for name in ("group", "score", "kl")}
+                yield shared | {name: row[name] for name in ("group", "score", "kl", "length") if name in row}
 
 
 def measure_front(
