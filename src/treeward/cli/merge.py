@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 
+import torch
+
 from treeward.cli.parse import config_class, overridden, parse, without_recipe
 from treeward.cli.show import print_json
 from treeward.merging import Group
@@ -15,6 +17,9 @@ from treeward.runs.directory import finite
 def run(verb: str, arguments: Sequence[str]) -> int:
     """Merge, and print norms and angles by group."""
     words = parse(arguments, ("json",))
+    torch.set_num_threads(
+        1
+    )  # the threads that hash and write keep the other cores busy; two here take 1.4 times as long
     result = merge(settings.build(config_class(verb), overridden(without_recipe(verb, words))))
     if "json" in words.flags:
         facts = {"path": str(result.path), "groups": [asdict(group) for group in result.groups]}

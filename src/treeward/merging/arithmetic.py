@@ -37,7 +37,7 @@ Gram: TypeAlias = Float[Tensor, "M M"]
 Rule: TypeAlias = Callable[[Gram], tuple[list[float], bool]]
 """The coefficient of each member, and whether the rule fell back to linear interpolation."""
 
-CHUNK = 1 << 18
+CHUNK = 1 << 17
 """Elements of a tensor that are summed at a time: float64 copies of a chunk stay in the cache."""
 LEAST_MOVEMENT = 1e-5
 """A member whose task vector is shorter than this share of the start's norm was not trained."""
@@ -278,10 +278,11 @@ class Geometry:
         """Count one tensor; one that is not of a floating type has no part in the geometry."""
         if not start.is_floating_point():
             return
-        for origin, *ends in _chunks([start, *members]):
-            vectors = torch.stack(ends) - origin
-            self.gram += (vectors @ vectors.T).cpu()
+        for chunk in _chunks([start, *members]):
+            origin, vectors = chunk[0], chunk[1:]
             self.start += float(origin @ origin)
+            vectors -= origin
+            self.gram += (vectors @ vectors.T).cpu()
 
     def merged_by(self, rule: Rule, name: str) -> Group:
         """The group with the coefficients that the rule gives."""
@@ -311,8 +312,8 @@ def combine(name: str, tensors: Sequence[Tensor], coefficients: Sequence[float])
     flat = sums.view(-1)
     at = 0
     for chunk in _chunks(tensors):
-        total = torch.zeros_like(chunk[0]).neg_()  # -0.0 + x is x, also for x = -0.0
-        for part, coefficient in zip(chunk, coefficients, strict=True):
+        total = chunk[0].mul_(coefficients[0]) if coefficients[0] else chunk[0].fill_(-0.0)  # -0.0 + x is x
+        for part, coefficient in zip(chunk[1:], coefficients[1:], strict=True):
             if coefficient:
                 total.add_(part, alpha=coefficient)
         flat[at : at + len(total)] = total
@@ -320,11 +321,16 @@ def combine(name: str, tensors: Sequence[Tensor], coefficients: Sequence[float])
     return sums
 
 
-def _chunks(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """The same elements of all tensors in float64, a cacheful at a time."""
+def _chunks(tensors: Sequence[Tensor]) -> Iterator[Float[Tensor, "tensors elements"]]:
+    """The same elements of all tensors in float64, a cacheful at a time. The next chunk is written over the last."""
     flat = [tensor.detach().reshape(-1) for tensor in tensors]
-    for at in range(0, len(flat[0]), CHUNK):
-        yield [tensor[at : at + CHUNK].double() for tensor in flat]
+    size = len(flat[0])
+    chunk = torch.empty(len(flat), min(CHUNK, size), dtype=torch.float64, device=flat[0].device)
+    for at in range(0, size, CHUNK):
+        part = chunk[:, : size - at]
+        for row, tensor in zip(part, flat, strict=True):
+            row.copy_(tensor[at : at + CHUNK])
+        yield part
 
 
 # What the models must share

@@ -9,10 +9,12 @@ import json
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from mmap import ACCESS_COPY, ALLOCATIONGRANULARITY, mmap
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -44,11 +46,13 @@ class Entry:
 
 
 class Tensors(Mapping[str, Tensor]):
-    """The tensors of safetensors files by name. One is read from its file each time it is asked for.
+    """The tensors of safetensors files by name. One is mapped from its file each time it is asked for.
 
     Raises:
         UserError: a file is missing or damaged.
     """
+
+    _hashing: "Future[str] | None" = None
 
     def __init__(self, files: Sequence[Path]) -> None:
         self.files = files
@@ -56,12 +60,17 @@ class Tensors(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         entry = self.entries[name]
-        data = bytearray(entry.end - entry.begin)
+        if entry.begin == entry.end:
+            return torch.empty(entry.shape, dtype=entry.dtype)
+        page = entry.begin - entry.begin % ALLOCATIONGRANULARITY
         with entry.file.open("rb") as file:
-            file.seek(entry.begin)
-            if file.readinto(data) != len(data):
-                raise UserError(f"{str(entry.file)!r} is damaged: it ends inside {name!r}")
-        values: Tensor = torch.frombuffer(data, dtype=entry.dtype) if data else torch.empty(0, dtype=entry.dtype)
+            try:
+                mapped = mmap(file.fileno(), entry.end - page, access=ACCESS_COPY, offset=page)
+            except ValueError:
+                raise UserError(f"{str(entry.file)!r} is damaged: it ends inside {name!r}") from None
+        values: Tensor = torch.frombuffer(
+            mapped, dtype=entry.dtype, count=math.prod(entry.shape), offset=entry.begin - page
+        )
         return values.reshape(entry.shape)
 
     def __iter__(self) -> Iterator[str]:
@@ -73,6 +82,13 @@ class Tensors(Mapping[str, Tensor]):
     @cached_property
     def hash(self) -> str:
         """SHA-256 of the files' bytes, in the order of their names."""
+        return self._hashing.result() if self._hashing else self._read_hash()
+
+    def hash_in(self, pool: Executor) -> None:
+        """Begin to hash in another thread; `hash` waits for it."""
+        self._hashing = pool.submit(self._read_hash)
+
+    def _read_hash(self) -> str:
         digest = hashlib.sha256()
         for path in self.files:
             with path.open("rb") as file:
@@ -93,13 +109,18 @@ class Checkpoint(Tensors):
         self.config = _json(self.directory / "config.json")
         super().__init__(weight_files(self.directory))
 
+    @property
+    def tokenizer(self) -> bytes | None:
+        """The content of tokenizer.json; None without one."""
+        file = self.directory / "tokenizer.json"
+        return file.read_bytes() if file.exists() else None
+
     @cached_property
     def vocabulary(self) -> dict[str, int] | None:
         """Token ids by token, from tokenizer.json; None without one."""
-        file = self.directory / "tokenizer.json"
-        if not file.exists():
+        if self.tokenizer is None:
             return None
-        facts = _json(file)
+        facts = _json(self.directory / "tokenizer.json")
         tokens = facts.get("model", {}).get("vocab", {})
         if isinstance(tokens, list):  # a unigram model lists (token, log-probability)
             tokens = {token: number for number, (token, *_) in enumerate(tokens)}
@@ -139,6 +160,10 @@ class Adapted(Mapping[str, Tensor]):
     def hash(self) -> str:
         """SHA-256 of the bytes of the adapter's file."""
         return self._adapter.hash
+
+    def hash_in(self, pool: Executor) -> None:
+        """Begin to hash in another thread; `hash` waits for it."""
+        self._adapter.hash_in(pool)
 
     def __getitem__(self, name: str) -> Tensor:
         weight = self.base[name]
@@ -188,8 +213,9 @@ def check_belong_together(checkpoints: Sequence[Checkpoint]) -> list[str]:
             there, mine = other.config.get(name), first.config.get(name)
             if name not in BOOKKEEPING and there != mine:
                 raise UserError(f"{here} differ in config.json: {name} is {there!r} and {mine!r}")
-        _check_vocabulary(first, other, here)
-        if first.vocabulary is None or other.vocabulary is None:
+        if first.tokenizer != other.tokenizer:
+            _check_vocabulary(first, other, here)
+        if first.tokenizer is None or other.tokenizer is None:
             remarks.append(f"{here}: one has no tokenizer.json, so their vocabularies were not compared")
         only = sorted(first.entries.keys() ^ other.entries.keys())
         if only:
@@ -216,15 +242,20 @@ def write(
     tensors: Iterator[tuple[str, Tensor]],
     dtype: torch.dtype,
     start: Mapping[str, Tensor],
-) -> None:
+) -> str:
     """Write a checkpoint a tensor at a time, in files as those of `like`, with its other files.
+
+    A tensor is written while the next one is made.
 
     Args:
         directory: An empty directory.
-        like: Gives the names, shapes and files, in the order of `tensors`.
-        tensors: Every tensor of `like`, with its name.
+        like: Gives the names, shapes and files.
+        tensors: Every tensor of `like` with its name, in the order of `like`.
         dtype: Of the written floating tensors; the others keep theirs.
         start: What the merge changed; a cast is measured against the change.
+
+    Returns:
+        The hash of the written checkpoint, as `Tensors.hash`.
 
     Raises:
         UserError: the cast removes more than 1 % of the change.
@@ -232,21 +263,28 @@ def write(
     order = list(like.entries)
     by_file = {file.name: [name for name in order if like.entries[name].file == file] for file in like.files}
     types = {name: dtype if entry.dtype.is_floating_point else entry.dtype for name, entry in like.entries.items()}
-    places = {
-        name: (directory / file, at)
-        for file, names in by_file.items()
-        for name, at in _write_header(directory / file, names, like, types).items()
-    }
     removed = changed = 0.0
-    for name, tensor in tensors:
-        cast = tensor.to(types[name]).contiguous()
-        if cast.dtype != tensor.dtype:
-            removed += float((cast.double() - tensor).square().sum())
-            changed += float((tensor.double() - start[name]).square().sum())
-        file, at = places[name]
-        with file.open("r+b") as out:
-            out.seek(at)
-            out.write(cast.reshape(-1).view(torch.uint8).numpy().data)
+    digest = hashlib.sha256()
+
+    def put(out: BinaryIO, data: bytes | memoryview) -> None:
+        out.write(data)
+        digest.update(data)
+
+    with ThreadPoolExecutor(1) as writer:
+        for file, names in by_file.items():
+            with (directory / file).open("wb") as out:
+                writing = writer.submit(put, out, _header(names, like, types))
+                for wanted in names:
+                    name, tensor = next(tensors)
+                    assert name == wanted, f"{name} comes where {wanted} should"
+                    cast = tensor.to(types[name]).contiguous()
+                    if cast.dtype != tensor.dtype:
+                        removed += float((cast.double() - tensor).square().sum())
+                        changed += float((tensor.double() - start[name]).square().sum())
+                    data = cast.reshape(-1).view(torch.uint8).numpy().data
+                    writing.result()
+                    writing = writer.submit(put, out, data)
+                writing.result()
     if removed > LARGEST_ROUNDING**2 * changed:
         share = math.sqrt(removed / changed) if changed else math.inf
         raise UserError(
@@ -257,19 +295,23 @@ def write(
         index = {"metadata": {"total_size": size}, "weight_map": {n: f for f, names in by_file.items() for n in names}}
         (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     config = {name: value for name, value in like.config.items() if name != "torch_dtype"}
-    names = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float64: "float64"}
-    config["dtype"] = names[dtype]
+    type_names = {
+        torch.float32: "float32",
+        torch.float16: "float16",
+        torch.bfloat16: "bfloat16",
+        torch.float64: "float64",
+    }
+    config["dtype"] = type_names[dtype]
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     skipped = {*(file.name for file in like.files), INDEX, "config.json", "README.md"}
-    for file in like.directory.iterdir():
-        if file.is_file() and file.name not in skipped and file.suffix in (".json", ".jinja", ".txt", ".model"):
-            shutil.copyfile(file, directory / file.name)
+    for other in like.directory.iterdir():
+        if other.is_file() and other.name not in skipped and other.suffix in (".json", ".jinja", ".txt", ".model"):
+            shutil.copyfile(other, directory / other.name)
+    return digest.hexdigest()
 
 
-def _write_header(
-    file: Path, names: Sequence[str], like: Checkpoint, types: Mapping[str, torch.dtype]
-) -> dict[str, int]:
-    """Write the header of a safetensors file; the place in the file of each tensor to come."""
+def _header(names: Sequence[str], like: Checkpoint, types: Mapping[str, torch.dtype]) -> bytes:
+    """What stands before the tensors in a safetensors file."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
     for name in names:
@@ -279,10 +321,7 @@ def _write_header(
         at += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with file.open("wb") as out:
-        out.write(len(text).to_bytes(8, "little") + text)
-        out.truncate(8 + len(text) + at)
-    return {name: 8 + len(text) + header[name]["data_offsets"][0] for name in names}
+    return len(text).to_bytes(8, "little") + text
 
 
 def _entries(file: Path) -> dict[str, Entry]:

@@ -56,7 +56,7 @@ class Budgets:
 def write_policy(directory: Path, tokenizer: Tokenizer, budgets: Budgets | None) -> None:
     """Write the `treeward.json` of a policy: the hash of its vocabulary and, where a run trained it, its budgets."""
     facts = {"schema": 1, "tokenizer": vocabulary_hash(tokenizer), **(budgets.facts() if budgets else {})}
-    _write(directory, facts)
+    _write(directory, facts, weights_hash(directory))
 
 
 def write(
@@ -82,19 +82,22 @@ def write(
     }
     if thresholds is not None:
         facts["head"]["thresholds"] = rising_thresholds(thresholds.detach()).tolist()
-    _write(directory, facts)
+    _write(directory, facts, weights_hash(directory))
     (directory / "README.md").write_text(card(facts["head"]), encoding="utf-8")
 
 
-def write_merged(directory: Path, facts: Mapping[str, Any]) -> None:
-    """Write the `treeward.json` of merged weights, which are in `directory` already, from what the members share."""
+def write_merged(directory: Path, facts: Mapping[str, Any], weights: str) -> None:
+    """Write the `treeward.json` of merged weights, which are in `directory` already, from what the members share.
+
+    `weights` is their hash, as `weights_hash` gives it.
+    """
     if "head" in facts:
         with torch.device("meta"):
             module = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(directory))
         names = {id(parameter): name for name, parameter in module.named_parameters()}
         saved = Checkpoint(directory)
         facts = {**facts, "head_hash": hash_of(saved[names[id(p)]] for p in output_layer(module).parameters())}
-    _write(directory, facts)
+    _write(directory, facts, weights)
 
 
 def start_of(config: ModelConfig) -> dict[str, Any]:
@@ -109,8 +112,8 @@ def weights_hash(directory: Path) -> str | None:
     return Checkpoint(directory).hash if list(directory.glob("*.safetensors")) else None
 
 
-def _write(directory: Path, facts: Mapping[str, Any]) -> None:
-    text = json.dumps({**facts, "weights": weights_hash(directory)}, indent=2)
+def _write(directory: Path, facts: Mapping[str, Any], weights: str | None) -> None:
+    text = json.dumps({**facts, "weights": weights}, indent=2)
     (directory / NAME).write_text(text + "\n", encoding="utf-8")
 
 

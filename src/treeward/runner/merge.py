@@ -10,6 +10,8 @@ import os
 import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -143,26 +145,31 @@ def merge(config: MergeRun) -> MergeResult:
     like = members[0].base if isinstance(members[0], Adapted) else members[0]
     bases = [member for member in (start, *members) if isinstance(member, Checkpoint)]
     remarks = check_belong_together(bases)
-    if start is not None:
-        remarks += check_start(start, members)
-    treeward = shared_facts(config, start, members)
-    groups: dict[str, Group] = {}
-    tensors: Iterator[tuple[str, Tensor]]
-    if start is None and config.kind != "weight-slerp":
-        weights = config.coefficients()
-        tensors = ((name, combine(name, [member[name] for member in members], weights)) for name in like)
-    else:
-        origin: Mapping[str, Tensor] = Zeros(like) if start is None else start
-        of_group = group_names(like, config.groups)
-        groups = measured(origin, members, of_group, config.rule())
-        if start is not None:
-            check_movement(groups.values(), [f"member {name!r}" for name in config.members])
-        remarks += remarks_on(groups.values(), of_full_weights=start is None)
-        tensors = merged_tensors(origin, members, of_group, groups)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.mkdir(parents=True)
-    try:
-        write(temporary, like, tensors, PRECISIONS[config.precision], members[0] if start is None else start)
+    with ExitStack() as at_end:
+        hashing = ThreadPoolExecutor(1)
+        at_end.callback(hashing.shutdown, wait=False, cancel_futures=True)
+        for model in members if start is None else (start, *members):
+            model.hash_in(hashing)
+        if start is not None:
+            remarks += check_start(start, members)
+        treeward = shared_facts(config, start, members)
+        groups: dict[str, Group] = {}
+        tensors: Iterator[tuple[str, Tensor]]
+        if start is None and config.kind != "weight-slerp":
+            coefficients = config.coefficients()
+            tensors = ((name, combine(name, [member[name] for member in members], coefficients)) for name in like)
+        else:
+            origin: Mapping[str, Tensor] = Zeros(like) if start is None else start
+            of_group = group_names(like, config.groups)
+            groups = measured(origin, members, of_group, config.rule())
+            if start is not None:
+                check_movement(groups.values(), [f"member {name!r}" for name in config.members])
+            remarks += remarks_on(groups.values(), of_full_weights=start is None)
+            tensors = merged_tensors(origin, members, of_group, groups)
+        temporary.mkdir(parents=True)
+        at_end.callback(shutil.rmtree, temporary, ignore_errors=True)
+        weights = write(temporary, like, tensors, PRECISIONS[config.precision], members[0] if start is None else start)
         facts = finite(
             {
                 "kind": config.kind,
@@ -175,12 +182,10 @@ def merge(config: MergeRun) -> MergeResult:
                 "remarks": remarks,
             }
         )
-        artifact.write_merged(temporary, treeward)
+        artifact.write_merged(temporary, treeward, weights)
         RunDirectory(temporary).write_json("merge.json", facts)
         (temporary / "README.md").write_text(card(facts, treeward), encoding="utf-8")
         temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return MergeResult(path, tuple(groups.values()), remarks, time.monotonic() - begun)
 
 
