@@ -21,6 +21,7 @@ import reward
 import sample
 import score
 import sweep
+import warp
 from records import Record, Setting, Unequal, write
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,6 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BENCHES: dict[str, Callable[[Setting], list[Record]]] = {
     "dpo": dpo.bench, "reward": reward.bench, "score": score.bench, "sample": sample.bench,
     "sample-uneven": sample.uneven, "reinforce": reinforce.bench, "sweep": sweep.bench,
+    "warp": warp.bench,
 }  # fmt: skip
 """What each bench measures and prints; a new bench is one file and one entry here."""
 
