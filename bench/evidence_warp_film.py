@@ -1,7 +1,7 @@
 """WARP on film reviews, with three rates of the averaged reference.
 
-`python bench/evidence_warp_film.py OUT` uses the policy, the reward model and the judge of evidence_dpo.py (made if they
-are not in OUT yet), trains two iterations of two members with each rate on as many samples as REINFORCE has in
+`python bench/evidence_warp_film.py OUT` uses the policy, reward model and judge of evidence_dpo.py (made if they are not
+in OUT yet), trains two iterations of two members with each rate on as many samples as REINFORCE has in
 evidence_reinforce.py, prints the fronts, and measures the start and the last merge of each rate on 100 and on 500
 held-out prompts. What is in OUT already is not made again; `--only RATE` runs some rates.
 """
@@ -24,7 +24,7 @@ RATES = (0.01, 0.05, 0.2)
 HELD_OUT = (100, 500)
 ITERATIONS, MEMBERS = 2, 2
 METRICS = {
-    "score": "score", "judge": "judge:", "KL, nats": "kl", "entropy, nats a token": "entropy",
+    "score": "score", "judge": "judge", "KL, nats": "kl", "entropy, nats a token": "entropy",
     "NLL under the start": "start_nll", "repetition": "repetition", "tokens": "length",
 }  # fmt: skip
 """Columns of the table, and the metrics that they show."""
@@ -94,8 +94,8 @@ def line(name: str, figures: Mapping[str, Mapping[str, Any]]) -> str:
     """A policy's figures with their intervals."""
     cells = [name]
     for metric in METRICS.values():
-        name_of_metric = next((key for key in figures if key == metric or ":" in metric and key.startswith(metric)), "")
-        cells.append(shown(figures[name_of_metric]) if name_of_metric else "0")
+        measured = [facts for key, facts in figures.items() if key.split(":")[0] == metric]
+        cells.append(shown(measured[0]) if measured else "0")
     return f"| {' | '.join(cells)} |"
 
 
