@@ -1,7 +1,7 @@
 """WARP on film reviews, with three rates of the averaged reference.
 
-`python bench/evidence_warp_film.py OUT` uses the policy, reward model and judge of evidence_dpo.py (made if they are not
-in OUT yet), trains two iterations of two members with each rate on as many samples as REINFORCE has in
+`python bench/evidence_warp_film.py OUT` takes the policy, reward model and judge of evidence_dpo.py from OUT, or makes
+them there. It trains two iterations of two members with each rate, on as many samples as REINFORCE has in
 evidence_reinforce.py, prints the fronts, and measures the start and the last merge of each rate on 100 and on 500
 held-out prompts. What is in OUT already is not made again; `--only RATE` runs some rates.
 """
