@@ -1,4 +1,4 @@
-"""The peer's own environment, `.venv-bench`: TRL never enters ours."""
+"""The peers' own environment, `.venv-bench`: TRL and mergekit never enter ours."""
 
 import subprocess
 import sys
@@ -8,15 +8,19 @@ VERSION = "1.16.0"
 TORCH = "2.13.0"
 
 
-def ready(root: Path) -> Path:
-    """The interpreter of an environment with this TRL and torch, made or mended where it is not there."""
+def ready(root: Path, *extra: str) -> Path:
+    """The interpreter of an environment with this TRL and torch, made or mended where it is not there.
+
+    `extra` are further requirements with their versions, such as mergekit==0.1.5.
+    """
     python = root / ".venv-bench" / "bin" / "python"
     if not python.exists():
         print("making .venv-bench", file=sys.stderr, flush=True)
         subprocess.run([sys.executable, "-m", "venv", str(root / ".venv-bench")], check=True)
-    if installed(python, "trl") != VERSION or installed(python, "torch") != TORCH:
+    wanted = [f"torch=={TORCH}", f"trl=={VERSION}", *extra]
+    if any(installed(python, package) != version for package, version in (each.split("==") for each in wanted)):
         pip = [str(python), "-m", "pip", "install", "-q", "-c", "constraints.txt"]
-        subprocess.run([*pip, f"torch=={TORCH}", f"trl=={VERSION}"], cwd=root, check=True)
+        subprocess.run([*pip, *wanted], cwd=root, check=True)
     return python
 
 
