@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import pyplot as plt
 from numpy.typing import NDArray
 
 from made import made
 from treeward.methods.reward import Reward, RewardRun
 from treeward.methods.sft import SFT, SFTRun
-from treeward.report.figures import COLOURS, MARKERS, STYLE
+from treeward.report import figures
 from treeward.runner import settings
 from treeward.runner.warp import WarpRun, warp
 from treeward.stats.frontier import Front, between
@@ -173,7 +172,7 @@ def claims(arms: dict[str, Arm], rival: str) -> list[str]:
 
     angle = clustered_mean(np.array(warp_arm.angles), seeds)
     gains = np.diff(arms["WARP, I=3"].starts, axis=1)
-    figures: list[tuple[str, str, Difference, int]] = [
+    measured: list[tuple[str, str, Difference, int]] = [
         ("the front with an averaged reference is above that of the best beta", "score",
          between(fronts[rival], fronts["EMA reference"]).gap, 1),
         ("WARP's front is above that of the best beta", "score", between(fronts[rival], fronts["WARP"]).gap, 1),
@@ -196,7 +195,7 @@ def claims(arms: dict[str, Arm], rival: str) -> list[str]:
     rows = ["| claim | figure | | here |", "|---|---|---|---|"]
     right = "holds" if angle.low > NEARLY_ORTHOGONAL else "does not hold"
     rows.append(f"| task vectors are nearly orthogonal | {shown(angle, 1)} | degrees | {right} |")
-    for text, unit, figure, sign in figures:
+    for text, unit, figure, sign in measured:
         rows.append(f"| {text} | {shown(figure)} | {unit} | {verdict(figure, sign)} |")
     return rows
 
@@ -225,18 +224,6 @@ def at_equal_length(a: Arm, b: Arm) -> Difference:
     length = at(b, b.length) - at(a, a.length)
     intercepts = [np.polyfit(x, y, 1)[1] for x, y in zip(length, score, strict=True)]
     return paired_mean(np.zeros(len(intercepts)), np.array(intercepts), range(len(intercepts)))
-
-
-def draw(fronts: dict[str, Front], file: Path) -> None:
-    """Mean fronts over seeds and prompts."""
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(8.4, 4.4), layout="constrained")
-        for place, (arm, each) in enumerate(fronts.items()):
-            axes.plot(each.kl.mean((0, 2)), each.score.mean((0, 2)), color=COLOURS[place % len(COLOURS)], linewidth=1.1,
-                      marker=MARKERS[place % len(MARKERS)], markersize=4, label=arm)  # fmt: skip
-        axes.set(xlabel="KL(policy, start), nats a response", ylabel="gold score")
-        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-        figure.savefig(file, dpi=160, facecolor="white")
 
 
 def search(out: Path, seeds: list[int]) -> None:
@@ -277,7 +264,7 @@ def main() -> None:
     rival = best(fronts)
     print(f"{asked.setting}: {len(seeds)} seeds, {fronts[rival].kl.shape[2]} {asked.part} prompts\n")
     print("\n".join([*comparisons(fronts, rival), "", *claims(arms, rival)]))
-    draw(fronts, asked.out / "fronts.png")
+    figures.fronts(list(fronts.values())).savefig(asked.out / "fronts.png", dpi=160, facecolor="white")
     print(f"\n{asked.out / 'fronts.png'}")
 
 

@@ -457,6 +457,25 @@ def test_one_sample_a_prompt_is_compared_with_those_of_other_prompts(
     assert metrics["reward_std"] == pytest.approx(spread, abs=1e-3)
 
 
+def test_the_kl_is_logged_as_a_multiple_of_the_spread_of_the_rewards(policy: BuildPolicy) -> None:
+    trained = policy()
+    logps = [[torch.tensor([-1.0, -2.0]), torch.tensor([-0.5, -0.5])] for _ in range(2)]
+    trees = [TokenTree((n + 3,), ((8, 2), (9, 2))) for n in range(2)]
+    rollout = Rollout(trees, scores=[[0.0, 2.0], [4.0, 6.0]], logps=logps)
+    objective = PolicyGradientObjective(reference := trained.frozen_copy(), kl=InReward(beta=0.3))
+    metrics = Loop(trained, objective, lr=1e-3).step(rollout).numbers()
+    under_reference = reference.token_logps(trees, 1000)
+    ratios = [
+        p.sum() - q.sum()
+        for tree, ps in zip(trees, logps, strict=True)
+        for p, q in zip(ps, under_reference[tree], strict=True)
+    ]
+    assert metrics["kl/to_reward"] == pytest.approx(0.3 * abs(float(sum(ratios))) / 4 / 5**0.5, rel=1e-4)
+
+    alike = Rollout(trees, scores=[[1.0, 1.0]] * 2, logps=logps)
+    assert "kl/to_reward" not in Loop(trained, objective, lr=1e-3).step(alike).numbers()
+
+
 def test_a_batch_without_any_signal_stays(policy: BuildPolicy) -> None:
     trees = [TokenTree((5, 7 + 2 * n), (), str(n)) for n in range(6)]
     config = ReinforceConfig(samples=2, max_new_tokens=4, unfinished="keep", refill=2)

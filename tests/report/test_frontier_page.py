@@ -140,6 +140,43 @@ def test_settings_with_eight_seeds_are_compared_and_drawn(tmp_path: Path) -> Non
     assert "Settings, paired" not in write_frontier(runs[:3], tmp_path / "h.html").read_text()
 
 
+def with_front(run: Path, slope: float, seed: int) -> Path:
+    """A front of four shares: at KL 0, 1, 2, 3 the score of a prompt is slope * KL, and a little by prompt and seed."""
+    rows = [
+        {"name": str(share), "share": share, "part": part, "group": f"p{n}", "kl": kl,
+         "score": slope * kl + n / 10 + 0.01 * ((seed * 7 + n * 3 + round(9 * slope)) % 5) * kl}
+        for part in ("validation", "test") for share, kl in ((0.0, 0.0), (0.3, 1.0), (0.6, 2.0), (1.0, 3.0))
+        for n in range(6)
+    ]  # fmt: skip
+    rows += [{**row, "name": "member-1", "share": None, "score": 99.0} for row in rows[-6:]]
+    rows = [row if row["part"] == "test" else {**row, "score": -99.0} for row in rows]
+    (run / "front.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return run
+
+
+def test_fronts_are_drawn_and_the_area_between_them_is_given(tmp_path: Path) -> None:
+    runs = [
+        with_front(a_run(tmp_path / f"{lr}-{seed}", 1.0, 3.0, seed=seed, lr=lr), slope, seed)
+        for lr, slope in ((1e-4, 1.0), (1e-5, 1.2))
+        for seed in range(8)
+    ]
+    page = write_frontier(runs, tmp_path / "f.html").read_text()
+    table = page[page.index("<h2>Fronts</h2>") :]
+    names = re.findall(r"<td>([^<]*)</td>", table)
+    assert names[:2] == ["dpo sigmoid js, beta 0.1, lr 0.0001", "dpo sigmoid js, beta 0.1, lr 1e-05"]
+    assert names[-1] == "dpo sigmoid js, beta 0.1, lr 1e-05 dominates"
+    gap, area = (float(text) for text in re.findall(r"<b>([\d.]+)</b>", table)[:2])
+    assert gap == pytest.approx(0.2 * 1.5, abs=0.01)  # slopes 1 and 1.2, over KL from 0 to 3
+    assert area == pytest.approx(3 * gap, rel=0.01)
+
+    same = [with_front(run, 1.0, seed) for seed, run in enumerate(runs[:2] + runs[8:10])]
+    page = write_frontier(same, tmp_path / "g.html").read_text()
+    assert re.findall(r"<td>([^<]*)</td></tr>", page[page.index("<h2>Fronts</h2>") :]) == ["not distinguishable"]
+    (runs[8] / "front.jsonl").unlink()
+    (runs[9] / "front.jsonl").unlink()
+    assert "<h2>Fronts</h2>" not in write_frontier(same, tmp_path / "h.html").read_text()
+
+
 def test_settings_with_one_name_are_told_apart_by_what_differs() -> None:
     base = {"command": "reinforce", "lr": 1e-4, "kl": {"kind": "in-reward", "beta": 0.05}, "seed": 0}
     configs = [

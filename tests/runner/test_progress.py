@@ -1,10 +1,13 @@
 """Progress of a run: what a log without a terminal shows, and where a resumed run goes on."""
 
+import io
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from treeward.cli.main import run
 from treeward.runner import progress
@@ -39,6 +42,23 @@ def test_a_line_has_rate_time_left_and_the_figures_as_they_are(
     assert third.endswith("; loss 2.5, validation accuracy 0.61")
     assert last.startswith("dpo: 8/8, ")
     assert "/s, 0 s left; loss 3.5" in last
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_while_others_work_a_terminal_has_a_table_and_a_log_has_lines(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    printed = io.StringIO()
+    monkeypatch.setattr(progress, "console", Console(file=printed, force_terminal=terminal, width=80))
+    monkeypatch.setattr(progress, "REDRAW_SECONDS", -1.0)
+    monkeypatch.setattr(progress, "QUIET_SECONDS", -1.0)
+    steps = ["none"]
+    with progress.redrawn(lambda: f"picture-{steps[-1]}", lambda: f"line-{steps[-1]}") as show:
+        for step in ("one", "two"):
+            steps.append(step)
+            show()
+    shown = list(dict.fromkeys(re.findall(r"(?:picture|line)-\w+", printed.getvalue())))
+    assert shown[-2:] == (["picture-one", "picture-two"] if terminal else ["line-one", "line-two"])
 
 
 def test_without_figures_a_line_ends_with_the_time_left(

@@ -3,12 +3,14 @@
 import json
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from treeward.checks import guards
@@ -16,6 +18,7 @@ from treeward.cli.main import run as command
 from treeward.errors import UserError
 from treeward.merging import lerp, linear, slerp
 from treeward.merging.checkpoints import Checkpoint
+from treeward.methods.reinforce import ReinforceRun
 from treeward.models.loading import ModelConfig
 from treeward.models.policy import Policy
 from treeward.models.reference import EMA, EMAReference
@@ -25,14 +28,17 @@ from treeward.runner.progress import Interrupted
 from treeward.runner.run import Finished
 from treeward.runner.warp import (
     Candidate,
+    Member,
     MemberFailed,
     WarpRun,
     choose,
     config_of,
     interpolation_check,
     remarks_on,
+    table,
     warp,
 )
+from treeward.stats.formatting import interval
 from treeward.stats.tables import Measurement, Table
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -176,6 +182,26 @@ def test_the_receipt_has_members_angles_front_and_choice(whole: Finished) -> Non
     tokens = sum(each["seconds"] * each["tokens_per_second"] for each in receipts)
     assert whole.receipt["tokens_per_second"] == pytest.approx(tokens / whole.receipt["seconds"], rel=1e-2)
     assert whole.receipt["peak_gb"] >= max(each["peak_gb"] for each in receipts)
+
+
+def test_the_table_of_a_terminal_has_members_scores_and_angles(whole: Finished, tmp_path: Path) -> None:
+    ended = whole.receipt["warp"]["iterations"]
+    training = Member(tmp_path / "member-1", "reinforce", ReinforceRun())
+    training.path.mkdir()
+    waiting = replace(training, path=tmp_path / "member-2")
+    steps = [{"step": 1, "score": 0.1, "kl": 0.0}, {"step": 2, "score": 0.123, "kl": 1.5}]
+    (training.path / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
+    screen = Console(width=150, force_terminal=False)
+    with screen.capture() as captured:
+        screen.print(table(ended, [training, waiting]))
+    lines = [line.split() for line in captured.get().splitlines()]
+    for number, facts in enumerate(ended, 1):
+        for place, member in enumerate(facts["members"], 1):
+            (row,) = (line for line in lines if line[:3] == [str(number), str(place), "end"])
+            assert row[3] == interval(member["after"]).split()[0]
+            assert row[-1] == f"{facts['angles']['median']:.0f}"
+    assert ["3", "1", "2", "0.123", "1.5", "–"] in lines
+    assert ["3", "2", "–", "–", "–", "–"] in lines
 
 
 def test_validation_and_test_prompts_are_apart(whole: Finished) -> None:

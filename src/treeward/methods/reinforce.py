@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from statistics import fmean, stdev
+from statistics import fmean, pstdev, stdev
 from typing import Any, Literal
 
 import torch
@@ -291,6 +291,10 @@ class PolicyGradientObjective:
             )
             for g, tree in enumerate(rollout.trees)
         ]
+        spread = pstdev(reward for row in shaped for reward in row)
+        if self.reference is not None and spread:
+            kl = fmean(ratio.sum().item() for tree in trees for ratio in _log_ratios(tree.sampled))
+            self.of_rollout["kl/to_reward"] = self.beta * abs(kl) / spread
         return trees, rewards
 
     def _policy_logps(self, model: Policy, rollout: Rollout) -> tuple[Sequence[Sequence[Tensor]], Any]:

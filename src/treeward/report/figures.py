@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from treeward.stats.formatting import interval, label
-from treeward.stats.frontier import Point
+from treeward.stats.frontier import Front, Point
 from treeward.stats.intervals import clustered_mean, wilson
 
 INK, ACCENT, SOFT = "#1f2a2e", "#1b7f5c", "#9fb3ad"
@@ -301,6 +301,19 @@ def over_seeds(training: Mapping[str, Mapping[int, Sequence[tuple[int, float, fl
             axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0.0, 1.0), fontsize=8, borderaxespad=0.2)
             figures.append(figure)
     return figures
+
+
+def fronts(each: Sequence[Front]) -> Figure:
+    """Score against KL of the policies of each front: means over seeds and prompts."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(8.4, 3.9), layout="constrained")
+        for place, front in enumerate(each):
+            kl, score = (values.mean((0, 2)) for values in (front.kl, front.score))
+            axes.plot(kl, score, color=COLOURS[place % len(COLOURS)], marker=MARKERS[place % len(MARKERS)],
+                      markersize=4, linewidth=1.2, label=front.name)  # fmt: skip
+        axes.set(xlabel="KL(policy, start), nats a response", ylabel="score")
+        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        return figure
 
 
 def page_colours(families: Sequence[str]) -> dict[str, str]:

@@ -10,16 +10,18 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from treeward.errors import UserError
 from treeward.report import figures
 from treeward.report.html import write_html
 from treeward.stats import diversity
-from treeward.stats.frontier import SEEDS, Point, claims, over_seeds, standings
+from treeward.stats.frontier import SEEDS, Front, Point, between, claims, over_seeds, standings
 from treeward.stats.intervals import Floats, Interval, by_group
 
 DIVERSITY = ("token_entropy", "distinct_1", "distinct_2", "distinct_3")
@@ -129,6 +131,8 @@ def write_frontier(paths: Sequence[Path], out: Path) -> Path:
     points = [row.point for row in sound]
     settings = settings_of([row.config for row in sound[1:]])
     training = _by_setting(sound[1:], settings, dict(zip(runs.names, map(_while_training, paths), strict=True)))
+    fronts = _fronts(sound[1:], settings, dict(zip(runs.names, paths, strict=True)))
+    compared = [between(a, b) for a, b in combinations(fronts, 2) if a.kl.shape[0] == b.kl.shape[0]]
     out.parent.mkdir(parents=True, exist_ok=True)
     picture = figures.draw(points, curve, short(str(runs.receipts[0]["scorer"])), out.with_suffix(".png"))
     return write_html(
@@ -146,6 +150,8 @@ def write_frontier(paths: Sequence[Path], out: Path) -> Path:
         ),
         seeds=SEEDS,
         training=[figures.svg(figure) for figure in figures.over_seeds(training)] if training else [],
+        fronts=compared,
+        fronts_figure=figures.svg(figures.fronts(fronts)) if len(fronts) > 1 else "",
         vars=vars,
         scorer=runs.receipts[0]["scorer"],
         picture=picture,
@@ -263,6 +269,30 @@ def _trained(rows: Sequence[Row], settings: Sequence[str]) -> dict[str, dict[int
         if settings.count(setting) > 1 and row.point.seed is not None:
             trained.setdefault(setting, {})[row.point.seed] = row.point.score.value
     return trained
+
+
+def _fronts(rows: Sequence[Row], settings: Sequence[str], paths: Mapping[str, Path]) -> list[Front]:
+    """The front of each setting whose runs have one (those of `treeward warp`), by seed, share and test prompt."""
+    of_setting: dict[str, list[Row]] = {}
+    for row, setting in zip(rows, settings, strict=True):
+        if (paths[row.point.label] / "front.jsonl").exists():
+            of_setting.setdefault(setting, []).append(row)
+    fronts = []
+    for setting, alike in of_setting.items():
+        runs = [_front(paths[row.point.label]) for row in sorted(alike, key=lambda row: row.point.seed or 0)]
+        if len({run.shape for run in runs}) == 1:
+            kl, score = np.moveaxis(np.array(runs), -1, 0)
+            fronts.append(Front(setting, kl, score))
+    return fronts
+
+
+def _front(path: Path) -> Floats:
+    """KL and score of a run's shares on its test prompts: (shares, prompts, 2), prompts in the order of their names."""
+    rows = [json.loads(line) for line in (path / "front.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [row for row in rows if row["part"] == "test" and row["share"] is not None]
+    values = {(row["share"], row["group"]): (row["kl"], row["score"]) for row in rows}
+    shares, prompts = (sorted({row[name] for row in rows}) for name in ("share", "group"))
+    return np.array([[values[share, prompt] for prompt in prompts] for share in shares])
 
 
 def _while_training(path: Path) -> list[tuple[int, float, float]]:

@@ -6,18 +6,21 @@ A `Reporter` is told about a run as it goes: the terminal, or whatever is passed
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Protocol, TypeVar, runtime_checkable
 
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 Item = TypeVar("Item")
 console = Console(stderr=True)
 QUIET_SECONDS = 20.0
 """Seconds between two lines where there is no terminal."""
+REDRAW_SECONDS = 2.0
+"""Seconds between two pictures of a table on a terminal."""
 
 
 def follow(
@@ -56,6 +59,30 @@ def follow(
             left = f"{rate:.2g}/s, {(total - done) / rate:.0f} s left"
             more = f"; {figures_line(shown)}" if shown else ""
             console.print(f"{what}: {done}/{total}, {left}{more}", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def redrawn(draw: Callable[[], RenderableType], line: Callable[[], str]) -> Iterator[Callable[[], None]]:
+    """Yield a function that is called now and then while other processes work.
+
+    On a terminal it shows `draw` anew, every `REDRAW_SECONDS`, and the last picture is removed at the end. Elsewhere it
+    prints `line` every `QUIET_SECONDS`.
+    """
+    last = time.monotonic()
+
+    def due(seconds: float) -> bool:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < seconds:
+            return False
+        last = now
+        return True
+
+    if console.is_terminal:
+        with Live(draw(), console=console, auto_refresh=False, transient=True) as picture:
+            yield lambda: picture.update(draw(), refresh=True) if due(REDRAW_SECONDS) else None
+    else:
+        yield lambda: console.print(line(), highlight=False, soft_wrap=True) if due(QUIET_SECONDS) else None
 
 
 def figures_line(figures: Mapping[str, float]) -> str:

@@ -30,6 +30,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import yaml
+from rich.table import Table
 from torch import Tensor
 
 from treeward.checks.check import Check, below
@@ -46,7 +47,7 @@ from treeward.report.frontier import every
 from treeward.runner.launch import Launch, LocalProcess, RayCluster, Running
 from treeward.runner.merge import MergeRun, merge
 from treeward.runner.process import environment, peak_gb
-from treeward.runner.progress import QUIET_SECONDS, Interrupted
+from treeward.runner.progress import Interrupted, redrawn
 from treeward.runner.run import Finished, Trained, conclude, measure_start, set_up
 from treeward.runner.settings import dump, read_yaml
 from treeward.runs.directory import RunDirectory, alone, created, finite
@@ -166,13 +167,19 @@ class Member:
         recipe.write_text(yaml.safe_dump({"command": self.method, **dump(self.config)}, sort_keys=False))
         return [*verb, str(recipe), "--allow-code"]
 
+    @property
+    def last_step(self) -> dict[str, float]:
+        """The metrics of the last step that was taken; empty before the first."""
+        rows = RunDirectory(self.path).lines("metrics.jsonl")
+        return rows[-1] if rows else {}
+
     def line(self) -> str:
         """How far it is: step, score and KL."""
-        rows = RunDirectory(self.path).lines("metrics.jsonl")
-        if not rows:
+        step = self.last_step
+        if not step:
             return f"{self.path.name} begins"
-        shown = ", ".join(f"{name} {rows[-1][name]:.3g}" for name in ("score", "loss", "kl") if name in rows[-1])
-        return f"{self.path.name} step {rows[-1]['step']}, {shown}"
+        shown = ", ".join(f"{name} {step[name]:.3g}" for name in ("score", "loss", "kl") if name in step)
+        return f"{self.path.name} step {step['step']}, {shown}"
 
 
 class MemberFailed(UserError):
@@ -183,8 +190,16 @@ class MemberFailed(UserError):
         self.exit_code = exit_code
 
 
-def train_members(members: Sequence[Member], parallel: int, threads: int | None, launch: Launch) -> None:
+def train_members(
+    members: Sequence[Member],
+    parallel: int,
+    threads: int | None,
+    launch: Launch,
+    ended: Sequence[Mapping[str, Any]] = (),
+) -> None:
     """Train the members that have no receipt yet, `parallel` at a time. One whose process dies is started again once.
+
+    A terminal shows a table of them below those of the iterations that have `ended` (from `iteration_facts`).
 
     Raises:
         UserError: a member's configuration, data or checks are refused.
@@ -196,25 +211,27 @@ def train_members(members: Sequence[Member], parallel: int, threads: int | None,
     starts: dict[Path, int] = {}
     if threads is None and parallel > 1:
         threads = max(1, torch.get_num_threads() // parallel)
-    last_line = time.monotonic()
+
+    def line() -> str:
+        return "; ".join(member.line() for member, _ in running.values())
+
     try:
-        while waiting or running:
-            while waiting and len(running) < parallel:
-                member = waiting.pop(0)
-                starts[member.path] = starts.get(member.path, 0) + 1
-                running[member.path] = member, launch(member.command(), output_of(member), threads)
-            time.sleep(POLL_SECONDS)
-            for path, (member, process) in list(running.items()):
-                code = process.poll()
-                if code is None:
-                    continue
-                del running[path]
-                if member.receipt is None:
-                    refuse_or_retry(member, code, starts[path])
-                    waiting.insert(0, member)
-            if time.monotonic() - last_line > QUIET_SECONDS:
-                last_line = time.monotonic()
-                log.info("%s", "; ".join(member.line() for member, _ in running.values()))
+        with redrawn(lambda: table(ended, members), line) as show:
+            while waiting or running:
+                while waiting and len(running) < parallel:
+                    member = waiting.pop(0)
+                    starts[member.path] = starts.get(member.path, 0) + 1
+                    running[member.path] = member, launch(member.command(), output_of(member), threads)
+                show()
+                time.sleep(POLL_SECONDS)
+                for path, (member, process) in list(running.items()):
+                    code = process.poll()
+                    if code is None:
+                        continue
+                    del running[path]
+                    if member.receipt is None:
+                        refuse_or_retry(member, code, starts[path])
+                        waiting.insert(0, member)
     except BaseException:
         for _, process in running.values():
             process.interrupt()
@@ -226,6 +243,25 @@ def train_members(members: Sequence[Member], parallel: int, threads: int | None,
     if broken:
         reason = (broken[0].receipt or {})["reason"]
         raise MemberFailed(f"{broken[0].path} is broken, so nothing was merged: {reason}", 4)
+
+
+def table(ended: Sequence[Mapping[str, Any]], members: Sequence[Member]) -> Table:
+    """Members, scores, KL and angles: the iterations that have ended as they were measured, the members that train."""
+    shown = Table("iteration", "member", "step", "score", "KL, nats", "angle, degrees", box=None)
+    for number, facts in enumerate(ended, 1):
+        angle = f"{facts['angles']['median']:.0f}" if facts["angles"] else "–"
+        for place, member in enumerate(facts["members"], 1):
+            shown.add_row(str(number), str(place), "end", interval(member["after"]), interval(member["kl"]), angle)
+    for place, member in enumerate(members, 1):
+        step = member.last_step
+        cells = [f"{step[name]:.3g}" if name in step else "–" for name in ("score", "kl")]
+        at = "end" if member.receipt is not None else f"{step['step']}" if step else "–"
+        shown.add_row(str(len(ended) + 1), str(place), at, *cells, "–")
+    shown.caption = (
+        "While a member trains: of its last step's samples, KL to its moving reference. At its end: of the test "
+        "prompts, KL to its iteration's start."
+    )
+    return shown
 
 
 def output_of(member: Member) -> Path:
@@ -273,14 +309,15 @@ def warp(config: Any, launch: Launch | None = None) -> Finished:
     if launch is None:
         launch = LocalProcess if config.cluster is None else RayCluster(config.cluster)
     with series_directory(config) as directory:
-        start, iterations, members, merged = config.model.path, [], [], Path()
+        start, members, merged = config.model.path, [], Path()
+        iterations: list[dict[str, Any]] = []
         try:
             for iteration in range(1, config.iterations + 1):
                 here = directory.path / f"iteration-{iteration}"
                 here.mkdir(exist_ok=True)
                 members = members_of(config, start, iteration, here)
                 log.info("\niteration %d of %d: %d members", iteration, config.iterations, config.members)
-                train_members(members, config.parallel, config.threads, launch)
+                train_members(members, config.parallel, config.threads, launch, iterations)
                 merged = merged_members(config, start, members, here / "merged")
                 iterations.append(iteration_facts(members, merged))
                 log.info("%s", summary(iterations[-1]))

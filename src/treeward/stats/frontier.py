@@ -297,6 +297,15 @@ class Between:
     at: Mapping[float, Difference]
 
     @property
+    def verdict(self) -> str:
+        """Which front is above over the common range, if that can be said."""
+        if not self.gap.p < LEVEL:
+            return "not distinguishable"
+        if self.dominates:
+            return f"{self.b} dominates"
+        return f"{self.b if self.gap.value > 0 else self.a} is above on average"
+
+    @property
     def dominates(self) -> bool:
         """Whether b is above a at every KL at which they are compared, each by a one-sided test at 5 %.
 
