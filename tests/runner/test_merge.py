@@ -293,6 +293,22 @@ def test_members_that_are_alike_are_reported(saved: list[str], tmp_path: Path) -
     assert not any("degrees" in remark for remark in clean.remarks)
 
 
+def test_blocks_that_did_not_move_are_reported(saved: list[str], tmp_path: Path) -> None:
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(saved[1])
+    start = dict(transformers.AutoModelForCausalLM.from_pretrained(saved[0]).named_parameters())
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.startswith("model.layers.1."):
+                parameter.copy_(start[name])
+    model.save_pretrained(saved[1])
+    result = merge(MergeRun(start=saved[0], members=tuple(saved[1:3]), out=str(tmp_path / "merged")))
+    (remark,) = (remark for remark in result.remarks if "frozen" in remark)
+    assert f"{saved[1]!r} moved by less than 1e-05" in remark
+    assert "(model.layers.1, ...)" in remark
+    clean = merge(MergeRun(start=saved[0], members=tuple(saved[2:4]), out=str(tmp_path / "clean")))
+    assert not any("frozen" in remark for remark in clean.remarks)
+
+
 # What is refused
 
 

@@ -25,6 +25,7 @@ from torch import Tensor
 from treeward.data.sources import hub_reachable, is_hub_id
 from treeward.errors import UserError
 from treeward.merging.arithmetic import (
+    LEAST_MOVEMENT,
     Group,
     Grouping,
     Rule,
@@ -165,7 +166,7 @@ def merge(config: MergeRun) -> MergeResult:
             groups = measured(origin, members, of_group, config.rule())
             if start is not None:
                 check_movement(groups.values(), [f"member {name!r}" for name in config.members])
-            remarks += remarks_on(groups.values(), of_full_weights=start is None)
+            remarks += remarks_on(groups.values(), config.members, of_full_weights=start is None)
             tensors = merged_tensors(origin, members, of_group, groups)
         temporary.mkdir(parents=True)
         at_end.callback(shutil.rmtree, temporary, ignore_errors=True)
@@ -261,8 +262,8 @@ def check_start(start: Checkpoint, members: Sequence[Checkpoint | Adapted]) -> l
     return remarks
 
 
-def remarks_on(groups: Collection[Group], of_full_weights: bool) -> list[str]:
-    """What should be looked at in the geometry."""
+def remarks_on(groups: Collection[Group], members: Sequence[str], of_full_weights: bool) -> list[str]:
+    """What should be looked at in the geometry; `members` are their names."""
     angles = [angle for group in groups for angle in group.angles if not math.isnan(angle)]
     if of_full_weights:
         return [
@@ -270,6 +271,13 @@ def remarks_on(groups: Collection[Group], of_full_weights: bool) -> list[str]:
             "slerp with --start interpolates what training changed"
         ]
     remarks = []
+    for place, member in enumerate(members):
+        still = [group.name for group in groups if group.norms[place] < LEAST_MOVEMENT * group.start]
+        if still:
+            remarks.append(
+                f"{member!r} moved by less than {LEAST_MOVEMENT:g} of the start's norm in {len(still)} of "
+                f"{len(groups)} groups ({still[0]}, ...), as if they had been frozen"
+            )
     small = [group.name for group in groups if any(angle < SMALL_ANGLE for angle in group.angles)]
     if small:
         remarks.append(
