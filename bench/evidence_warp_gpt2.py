@@ -17,12 +17,15 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 import treeward as tw
 from evidence_dpo import DATA
+from film import rows, write
 from treeward.models.loading import ModelConfig
 from treeward.models.policy import Policy
 from treeward.runner import settings
 from treeward.runner.warp import WarpRun, warp
 
-STEPS, PROMPTS, SAMPLES = 3, 8, 2
+STEPS, PROMPTS, SAMPLES, MANY = 3, 8, 2, 16
+CHARACTERS = 280
+"""Of a review: about the 64 tokens that the recipe keeps of a text."""
 
 
 def models(out: Path) -> tuple[Path, Path]:
@@ -45,12 +48,22 @@ def models(out: Path) -> tuple[Path, Path]:
     return start, classifier
 
 
-def evaluated_samples(config: Any, prompts: int, samples: int) -> int:
-    """Samples that a run of WARP measures: the start, each share and the last members on two parts; each member's start
-    and end on the test part.
+def measurements(config: WarpRun) -> int:
+    """How often a run of WARP measures a policy.
+
+    The start once, each share and the last members on two parts, and each member before and after its training.
     """
-    front = 2 * (len({*config.front, 1.0}) + config.members) + 1
-    return int((front + 2 * config.iterations * config.members) * prompts * samples)
+    return 1 + 2 * (len({*config.front, 1.0}) + config.members) + 2 * config.iterations * config.members
+
+
+def measuring(run: Path, scorer: str, prompts: Any, tokens: int) -> float:
+    """Seconds a sample of a measurement of many samples, after a first one that also verifies the layout."""
+    policy = tw.Policy.load(str(run), precision="fp32")
+    reference = policy.frozen_copy()
+    for samples in (1, MANY):
+        begun = time.monotonic()
+        tw.evaluate(policy, prompts, scorer=scorer, reference=reference, n=samples, max_new_tokens=tokens)
+    return (time.monotonic() - begun) / (MANY * len(prompts))
 
 
 def main() -> None:
@@ -60,41 +73,39 @@ def main() -> None:
     out: Path = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
     start, classifier = models(out)
+    reviews = rows(DATA / "sentiment/movie_reviews.jsonl.gz")[:400]
+    write(out / "openings.jsonl", ({"text": row["text"][:CHARACTERS]} for row in reviews))
     recipe = settings.recipe("imdb-warp")
     full = settings.build(WarpRun, {name: value for name, value in recipe.items() if name != "command"})
     changes = {
         "model": {"path": str(start), "precision": "fp32"}, "reward": f"{classifier}#POSITIVE", "steps": STEPS,
-        "data": {"source": str(DATA / "sentiment/movie_reviews.jsonl.gz"), "split": None, "limit": 400},
+        "data": {"source": str(out / "openings.jsonl"), "split": None},
         "evaluation": {"prompts": PROMPTS, "samples": SAMPLES, "max_new_tokens": recipe["max_new_tokens"]},
         "require": "any", "skip_check": ["enough-groups"], "out": str(out / "run"),
     }  # fmt: skip
     config = settings.build(WarpRun, settings.merge({k: v for k, v in recipe.items() if k != "command"}, changes))
     begun = time.monotonic()
-    warp(config)
+    begun_before = (out / "run/config.yaml").exists()
+    if not (out / "run/receipt.json").exists():
+        warp(config)
     wall = time.monotonic() - begun
     receipt = json.loads((out / "run/receipt.json").read_text())
-    count = config.iterations * config.members
-    step = receipt["seconds"] / (count * STEPS)
-    parts = {name: seconds / (count * STEPS) for name, seconds in receipt["rollout_seconds"].items()}
-    prompts = tw.load(str(config.data.source), format="text", limit=400).test[:PROMPTS]
-    policy = tw.Policy.load(str(out / "run"), precision="fp32")
-    begun = time.monotonic()
-    tw.evaluate(policy, prompts, scorer=f"{classifier}#POSITIVE", reference=policy.frozen_copy(), n=SAMPLES,
-                max_new_tokens=recipe["max_new_tokens"])  # fmt: skip
-    sample = (time.monotonic() - begun) / (PROMPTS * SAMPLES)
-    rest = wall - receipt["seconds"] - sample * evaluated_samples(config, PROMPTS, SAMPLES)
-    split = ", ".join(f"{name} {seconds:.1f}" for name, seconds in parts.items())
-    print(
-        f"{config.iterations} x {config.members} members x {STEPS} steps of {config.batch_size} prompts: {wall:.0f} s"
-    )
-    print(f"a step {step:.1f} s ({split}); an evaluated sample {sample:.2f} s; all else {rest:.0f} s")
-    print(f"peak memory of a member {receipt['peak_gb']:.1f} GB; verdict {receipt['verdict']}")
+    members = [json.loads(file.read_text()) for file in (out / "run").glob("iteration-*/member-*/receipt.json")]
+    step = receipt["seconds"] / (len(members) * STEPS)
+    parts = {name: seconds / (len(members) * STEPS) for name, seconds in receipt["rollout_seconds"].items()}
+    prompts = tw.load(str(config.data.source), format="text").test[:PROMPTS]
+    sample = measuring(out / "run", f"{classifier}#POSITIVE", prompts, recipe["max_new_tokens"])
+    if not begun_before:
+        print(f"{len(members)} members of {STEPS} steps of {config.batch_size} prompts, merges and front: {wall:.0f} s")
+    print(f"a step {step:.1f} s, of which {', '.join(f'{name} {seconds:.1f}' for name, seconds in parts.items())}")
+    print(f"a measured sample {sample:.2f} s")
+    print(f"peak memory {max(each['peak_gb'] for each in members):.1f} GB a member, {receipt['peak_gb']:.1f} GB in all")
     assert full.steps is not None
-    steps = full.steps * count * step
-    measuring = evaluated_samples(full, full.evaluation.prompts, full.evaluation.samples) * sample
+    training = full.steps * len(members) * step
+    measures = measurements(full) * full.evaluation.prompts * full.evaluation.samples * sample
     print(
-        f"the recipe itself on this machine: {steps / 3600:.1f} h of training and {measuring / 3600:.1f} h of measures "
-        f"({full.steps} steps, {full.evaluation.prompts} prompts x {full.evaluation.samples} samples)"
+        f"the recipe itself on this machine: {training / 3600:.1f} h of training and {measures / 3600:.1f} h of "
+        f"measuring ({full.steps} steps, {full.evaluation.prompts} prompts x {full.evaluation.samples} samples)"
     )
 
 

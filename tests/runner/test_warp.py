@@ -379,9 +379,7 @@ def candidate(weight: float | None, score: float, kl: float, name: str = "") -> 
         columns = {"score": score + shift + noise, "kl": np.full(8, kl)}
         return Measurement({"samples": Table(groups, columns)})
 
-    return Candidate(
-        name or str(weight), weight, {"w": torch.full((2,), weight or 0.0)}, measurement(0.0), measurement(0.1)
-    )
+    return Candidate(name or str(weight), weight, measurement(0.0), measurement(0.1))
 
 
 FRONT = [candidate(0.0, 0.0, 0.0), candidate(0.3, 1.0, 1.0), candidate(0.5, 1.3, 3.0), candidate(1.0, 1.5, 9.0)]

@@ -459,7 +459,6 @@ class Candidate:
 
     name: str
     share: float | None
-    parameters: Mapping[str, Tensor]
     validation: Measurement
     test: Measurement
 
@@ -490,24 +489,26 @@ def measure_front(
     directory.write_json("environment.json", environment(method.model.packed))
     start, end = weights.snapshot(method.model.packed), loaded(config, merged)
 
-    def measured(name: str, share: float | None, parameters: Mapping[str, Tensor]) -> Candidate:
-        weights.restore(method.model.packed, parameters)
-        candidate = Candidate(
-            name, share, parameters, method.measure(parts["validation"]), method.measure(setup.data.held_out)
-        )
+    def interpolate(share: float) -> None:
+        weights.restore(method.model.packed, lerp(start, towards=end, weight=share))
+
+    def measured(name: str, share: float | None) -> Candidate:
+        candidate = Candidate(name, share, method.measure(parts["validation"]), method.measure(setup.data.held_out))
         figures = candidate.facts()["test"]
         log.info("%-10s score %s, KL %s", name, interval(figures["score"]), interval(figures["kl"]))
         return candidate
 
     log.info("\nthe front, on the test prompts")
-    front = [
-        measured(f"{share:g}", share, lerp(start, towards=end, weight=share)) for share in sorted({*config.front, 1.0})
-    ]
-    singles = [measured(member.path.name, None, loaded(config, member.path / "model")) for member in members]
-    weights.restore(method.model.packed, end)
+    front, singles = [], []
+    for share in sorted({*config.front, 1.0}):
+        interpolate(share)
+        front.append(measured(f"{share:g}", share))
     last_movement = Movement.since(method.model, start)
+    for member in members:
+        weights.restore(method.model.packed, loaded(config, member.path / "model"))
+        singles.append(measured(member.path.name, None))
     chosen = choose(config.choose, [each for each in front if each.share in config.front])
-    weights.restore(method.model.packed, chosen.parameters)
+    interpolate(float(chosen.share or 0))
     setup.checks.append(
         interpolation_check(start, end, weights.snapshot(method.model.packed), float(chosen.share or 0))
     )
