@@ -47,13 +47,17 @@ ARMS: dict[str, dict[str, Any]] = {
 """All arms sample equally many responses: the steps of a member are what iterations and members leave."""
 SEARCHED = ["REINFORCE, beta 0.01", "REINFORCE, beta 0.05", "REINFORCE, beta 0.1", "WARP"]
 """The arms that are run with every setting."""
-SETTINGS: dict[str, dict[str, Any]] = {
-    "3,000 pairs": {"pairs": 3_000},
-    "3,000 pairs, lr 3e-5": {"pairs": 3_000, "lr": 3e-5},
-    "12,000 pairs": {"pairs": 12_000},
-    "12,000 pairs, lr 3e-5": {"pairs": 12_000, "lr": 3e-5},
+NOISY, LESS_NOISY = "3,000 pairs", "12,000 pairs"
+SETTINGS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    NOISY: (NOISY, {}, {}),
+    "3,000 pairs, WARP with beta 0.2": (NOISY, {}, {"kl": {"beta": 0.2}}),
+    "3,000 pairs, WARP with beta 0.2, rate 0.01": (NOISY, {}, {"kl": {"beta": 0.2}, "reference": {"rate": 0.01}}),
+    LESS_NOISY: (LESS_NOISY, {}, {}),
+    "12,000 pairs, WARP with beta 0.2": (LESS_NOISY, {}, {"kl": {"beta": 0.2}}),
+    "3,000 pairs, lr 3e-5": (NOISY, {"lr": 3e-5}, {}),
 }
-"""What was tried: pairs that the reward model learned from, and changes of the recipe world-warp for all arms."""
+"""What was tried: pairs that the reward model learned from, changes of the recipe world-warp for all arms, and changes
+for those with an averaged reference."""
 SHARES = np.array([0.0, 0.1, 0.3, 0.5, 0.8, 1.0])
 NEARLY_ORTHOGONAL = 78.0
 """Degrees: the paper has cosines from 0 to 0.2."""
@@ -63,10 +67,10 @@ REFERENCE_ARMS = [name for name in ARMS if name.startswith("REINFORCE")]
 def train(out: Path, setting: str, arms: list[str], seeds: list[int]) -> None:
     """Make what is missing: the start, the reward model, and a run for each seed and arm."""
     start = made(SFTRun, SFT, settings.recipe("world-sft") | {"require": "any"}, out / "start")
-    changes = dict(SETTINGS[setting])
-    pairs = changes.pop("pairs")
-    reward = out / f"reward-{pairs}"
-    data = {"data": {"source": f"world:{pairs}"}, "epochs": 3, "require": "any"}
+    pairs, changes, averaged = SETTINGS[setting]
+    source = f"world:{pairs.split()[0].replace(',', '')}"
+    reward = out / f"reward-{source.partition(':')[2]}"
+    data = {"data": {"source": source}, "epochs": 3, "require": "any"}
     made(RewardRun, Reward, {**settings.recipe("world-reward"), **data}, reward)
     shared = settings.recipe("world-warp")
     del shared["command"]
@@ -76,6 +80,8 @@ def train(out: Path, setting: str, arms: list[str], seeds: list[int]) -> None:
             if (path / "receipt.json").exists():
                 continue
             fields = settings.merge(settings.merge(shared, ARMS[arm]), changes)
+            if arm not in REFERENCE_ARMS:
+                fields = settings.merge(fields, averaged)
             fields |= {
                 "model": {"path": str(start)}, "reward": str(reward), "evaluation": {"scorer": "gold"},
                 "normalise": "running", "steps": RESPONSES // PER_STEP // (fields["iterations"] * fields["members"]),
@@ -85,8 +91,10 @@ def train(out: Path, setting: str, arms: list[str], seeds: list[int]) -> None:
 
 
 def run(out: Path, setting: str, arm: str, seed: int) -> Path:
-    """The directory of a run."""
-    return out / "runs" / re.sub(r"[ ,=]+", "-", setting) / f"{re.sub('[ ,=]+', '-', arm)}-{seed}"
+    """The directory of a run. Settings that differ for the averaged reference alone share the other arms."""
+    pairs, changes, _ = SETTINGS[setting]
+    name = pairs if arm in REFERENCE_ARMS and not changes else setting
+    return out / "runs" / re.sub(r"[ ,=]+", "-", name) / f"{re.sub('[ ,=]+', '-', arm)}-{seed}"
 
 
 @dataclass(frozen=True)
