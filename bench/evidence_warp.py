@@ -23,6 +23,7 @@ from made import made
 from treeward.methods.reward import Reward, RewardRun
 from treeward.methods.sft import SFT, SFTRun
 from treeward.report import figures
+from treeward.report.frontier import front_of
 from treeward.runner import settings
 from treeward.runner.warp import WarpRun, warp
 from treeward.stats.frontier import Front, between
@@ -116,20 +117,14 @@ class Arm:
 
 def read(out: Path, setting: str, arm: str, seeds: list[int], part: str) -> Arm:
     """The measurements of an arm's runs."""
-    tables, angles, starts = [], [], []
-    for seed in seeds:
-        path = run(out, setting, arm, seed)
-        rows = [json.loads(line) for line in (path / "front.jsonl").read_text().splitlines()]
-        rows = [row for row in rows if row["part"] == part and row["share"] is not None]
-        prompts = sorted({row["group"] for row in rows})
-        shares = sorted({row["share"] for row in rows})
-        values = {(row["share"], row["group"]): (row["kl"], row["score"], row["length"]) for row in rows}
-        tables.append([[values[share, prompt] for prompt in prompts] for share in shares])
+    paths = [run(out, setting, arm, seed) for seed in seeds]
+    table = np.array([front_of(path, part, ("kl", "score", "length")) for path in paths])
+    angles, starts = [], []
+    for path in paths:
         facts = json.loads((path / "receipt.json").read_text())["warp"]
         angles += [np.mean([each["angles"]["median"] for each in facts["iterations"] if each["angles"]] or [np.nan])]
         last = next(each for each in facts["front"] if each["share"] == 1.0)["test"]["score"]["value"]
         starts.append([*(each["members"][0]["before"]["value"] for each in facts["iterations"]), last])
-    table = np.array(tables)
     return Arm(Front(arm, table[..., 0], table[..., 1]), table[..., 2], angles, np.array(starts))
 
 

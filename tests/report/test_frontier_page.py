@@ -141,12 +141,15 @@ def test_settings_with_eight_seeds_are_compared_and_drawn(tmp_path: Path) -> Non
 
 
 def with_front(run: Path, slope: float, seed: int) -> Path:
-    """A front of four shares: at KL 0, 1, 2, 3 the score of a prompt is slope * KL, and a little by prompt and seed."""
+    """A front of four shares: at KL 0, 1, 2, 3 the score of a prompt is slope * KL, and a little by prompt and seed.
+
+    Its two samples have 5 less and 5 more.
+    """
     rows = [
         {"name": str(share), "share": share, "part": part, "group": f"p{n}", "kl": kl,
-         "score": slope * kl + n / 10 + 0.01 * ((seed * 7 + n * 3 + round(9 * slope)) % 5) * kl}
+         "score": slope * kl + n / 10 + 0.01 * ((seed * 7 + n * 3 + round(9 * slope)) % 5) * kl + spread}
         for part in ("validation", "test") for share, kl in ((0.0, 0.0), (0.3, 1.0), (0.6, 2.0), (1.0, 3.0))
-        for n in range(6)
+        for n in range(6) for spread in (-5.0, 5.0)
     ]  # fmt: skip
     rows += [{**row, "name": "member-1", "share": None, "score": 99.0} for row in rows[-6:]]
     rows = [row if row["part"] == "test" else {**row, "score": -99.0} for row in rows]

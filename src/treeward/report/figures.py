@@ -306,13 +306,14 @@ def over_seeds(training: Mapping[str, Mapping[int, Sequence[tuple[int, float, fl
 def fronts(each: Sequence[Front]) -> Figure:
     """Score against KL of the policies of each front: means over seeds and prompts."""
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(8.4, 3.9), layout="constrained")
+        columns = 1 if len(each) <= 4 else 2
+        figure, axes = plt.subplots(figsize=(5.6, 3.4 + 0.2 * len(each) / columns), layout="constrained")
         for place, front in enumerate(each):
             kl, score = (values.mean((0, 2)) for values in (front.kl, front.score))
             axes.plot(kl, score, color=COLOURS[place % len(COLOURS)], marker=MARKERS[place % len(MARKERS)],
                       markersize=4, linewidth=1.2, label=front.name)  # fmt: skip
         axes.set(xlabel="KL(policy, start), nats a response", ylabel="score")
-        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0.0, 1.0), fontsize=8, ncols=columns)
         return figure
 
 

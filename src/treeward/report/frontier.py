@@ -279,20 +279,26 @@ def _fronts(rows: Sequence[Row], settings: Sequence[str], paths: Mapping[str, Pa
             of_setting.setdefault(setting, []).append(row)
     fronts = []
     for setting, alike in of_setting.items():
-        runs = [_front(paths[row.point.label]) for row in sorted(alike, key=lambda row: row.point.seed or 0)]
+        runs = [front_of(paths[row.point.label]) for row in sorted(alike, key=lambda row: row.point.seed or 0)]
         if len({run.shape for run in runs}) == 1:
             kl, score = np.moveaxis(np.array(runs), -1, 0)
             fronts.append(Front(setting, kl, score))
     return fronts
 
 
-def _front(path: Path) -> Floats:
-    """KL and score of a run's shares on its test prompts: (shares, prompts, 2), prompts in the order of their names."""
+def front_of(path: Path, part: str = "test", columns: Sequence[str] = ("kl", "score")) -> Floats:
+    """Means over the samples of each prompt for the shares of a run of `treeward warp`: (shares, prompts, columns).
+
+    Shares are in their order, prompts in the order of their names.
+    """
     rows = [json.loads(line) for line in (path / "front.jsonl").read_text(encoding="utf-8").splitlines()]
-    rows = [row for row in rows if row["part"] == "test" and row["share"] is not None]
-    values = {(row["share"], row["group"]): (row["kl"], row["score"]) for row in rows}
-    shares, prompts = (sorted({row[name] for row in rows}) for name in ("share", "group"))
-    return np.array([[values[share, prompt] for prompt in prompts] for share in shares])
+    rows = [row for row in rows if row["part"] == part and row["share"] is not None]
+    shares = sorted({row["share"] for row in rows})
+    alike = [[row for row in rows if row["share"] == share] for share in shares]
+    return np.array([
+        np.stack([by_group([row[name] for row in each], [row["group"] for row in each]) for name in columns], axis=-1)
+        for each in alike
+    ])  # fmt: skip
 
 
 def _while_training(path: Path) -> list[tuple[int, float, float]]:

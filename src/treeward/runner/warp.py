@@ -13,7 +13,7 @@ and figures are of the test prompts. A stopped series goes on where it stopped.
 
 OUT/
   iteration-1/member-1/  (a run)  iteration-1/member-1.log  iteration-1/merged/  iteration-1/next/ (the next start)
-  front.jsonl (every share and member, by prompt)  and the files of a run: receipt.json, model/, report.html, ...
+  front.jsonl (every share and member, by sample)  and the files of a run: receipt.json, model/, report.html, ...
 """
 
 import logging
@@ -472,7 +472,7 @@ class Candidate:
         return {"name": self.name, "share": self.share, **figures}
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Score, KL and tokens a response, of each prompt."""
+        """Score, KL and length in tokens of each sample."""
         for part, measured in (("validation", self.validation), ("test", self.test)):
             for row in measured.table_of("score").rows():
                 shared = {"name": self.name, "share": self.share, "part": part}

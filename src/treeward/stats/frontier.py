@@ -236,7 +236,8 @@ def claims(
     corrected by Holm.
 
     Args:
-        paths: For each setting and seed the (KL, score) on the validation part while it trained, in order.
+        paths: For each setting and seed the (KL, score) on the validation part while it trained, in order. Settings
+            without are compared at the end alone.
         trained: For each setting and seed the score of the trained model.
         kls: The KL at which to compare, in nats.
     """
@@ -246,7 +247,7 @@ def claims(
 
     made: list[Claim] = []
     for a, b in combinations(trained, 2):
-        for kl in (None, *kls):
+        for kl in (None, *(kls if a in paths and b in paths else ())):
             both = [(score(a, seed, kl), score(b, seed, kl)) for seed in trained[a] if seed in trained[b]]
             reached = [(x, y) for x, y in both if x is not None and y is not None]
             if len(reached) < 2:
