@@ -295,13 +295,7 @@ def write(
         index = {"metadata": {"total_size": size}, "weight_map": {n: f for f, names in by_file.items() for n in names}}
         (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     config = {name: value for name, value in like.config.items() if name != "torch_dtype"}
-    type_names = {
-        torch.float32: "float32",
-        torch.float16: "float16",
-        torch.bfloat16: "bfloat16",
-        torch.float64: "float64",
-    }
-    config["dtype"] = type_names[dtype]
+    config["dtype"] = str(dtype).removeprefix("torch.")
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     skipped = {*(file.name for file in like.files), INDEX, "config.json", "README.md"}
     for other in like.directory.iterdir():
