@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from treeward.errors import UserError
 from treeward.trees import forward
@@ -13,7 +14,15 @@ from treeward.trees.attention import IMPLEMENTATION, choose_backend
 from treeward.trees.forest import Forest, pack
 from treeward.trees.forward import TreeLM, TreeScorer
 from treeward.trees.tokens import TokenTree
-from treeward.trees.verify import Verification, compare, verify, verify_once
+from treeward.trees.verify import (
+    GRADIENT_LIMIT,
+    VALUE_LIMIT,
+    Verification,
+    _deviations,
+    compare,
+    verify,
+    verify_once,
+)
 
 PACKED = ["gpt2", "llama", "qwen3", "phi3", "neox"]
 Build = Callable[..., Any]
@@ -139,6 +148,48 @@ def test_a_wrong_gradient_alone_is_detected(tiny: Build, grow: Build, monkeypatc
     assert result.value_deviation < 5e-5
     assert result.gradient_deviation == pytest.approx(1.0)
     assert not result.passed
+
+
+def amplifies_rounding() -> TreeLM:
+    """A model whose first layer cancels nearly all of its input, so that rounding is amplified after it."""
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                 num_attention_heads=4, num_key_value_heads=4)
+    )  # fmt: skip
+    common = torch.nn.functional.normalize(torch.randn(32), dim=0)
+    attention = model.model.layers[0].self_attn
+    with torch.no_grad():
+        model.model.embed_tokens.weight.add_(10_000 * common)
+        attention.v_proj.weight.copy_(-10_000 / 32**0.5 * torch.outer(common, common))
+        attention.o_proj.weight.copy_(torch.eye(32))
+        model.lm_head.weight.mul_(0.01)
+    return TreeLM(model)
+
+
+@pytest.mark.parametrize("backend", ["tree", "rows"])
+def test_rounding_that_the_weights_amplify_is_no_error_of_the_layout(backend: Any) -> None:
+    """Float32 alone would refuse both layouts; a wrong gradient is still refused."""
+    noise = torch.Generator().manual_seed(1)
+    texts = [[tuple(torch.randint(3, 64, (n,), generator=noise).tolist()) for n in (11, 20, 9)] for _ in range(3)]
+    trees = [TokenTree(prompt, tuple(branches), str(n)) for n, (prompt, *branches) in enumerate(texts)]
+    model = amplifies_rounding()
+    before = {name: parameter.data for name, parameter in model.named_parameters()}
+    model.backend = backend
+    value, gradient = _deviations(model, trees)
+    assert value < VALUE_LIMIT
+    assert gradient > GRADIENT_LIMIT
+    result = compare(model, trees, backend, None)
+    assert result.passed
+    assert result.gradient_deviation < 1e-6
+    assert all(parameter.data_ptr() == before[name].data_ptr() for name, parameter in model.named_parameters())
+
+    class WrongGradient(TreeLM):
+        def forward(self, forest: Forest) -> torch.Tensor:
+            logps = super().forward(forest)
+            return logps + 1e-3 * (logps - logps.detach())
+
+    assert not compare(WrongGradient(model.model), trees, backend, None).passed
 
 
 @pytest.mark.parametrize(("value", "gradient"), [(float("nan"), 0.0), (0.0, float("nan")), (1e-3, 0.0), (0.0, 1e-3)])
