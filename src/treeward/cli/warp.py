@@ -43,7 +43,8 @@ def show_front(ended: Finished) -> None:
     """One line for each policy of the front and each member, on the test prompts; then remarks and the choice."""
     facts = ended.receipt["warp"]
     for each in (*facts["front"], *facts["members"]):
-        print(f"{front_name(each):<10} score {interval(each['test']['score'])}, KL {interval(each['test']['kl'])}")
+        kl = interval(each["test"]["kl"]) if each["share"] != 0 else "0 by construction"
+        print(f"{front_name(each):<10} score {interval(each['test']['score'])}, KL {kl}")
     for remark in [*facts["remarks"], *(remark for each in facts["iterations"] for remark in each["remarks"])]:
         print(f"remark     {remark}")
     print(

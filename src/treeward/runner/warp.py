@@ -47,7 +47,7 @@ from treeward.report.frontier import every
 from treeward.runner.launch import Launch, LocalProcess, RayCluster, Running
 from treeward.runner.merge import MergeRun, merge
 from treeward.runner.process import environment, peak_gb
-from treeward.runner.progress import Interrupted, redrawn
+from treeward.runner.progress import Interrupted, follow, redrawn
 from treeward.runner.run import Finished, Trained, conclude, measure_start, set_up
 from treeward.runner.settings import dump, read_yaml
 from treeward.runs.directory import RunDirectory, alone, created, finite
@@ -493,18 +493,15 @@ def measure_front(
         weights.restore(method.model.packed, lerp(start, towards=end, weight=share))
 
     def measured(name: str, share: float | None) -> Candidate:
-        candidate = Candidate(name, share, method.measure(parts["validation"]), method.measure(setup.data.held_out))
-        figures = candidate.facts()["test"]
-        log.info("%-10s score %s, KL %s", name, interval(figures["score"]), interval(figures["kl"]))
-        return candidate
+        return Candidate(name, share, method.measure(parts["validation"]), method.measure(setup.data.held_out))
 
-    log.info("\nthe front, on the test prompts")
     front, singles = [], []
-    for share in sorted({*config.front, 1.0}):
+    shares = sorted({*config.front, 1.0})
+    for share in follow(shares, len(shares), "measuring the front"):
         interpolate(share)
         front.append(measured(f"{share:g}", share))
     last_movement = Movement.since(method.model, start)
-    for member in members:
+    for member in follow(members, len(members), "measuring members"):
         weights.restore(method.model.packed, loaded(config, member.path / "model"))
         singles.append(measured(member.path.name, None))
     chosen = choose(config.choose, [each for each in front if each.share in config.front])
