@@ -22,6 +22,8 @@ from treeward.runner.warp import WarpRun, warp
 
 RATES = (0.01, 0.05, 0.2)
 HELD_OUT = (100, 500)
+VALIDATION = 100
+"""Validation prompts: REINFORCE needed none."""
 ITERATIONS, MEMBERS = 2, 2
 METRICS = {
     "score": "score", "judge": "judge", "KL, nats": "kl", "entropy, nats a token": "entropy",
@@ -38,9 +40,12 @@ def main() -> None:
     asked = parser.parse_args()
     out: Path = asked.out
     film.prepare(dpo.DATA, out / "data")
-    texts = out / "data/held-out.jsonl"
+    prompts, texts = out / "data/prompts-with-validation.jsonl", out / "data/held-out.jsonl"
     if not texts.exists():
-        film.write(texts, film.some(rows_of(out / "data/texts.jsonl"), "test", max(HELD_OUT)))
+        everything = rows_of(out / "data/texts.jsonl")
+        validation = film.some(everything, "validation", VALIDATION)
+        film.write(prompts, [*rows_of(out / "data/prompts.jsonl"), *validation])
+        film.write(texts, film.some(everything, "test", max(HELD_OUT)))
     start, (reward, judge) = dpo.policy(out), dpo.judges(out)
     evaluation = {"scorer": str(reward), "judges": [str(judge)], "samples": 4, "max_new_tokens": 48}
     runs = {rate: out / "warp" / f"rate-{rate:g}" for rate in asked.only}
@@ -49,22 +54,22 @@ def main() -> None:
             fields = {
                 **SHARED, "steps": SHARED["steps"] // (ITERATIONS * MEMBERS), "evaluate_every": None,
                 "baseline": {"kind": "leave-one-out"}, "kl": {"kind": "in-reward-to-go", "beta": 0.2},
-                "model": {"path": str(start)}, "data": {"source": str(out / "data/prompts.jsonl"), "format": "text"},
+                "model": {"path": str(start)}, "data": {"source": str(prompts), "format": "text"},
                 "reward": [str(reward)], "reference": {"rate": rate}, "iterations": ITERATIONS, "members": MEMBERS,
                 "choose": "1", "threads": 1, "evaluation": {**evaluation, "prompts": 128}, "out": str(path),
             }  # fmt: skip
             warp(settings.build(WarpRun, fields))
     for rate, path in runs.items():
         print(f"\nrate {rate:g}\n\n" + "\n".join([*front(path), *angles(path)]))
-    for prompts in HELD_OUT:
-        print(f"\n{prompts} held-out prompts\n\n| policy | {' | '.join(METRICS)} |\n|{'---|' * (len(METRICS) + 1)}")
+    for count in HELD_OUT:
+        print(f"\n{count} held-out prompts\n\n| policy | {' | '.join(METRICS)} |\n|{'---|' * (len(METRICS) + 1)}")
         for name, model in {"start": start, **{f"rate {rate:g}": path for rate, path in runs.items()}}.items():
-            path = out / "warp" / f"{name.replace(' ', '-')}-on-{prompts}"
+            path = out / "warp" / f"{name.replace(' ', '-')}-on-{count}"
             if not path.exists():
                 fields = {
                     "model": {"path": str(model)}, "start": None if model == start else str(start), "out": str(path),
                     "data": {"source": str(texts), "format": "text", "test": 0},
-                    "evaluation": {**evaluation, "prompts": prompts},
+                    "evaluation": {**evaluation, "prompts": count},
                 }  # fmt: skip
                 evaluate(settings.build(EvaluateRun, fields))
             print(line(name, json.loads((path / "intervals.json").read_text())))

@@ -326,6 +326,21 @@ def test_a_broken_member_ends_the_series(start: str, tmp_path: Path) -> None:
     assert raised.value.exit_code == 4
 
 
+def test_data_without_a_validation_part_is_refused_before_training(start: str, tmp_path: Path) -> None:
+    for name, parts in (("without", ("train", "test")), ("with", ("train", "validation", "test"))):
+        lines = [{"prompt": f"this film {n} by a {n} :", "split": parts[n % len(parts)]} for n in range(120)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    launch = InProcess()
+    with pytest.raises(
+        UserError, match=r"no validation part \(60 train, 0 validation, 60 test\).*--data.splits ignore"
+    ):
+        series(start, tmp_path / "run", launch, data={"source": str(tmp_path / "without.jsonl")})
+    assert not launch.calls
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(Interrupted):
+        series(start, tmp_path / "run", InProcess(interrupt_after=0), data={"source": str(tmp_path / "with.jsonl")})
+
+
 def test_random_weights_are_no_start(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="with random weights; WARP starts from a trained policy"):
         series("world", tmp_path / "run")

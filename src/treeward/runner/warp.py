@@ -300,7 +300,8 @@ def warp(config: Any, launch: Launch | None = None) -> Finished:
         launch: Starts the members' processes; by default on this machine, or on `config.cluster`.
 
     Raises:
-        UserError: the start has random weights, a member or the merge is refused, or the directory is another run's.
+        UserError: the start has random weights, no data is there to choose on, a member or the merge is refused, or the
+            directory is another run's.
         MemberFailed: a member is broken, or its process died twice.
         Interrupted: Ctrl-C; the same command goes on.
     """
@@ -312,6 +313,8 @@ def warp(config: Any, launch: Launch | None = None) -> Finished:
         start, members, merged = config.model.path, [], Path()
         iterations: list[dict[str, Any]] = []
         try:
+            if not any(directory.path.glob("iteration-1/member-*/receipt.json")):
+                require_validation(config)
             for iteration in range(1, config.iterations + 1):
                 here = directory.path / f"iteration-{iteration}"
                 here.mkdir(exist_ok=True)
@@ -365,6 +368,22 @@ def require_same(path: Path, values: Mapping[str, Any]) -> None:
         raise UserError(
             f"--out {str(path)!r} has a run with another configuration: {name} is {there.get(name)!r} there and "
             f"{here[name]!r} here; name another directory"
+        )
+
+
+def require_validation(config: Any) -> None:
+    """Refuse data without a validation part before anything is trained.
+
+    Raises:
+        UserError: the source names the parts of its rows, and none is validation; or it has too few rows.
+    """
+    method = find(config.method)(training_of(config, model=replace(config.model, device="cpu")))
+    parts = method.prepare(method.model.tokenizer).apart(chooses=True, seed=config.data.seed).parts
+    if not parts["validation"]:
+        counts = ", ".join(f"{len(trees)} {part}" for part, trees in parts.items())
+        raise UserError(
+            f"data.source {config.data.source!r} has no validation part ({counts}), but the share of the front is "
+            "chosen on it; split all rows again with --data.splits ignore, or bring more rows"
         )
 
 
