@@ -105,7 +105,7 @@ class Arm:
     Attributes:
         front: Score and KL by seed, share and prompt.
         length: Tokens a response, likewise.
-        angles: For each seed the median angle between task vectors, over blocks and iterations; empty for one member.
+        angles: For each seed the median angle between task vectors, over blocks and iterations; NaN for one member.
         starts: For each seed the score of each iteration's start and of the last merge, on the test prompts.
     """
 

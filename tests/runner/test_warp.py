@@ -34,8 +34,8 @@ from treeward.runner.warp import (
     choose,
     config_of,
     interpolation_check,
+    members_table,
     remarks_on,
-    table,
     warp,
 )
 from treeward.stats.formatting import interval
@@ -193,7 +193,7 @@ def test_the_table_of_a_terminal_has_members_scores_and_angles(whole: Finished, 
     (training.path / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
     screen = Console(width=150, force_terminal=False)
     with screen.capture() as captured:
-        screen.print(table(ended, [training, waiting]))
+        screen.print(members_table(ended, [training, waiting]))
     lines = [line.split() for line in captured.get().splitlines()]
     for number, facts in enumerate(ended, 1):
         for place, member in enumerate(facts["members"], 1):

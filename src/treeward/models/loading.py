@@ -344,7 +344,7 @@ def _from_pretrained(path: str, what: str, auto_class: Any, field: str = "model.
         _check_directory(local, path, what, field)
         path, arguments = str(local), arguments | {"local_files_only": True}
     elif local.exists() or not is_hub_id(path):
-        raise UserError(f"{field} {path!r} is not a directory")
+        raise UserError(f"{field} {path!r} is not a directory; name a run, the directory of a saved model, or a hub id")
     elif not hub_reachable():
         arguments |= {"local_files_only": True}
     offline = not local.is_dir() and bool(arguments.get("local_files_only"))

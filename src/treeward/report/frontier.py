@@ -272,7 +272,10 @@ def _trained(rows: Sequence[Row], settings: Sequence[str]) -> dict[str, dict[int
 
 
 def _fronts(rows: Sequence[Row], settings: Sequence[str], paths: Mapping[str, Path]) -> list[Front]:
-    """The front of each setting whose runs have one (those of `treeward warp`), by seed, share and test prompt."""
+    """The front of each setting whose runs have one (those of `treeward warp`), by seed, share and test prompt.
+
+    A setting is left out if its front does not begin with the start, or its runs have other shares.
+    """
     of_setting: dict[str, list[Row]] = {}
     for row, setting in zip(rows, settings, strict=True):
         if (paths[row.point.label] / "front.jsonl").exists():
@@ -280,7 +283,8 @@ def _fronts(rows: Sequence[Row], settings: Sequence[str], paths: Mapping[str, Pa
     fronts = []
     for setting, alike in of_setting.items():
         runs = [front_of(paths[row.point.label]) for row in sorted(alike, key=lambda row: row.point.seed or 0)]
-        if len({run.shape for run in runs}) == 1:
+        begin_with_start = all(not run[0, :, 0].any() for run in runs)
+        if begin_with_start and len({run.shape for run in runs}) == 1:
             kl, score = np.moveaxis(np.array(runs), -1, 0)
             fronts.append(Front(setting, kl, score))
     return fronts

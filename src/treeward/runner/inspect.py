@@ -157,7 +157,7 @@ def _tokenizers(config: InspectRun, load: Callable[[str], Tokenizer]) -> dict[st
     labels = short if len(set(short)) == len(short) else names
     for name in names:
         if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
-            raise UserError(f"--tokenizer {name!r} is not a directory")
+            raise UserError(f"--tokenizer {name!r} is not a directory; name one with a tokenizer.json, or a hub id")
     return {label: load(name) for label, name in zip(labels, names, strict=True)}
 
 

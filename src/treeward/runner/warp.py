@@ -178,8 +178,8 @@ class Member:
         step = self.last_step
         if not step:
             return f"{self.path.name} begins"
-        shown = ", ".join(f"{name} {step[name]:.3g}" for name in ("score", "loss", "kl") if name in step)
-        return f"{self.path.name} step {step['step']}, {shown}"
+        figures = ", ".join(f"{name} {step[name]:.3g}" for name in ("score", "loss", "kl") if name in step)
+        return f"{self.path.name} step {step['step']}, {figures}"
 
 
 class MemberFailed(UserError):
@@ -216,7 +216,7 @@ def train_members(
         return "; ".join(member.line() for member, _ in running.values())
 
     try:
-        with redrawn(lambda: table(ended, members), line) as show:
+        with redrawn(lambda: members_table(ended, members), line) as show:
             while waiting or running:
                 while waiting and len(running) < parallel:
                     member = waiting.pop(0)
@@ -245,23 +245,25 @@ def train_members(
         raise MemberFailed(f"{broken[0].path} is broken, so nothing was merged: {reason}", 4)
 
 
-def table(ended: Sequence[Mapping[str, Any]], members: Sequence[Member]) -> Table:
+def members_table(ended: Sequence[Mapping[str, Any]], members: Sequence[Member]) -> Table:
     """Members, scores, KL and angles: the iterations that have ended as they were measured, the members that train."""
-    shown = Table("iteration", "member", "step", "score", "KL, nats", "angle, degrees", box=None)
+    members_by_row = Table("iteration", "member", "step", "score", "KL, nats", "angle, degrees", box=None)
     for number, facts in enumerate(ended, 1):
         angle = f"{facts['angles']['median']:.0f}" if facts["angles"] else "–"
         for place, member in enumerate(facts["members"], 1):
-            shown.add_row(str(number), str(place), "end", interval(member["after"]), interval(member["kl"]), angle)
+            members_by_row.add_row(
+                str(number), str(place), "end", interval(member["after"]), interval(member["kl"]), angle
+            )
     for place, member in enumerate(members, 1):
         step = member.last_step
         cells = [f"{step[name]:.3g}" if name in step else "–" for name in ("score", "kl")]
         at = "end" if member.receipt is not None else f"{step['step']}" if step else "–"
-        shown.add_row(str(len(ended) + 1), str(place), at, *cells, "–")
-    shown.caption = (
+        members_by_row.add_row(str(len(ended) + 1), str(place), at, *cells, "–")
+    members_by_row.caption = (
         "While a member trains: of its last step's samples, KL to its moving reference. At its end: of the test "
         "prompts, KL to its iteration's start."
     )
-    return shown
+    return members_by_row
 
 
 def output_of(member: Member) -> Path:
