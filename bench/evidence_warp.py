@@ -12,6 +12,7 @@ setting, prints fronts and claims with intervals, and draws OUT/fronts.png. What
 import argparse
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from made import made
+from treeward.cli.main import run as command
 from treeward.methods.reward import Reward, RewardRun
 from treeward.methods.sft import SFT, SFTRun
 from treeward.report import figures
@@ -65,8 +67,24 @@ NEARLY_ORTHOGONAL = 78.0
 REFERENCE_ARMS = [name for name in ARMS if name.startswith("REINFORCE")]
 
 
-def train(out: Path, setting: str, arms: list[str], seeds: list[int]) -> None:
-    """Make what is missing: the start, the reward model, and a run for each seed and arm."""
+class InThisProcess:
+    """Starts a member in this process, which has imported everything already."""
+
+    def __init__(self, arguments: Sequence[str], output: Path, threads: int | None) -> None:
+        output.touch()
+        self.code = command(list(arguments))
+
+    def poll(self) -> int:
+        return self.code
+
+    def interrupt(self) -> None:
+        """It has ended."""
+
+
+def train(out: Path, setting: str, arms: list[str], seeds: list[int], part: str) -> None:
+    """Make what is missing: the start, the reward model, and a run for each seed and arm. The front is measured on
+    the test prompts, and where `part` is validation on those too.
+    """
     start = made(SFTRun, SFT, settings.recipe("world-sft") | {"require": "any"}, out / "start")
     pairs, changes, averaged = SETTINGS[setting]
     source = f"world:{pairs.split()[0].replace(',', '')}"
@@ -86,9 +104,10 @@ def train(out: Path, setting: str, arms: list[str], seeds: list[int]) -> None:
             fields |= {
                 "model": {"path": str(start)}, "reward": str(reward), "evaluation": {"scorer": "gold"},
                 "normalise": "running", "steps": RESPONSES // PER_STEP // (fields["iterations"] * fields["members"]),
-                "seed": seed, "require": "any", "threads": 1, "choose": "knee", "out": str(path),
+                "seed": seed, "require": "any", "threads": 1,
+                "choose": "knee" if part == "validation" else "1", "out": str(path),
             }  # fmt: skip
-            warp(settings.build(WarpRun, fields))
+            warp(settings.build(WarpRun, fields), InThisProcess)
 
 
 def run(out: Path, setting: str, arm: str, seed: int) -> Path:
@@ -235,7 +254,7 @@ def search(out: Path, seeds: list[int]) -> None:
     print("| setting | best beta | its last policy | WARP's | WARP's angle | WARP's front against it | p |")
     print("|---|---|---|---|---|---|---|")
     for setting in SETTINGS:
-        train(out, setting, SEARCHED, seeds)
+        train(out, setting, SEARCHED, seeds, "validation")
         arms = {arm: read(out, setting, arm, seeds, "validation") for arm in SEARCHED}
         fronts = {name: arm.front for name, arm in arms.items()}
         rival = best(fronts)
@@ -261,7 +280,7 @@ def main() -> None:
     if asked.search:
         search(asked.out, seeds)
         return
-    train(asked.out, asked.setting, list(ARMS), seeds)
+    train(asked.out, asked.setting, list(ARMS), seeds, asked.part)
     arms = {arm: read(asked.out, asked.setting, arm, seeds, asked.part) for arm in ARMS}
     fronts = {name: arm.front for name, arm in arms.items()}
     rival = best(fronts)

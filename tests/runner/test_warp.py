@@ -204,12 +204,25 @@ def test_the_table_of_a_terminal_has_members_scores_and_angles(whole: Finished, 
     assert ["3", "2", "–", "–", "–", "–"] in lines
 
 
-def test_validation_and_test_prompts_are_apart(whole: Finished) -> None:
-    front = rows(whole.path / "front.jsonl")
+def test_validation_and_test_prompts_are_apart(start: str, tmp_path: Path) -> None:
+    ended = series(start, tmp_path / "run", iterations=1, members=1, front=[0.0, 0.5], choose="knee")
+    front = rows(ended.path / "front.jsonl")
     parts = {part: {row["group"] for row in front if row["part"] == part} for part in ("validation", "test")}
     assert parts["validation"]
     assert not parts["validation"] & parts["test"]
-    assert parts["test"] == {row["group"] for row in rows(whole.path / "evaluation.jsonl")}
+    assert parts["test"] == {row["group"] for row in rows(ended.path / "evaluation.jsonl")}
+    assert {row["name"] for row in front if row["part"] == "validation"} == {"0", "0.5"}  # what may be chosen
+    assert {row["name"] for row in front if row["part"] == "test"} == {"0", "0.5", "1", "member-1"}
+    assert "chosen by knee on the validation prompts" in (ended.path / "report.html").read_text()
+
+
+def test_a_fixed_share_is_measured_on_test_prompts_alone(whole: Finished) -> None:
+    front = rows(whole.path / "front.jsonl")
+    assert {row["part"] for row in front} == {"test"}
+    assert "validation" not in json.dumps(whole.receipt["warp"]["front"])
+    page = (whole.path / "report.html").read_text()
+    assert "0.5 of the way, as configured." in page
+    assert "on validation: score" not in page
     half = [row for row in front if row["name"] == "0.5" and row["part"] == "test"]
     assert np.mean([row["score"] for row in half]) == pytest.approx(whole.receipt["after"]["value"])
     measured = rows(whole.path / "evaluation.jsonl")
@@ -394,7 +407,7 @@ def candidate(weight: float | None, score: float, kl: float, name: str = "") -> 
         columns = {"score": score + shift + noise, "kl": np.full(8, kl)}
         return Measurement({"samples": Table(groups, columns)})
 
-    return Candidate(name or str(weight), weight, measurement(0.0), measurement(0.1))
+    return Candidate(name or str(weight), weight, {"validation": measurement(0.0), "test": measurement(0.1)})
 
 
 FRONT = [candidate(0.0, 0.0, 0.0), candidate(0.3, 1.0, 1.0), candidate(0.5, 1.3, 3.0), candidate(1.0, 1.5, 9.0)]

@@ -63,7 +63,8 @@ TRIES = 2
 POLL_SECONDS = 0.2
 AT_THE_END = 10**9
 """`evaluate_every` of members: the last weights are kept, as in the paper, and not the best on the validation part."""
-CHOICES = re.compile(r"^(knee|kl<=(?P<kl>\d*\.?\d+)|(?P<share>\d*\.?\d+))$")
+SHARE = r"\d*\.?\d+"
+CHOICES = re.compile(rf"^(knee|kl<=(?P<kl>{SHARE})|(?P<share>{SHARE}))$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -480,21 +481,20 @@ class Candidate:
 
     name: str
     share: float | None
-    validation: Measurement
-    test: Measurement
+    parts: Mapping[str, Measurement]
+    """By part: test, and validation where the choice needs it."""
 
     def facts(self) -> dict[str, Any]:
-        """Name, share, and score and KL of both parts with intervals."""
-        parts = {"validation": self.validation, "test": self.test}
+        """Name, share, and score and KL of each part with intervals."""
         figures = {
             part: {name: finite(vars(measured.table_of(name).interval(name))) for name in ("score", "kl")}
-            for part, measured in parts.items()
+            for part, measured in self.parts.items()
         }
         return {"name": self.name, "share": self.share, **figures}
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Score, KL and length in tokens of each sample."""
-        for part, measured in (("validation", self.validation), ("test", self.test)):
+        for part, measured in self.parts.items():
             for row in measured.table_of("score").rows():
                 shared = {"name": self.name, "share": self.share, "part": part}
                 yield shared | {name: row[name] for name in ("group", "score", "kl", "length") if name in row}
@@ -505,7 +505,7 @@ def measure_front(
 ) -> Finished:
     """Measure the policies between the first start and the last merge, choose one, and conclude the run with it."""
     setup = set_up(training_of(config, evaluate_every=1), find(config.method))
-    method, parts = setup.method, setup.data.parts
+    method = setup.method
     before = measure_start(setup)
     directory.write_json("environment.json", environment(method.model.packed))
     start, end = weights.snapshot(method.model.packed), loaded(config, merged)
@@ -514,8 +514,12 @@ def measure_front(
         weights.restore(method.model.packed, lerp(start, towards=end, weight=share))
 
     def measured(name: str, share: float | None) -> Candidate:
-        return Candidate(name, share, method.measure(parts["validation"]), method.measure(setup.data.held_out))
+        on = {"test": setup.data.held_out}
+        if share in config.front and not fixed:
+            on["validation"] = setup.data.parts["validation"]
+        return Candidate(name, share, {part: method.measure(trees) for part, trees in on.items()})
 
+    fixed = re.fullmatch(SHARE, config.choose)
     front, singles = [], []
     shares = sorted({*config.front, 1.0})
     for share in follow(shares, len(shares), "measuring the front"):
@@ -580,9 +584,10 @@ def choose(rule: str, front: Sequence[Candidate]) -> Candidate:
     """
     match = CHOICES.match(rule)
     assert match is not None, "the configuration was checked"
-    kl, score = (np.array([each.validation.table_of(name).mean(name) for each in front]) for name in ("kl", "score"))
     if match["share"]:
         return next(each for each in front if each.share == float(match["share"]))
+    validation = [each.parts["validation"] for each in front]
+    kl, score = (np.array([each.table_of(name).mean(name) for each in validation]) for name in ("kl", "score"))
     if match["kl"]:
         within = np.flatnonzero(kl <= float(match["kl"]))
         return front[int(within[score[within].argmax()])]
@@ -610,10 +615,10 @@ def interpolation_check(
 
 def remarks_on(merged: Candidate, members: Sequence[Candidate]) -> list[str]:
     """Where the merge scores outside its members or below the best of them, on the test prompts."""
-    scores = {each.name: each.test.table_of("score").mean("score") for each in (merged, *members)}
+    scores = {each.name: each.parts["test"].table_of("score").mean("score") for each in (merged, *members)}
     best = max(members, key=lambda each: scores[each.name])
     worst = min(members, key=lambda each: scores[each.name])
-    gain = compare("score", best.test.table_of("score"), merged.test.table_of("score")).difference
+    gain = compare("score", *(each.parts["test"].table_of("score") for each in (best, merged))).difference
     change = f"{gain.value:+.3g} [{gain.low:+.3g}, {gain.high:+.3g}]"
     remarks = [f"the merge scores {change} against its best member, {best.name}"]
     if scores[merged.name] > scores[best.name] or scores[merged.name] < scores[worst.name]:
