@@ -245,6 +245,42 @@ def test_a_series_that_was_stopped_goes_on_to_the_same_weights(whole: Finished, 
         series(start, tmp_path / "run", **same_settings)
 
 
+COUNTING = """
+import gc
+from pathlib import Path
+
+import torch
+
+calls = 0
+
+def embeddings(prompt, response, row):
+    global calls
+    calls += 1
+    if calls % 40 == 0:
+        tensors = (each for each in gc.get_objects() if type(each) in (torch.Tensor, torch.nn.Parameter))
+        shapes = [tuple(each.shape) for each in tensors if not each.is_meta]
+        with Path(__file__).with_suffix(".txt").open("a") as file:
+            print(shapes.count(SHAPE), file=file)
+    return len(response) / 10
+"""
+
+
+def test_a_longer_front_needs_no_more_copies_of_the_model(start: str, tmp_path: Path) -> None:
+    """The most embedding tables in memory while responses are scored, with a front of 2 and of 5 policies."""
+    shape = tuple(weights(start)["model.embed_tokens.weight"].shape)
+    most = []
+    for policies in (2, 5):
+        reward = tmp_path / f"front-{policies}.py"
+        reward.write_text(f"SHAPE = {shape}\n{COUNTING}")
+        front = np.linspace(0.0, 1.0, policies).tolist()
+        series(start, tmp_path / str(policies), members=1, iterations=1, choose="1", front=front,
+               reward=f"{reward}:embeddings", evaluation={"samples": 1})  # fmt: skip
+        counts = [int(line) for line in reward.with_suffix(".txt").read_text().split()]
+        assert len(counts) > policies / 2
+        most.append(max(counts))
+    assert most[0] == most[1]
+
+
 # Controls
 
 
