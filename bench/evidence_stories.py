@@ -59,12 +59,21 @@ def rewards(film: Path) -> dict[str, Reward]:
     }
 
 
+def openings(out: Path) -> Path:
+    """The openings of stories, made if they are missing."""
+    path = out / "openings.jsonl"
+    if not path.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        subprocess.run([sys.executable, str(EXAMPLES / "story_words.py"), str(path), START_TOKEN], check=True)
+    return path
+
+
 def pairs(out: Path, name: str, reward: Reward) -> Path:
     """The three best against the three worst of an opening's eight stories; openings of the test part are measured."""
     path = out / name / "pairs"
     if not (path / "report.json").exists():
         make_pairs(settings.build(PairsRun, {
-            "model": MODEL, "data": {"source": str(out / "openings.jsonl"), "test": 0.25, "validation": 0.15},
+            "model": MODEL, "data": {"source": str(openings(out)), "test": 0.25, "validation": 0.15},
             "scorer": reward.trains, "samples": 8, "select": {"kind": "top-bottom", "k": 3},
             "skip_check": ["first-samples-end"], "out": str(path), **reward.pairs,
         }))  # fmt: skip
@@ -95,10 +104,6 @@ def main() -> None:
     parser.add_argument("--film", type=Path, required=True)
     parser.add_argument("--only", nargs="+", metavar="NAME", help="settings such as `words/leave-one-out`")
     asked = parser.parse_args()
-    asked.out.mkdir(parents=True, exist_ok=True)
-    if not (asked.out / "openings.jsonl").exists():
-        script = str(EXAMPLES / "story_words.py")
-        subprocess.run([sys.executable, script, str(asked.out / "openings.jsonl"), START_TOKEN], check=True)
     for name, reward in rewards(asked.film).items():
         if asked.only is not None and not any(setting.startswith(f"{name}/") for setting in asked.only):
             continue
@@ -114,7 +119,7 @@ def main() -> None:
         print("\n" + "\n".join([best_of_n(done[0]), *(line for run in done for line in changes(run))]))
         print(
             f"\nStories of {done[0].name}, before and after:\n\n"
-            + "\n".join(stories(done[0], asked.out / "openings.jsonl" if name == "words" else None))
+            + "\n".join(stories(done[0], openings(asked.out) if name == "words" else None))
         )
         page = asked.out / f"{name}-frontier.html"
         page.unlink(missing_ok=True)
@@ -122,11 +127,11 @@ def main() -> None:
         print(f"\n{write_frontier(done, page)}")
 
 
-def stories(run: Path, openings: Path | None) -> list[str]:
-    """Ten stories before and after training in Markdown, with their scores; words that `openings` ask for are bold."""
+def stories(run: Path, prompts: Path | None) -> list[str]:
+    """Ten stories before and after training in Markdown, with their scores; words that `prompts` ask for are bold."""
     words: dict[str, list[str]] = {}
-    if openings is not None:
-        words = {row["prompt"].removeprefix(START_TOKEN): row["words"] for row in rows_of(openings)}
+    if prompts is not None:
+        words = {row["prompt"].removeprefix(START_TOKEN): row["words"] for row in rows_of(prompts)}
     lines = []
     for row in ten_rows(run):
         asked_for = words.get(row["prompt"], [])

@@ -13,7 +13,7 @@ from typing import Any
 
 from evidence_dpo import changes
 from evidence_reinforce import ten_rows
-from evidence_stories import EXAMPLES, MODEL
+from evidence_stories import EXAMPLES, MODEL, openings
 from evidence_warp_film import angles, front
 from treeward.report.frontier import write_frontier
 from treeward.runner import settings
@@ -40,7 +40,7 @@ def main() -> None:
         if not (runs[arm] / "receipt.json").exists():
             warp(settings.build(WarpRun, {
                 **recipe, **fields, "steps": steps // (fields["iterations"] * fields["members"]), "choose": "1",
-                "model": MODEL, "data": {**recipe["data"], "source": str(asked.out / "openings.jsonl")},
+                "model": MODEL, "data": {**recipe["data"], "source": str(openings(asked.out))},
                 "reward": [reward], "threads": 1, "require": "any", "out": str(runs[arm]),
                 "evaluation": {**recipe["evaluation"], "scorer": reward, "judges": [judge]},
             }))  # fmt: skip
