@@ -15,6 +15,7 @@ from torch import Tensor
 
 from treeward.checks import guards
 from treeward.cli.main import run as command
+from treeward.cli.warp import show_front
 from treeward.errors import UserError
 from treeward.merging import lerp, linear, slerp
 from treeward.merging.checkpoints import Checkpoint
@@ -216,12 +217,28 @@ def test_validation_and_test_prompts_are_apart(start: str, tmp_path: Path) -> No
     assert "chosen by knee on the validation prompts" in (ended.path / "report.html").read_text()
 
 
+def test_the_command_prints_the_front_and_the_choice(whole: Finished, capsys: pytest.CaptureFixture[str]) -> None:
+    show_front(whole)
+    lines = capsys.readouterr().out.splitlines()
+    facts = whole.receipt["warp"]
+    scores = [interval(each["test"]["score"]) for each in (*facts["front"], *facts["members"])]
+    names = ("share 0 ", "share 0.5 ", "share 1 ", "member-1 ", "member-2 ")
+    for line, name, score in zip(lines[1:], names, scores, strict=False):
+        assert line.startswith(name)
+        assert f"score {score}, KL " in line
+    assert "KL 0 by construction" in lines[1]
+    assert lines[-1] == "chosen     share 0.5, as configured"
+    front = [each | {"validation": each["test"]} for each in facts["front"]]
+    show_front(replace(whole, receipt={"warp": {**facts, "front": front, "choose": "knee"}}))
+    assert capsys.readouterr().out.endswith("chosen     share 0.5, by knee on the validation prompts\n")
+
+
 def test_a_fixed_share_is_measured_on_test_prompts_alone(whole: Finished) -> None:
     front = rows(whole.path / "front.jsonl")
     assert {row["part"] for row in front} == {"test"}
     assert "validation" not in json.dumps(whole.receipt["warp"]["front"])
     page = (whole.path / "report.html").read_text()
-    assert "0.5 of the way, as configured." in page
+    assert "The model is at share 0.5, as configured." in page
     assert "on validation: score" not in page
     half = [row for row in front if row["name"] == "0.5" and row["part"] == "test"]
     assert np.mean([row["score"] for row in half]) == pytest.approx(whole.receipt["after"]["value"])

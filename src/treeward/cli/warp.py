@@ -42,14 +42,14 @@ def finished(config: Any, as_json: bool) -> int:
 def show_front(ended: Finished) -> None:
     """One line for each policy of the front and each member, on the test prompts; then remarks and the choice."""
     facts = ended.receipt["warp"]
+    print("The policy at each share of the way from the start to the last merge, and the last iteration's members:")
     for each in (*facts["front"], *facts["members"]):
         kl = interval(each["test"]["kl"]) if each["share"] != 0 else "0 by construction"
         print(f"{front_name(each):<10} score {interval(each['test']['score'])}, KL {kl}")
     for remark in [*facts["remarks"], *(remark for each in facts["iterations"] for remark in each["remarks"])]:
         print(f"remark     {remark}")
-    print(
-        f"chosen     {facts['chosen']:g} of the way to the last merge, by {facts['choose']} on the validation prompts"
-    )
+    how = f"by {facts['choose']} on the validation prompts" if "validation" in facts["front"][0] else "as configured"
+    print(f"chosen     share {facts['chosen']:g}, {how}")
 
 
 def front_name(each: Mapping[str, Any]) -> str:
