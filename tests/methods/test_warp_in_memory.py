@@ -96,7 +96,7 @@ def test_reinforce_inside(policy: BuildPolicy) -> None:
 
 def test_training_that_does_not_move_the_policy_is_refused(policy: BuildPolicy) -> None:
     """F37: a training function that trains a copy."""
-    with pytest.raises(tw.UserError, match=r"member 0 of iteration 0 is the start: its weights moved by 0 of"):
+    with pytest.raises(tw.UserError, match=r"member 1 of iteration 1 is the start: its weights moved by 0 of"):
         tw.warp(policy(), lambda trained, reference, seed: step(policy(), names_of(trained, 1)[0], 1.0))
     with pytest.raises(tw.UserError, match="members is 0; it must be at least 1"):
         tw.warp(policy(), lambda *_: None, members=0)

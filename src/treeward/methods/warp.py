@@ -85,7 +85,7 @@ def warp(
             train(policy, EMAReference(policy, rate), seed + iteration * members + member)
             trained.append(snapshot(policy.packed))
         merged = MERGES[merge](start, trained, groups=groups)
-        check_movement(merged.groups, [f"member {n} of iteration {iteration}" for n in range(members)])
+        check_movement(merged.groups, [f"member {n} of iteration {iteration + 1}" for n in range(1, members + 1)])
         merges.append(merged)
         if iteration + 1 < iterations:
             start = lerp(start, towards=merged.weights, weight=eta)
