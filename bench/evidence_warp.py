@@ -285,7 +285,9 @@ def main() -> None:
     fronts = {name: arm.front for name, arm in arms.items()}
     rival = best(fronts)
     print(f"{asked.setting}: {len(seeds)} seeds, {fronts[rival].kl.shape[2]} {asked.part} prompts\n")
-    print("\n".join([*comparisons(fronts, rival), "", *claims(arms, rival)]))
+    print("\n".join(comparisons(fronts, rival)))
+    print(f"\nn is {len(seeds)} seeds in every row; rows about fronts resample the prompts too.\n")
+    print("\n".join(claims(arms, rival)))
     figures.fronts(list(fronts.values())).savefig(asked.out / "fronts.png", dpi=160, facecolor="white")
     print(f"\n{asked.out / 'fronts.png'}")
 
