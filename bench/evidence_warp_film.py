@@ -82,7 +82,8 @@ def front(run: Path) -> list[str]:
     facts = json.loads((run / "receipt.json").read_text())["warp"]
     rows = ["| share of the way to the last merge | score | KL, nats |", "|---|---|---|"]
     for each in (*facts["front"], *facts["members"]):
-        rows.append(f"| {each['name']} | {shown(each['test']['score'])} | {shown(each['test']['kl'])} |")
+        kl = "0 by construction" if each["share"] == 0 else shown(each["test"]["kl"])
+        rows.append(f"| {each['name']} | {shown(each['test']['score'])} | {kl} |")
     return [*rows, "", *facts["remarks"]]
 
 
