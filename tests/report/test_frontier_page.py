@@ -7,13 +7,16 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from treeward.cli.main import run
+from treeward.report import figures
 from treeward.report.figures import PLACES, WIDTH, offsets, overlap, text_box
 from treeward.report.frontier import Runs, family_of, setting_of, settings_of, write_frontier
 from treeward.stats import diversity
+from treeward.stats.frontier import Front
 
 
 def interval(value: float, half: float = 0.05, n: int = 3) -> dict[str, Any]:
@@ -171,6 +174,8 @@ def test_fronts_are_drawn_and_the_area_between_them_is_given(tmp_path: Path) -> 
     gap, area = (float(text) for text in re.findall(r"<b>([\d.]+)</b>", table)[:2])
     assert gap == pytest.approx(0.2 * 1.5, abs=0.01)  # slopes 1 and 1.2, over KL from 0 to 3
     assert area == pytest.approx(3 * gap, rel=0.01)
+    single = write_frontier([runs[0], runs[8]], tmp_path / "single.html").read_text()
+    assert re.findall(r"<td>([^<]*)</td>", single[single.index("<h2>Fronts</h2>") :])[:2] == ["0.0001-0", "1e-05-0"]
 
     same = [with_front(run, 1.0, seed) for seed, run in enumerate(runs[:2] + runs[8:10])]
     page = write_frontier(same, tmp_path / "g.html").read_text()
@@ -182,6 +187,13 @@ def test_fronts_are_drawn_and_the_area_between_them_is_given(tmp_path: Path) -> 
     (runs[8] / "front.jsonl").unlink()
     (runs[9] / "front.jsonl").unlink()
     assert "<h2>Fronts</h2>" not in write_frontier(same, tmp_path / "h.html").read_text()
+
+
+def test_long_names_of_fronts_leave_the_figure_its_width() -> None:
+    values = np.arange(6.0).reshape(1, 3, 2)
+    figure = figures.fronts([Front("warp leave-one-out, reference.rate 0.05, " * 5, values, values)] * 2)
+    figure.canvas.draw()
+    assert figure.axes[0].get_position().width > 0.8
 
 
 def test_settings_with_one_name_are_told_apart_by_what_differs() -> None:

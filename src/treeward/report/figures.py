@@ -8,6 +8,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -311,7 +312,7 @@ def fronts(each: Sequence[Front]) -> Figure:
         for place, front in enumerate(each):
             kl, score = (values.mean((0, 2)) for values in (front.kl, front.score))
             axes.plot(kl, score, color=COLOURS[place % len(COLOURS)], marker=MARKERS[place % len(MARKERS)],
-                      markersize=4, linewidth=1.2, label=front.name)  # fmt: skip
+                      markersize=4, linewidth=1.2, label=fill(front.name, 64 // columns))  # fmt: skip
         axes.set(xlabel="KL(policy, start), nats a response", ylabel="score")
         axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0.0, 1.0), fontsize=8, ncols=columns)
         return figure

@@ -274,7 +274,8 @@ def _trained(rows: Sequence[Row], settings: Sequence[str]) -> dict[str, dict[int
 def _fronts(rows: Sequence[Row], settings: Sequence[str], paths: Mapping[str, Path]) -> list[Front]:
     """The front of each setting whose runs have one (those of `treeward warp`), by seed, share and test prompt.
 
-    A setting is left out if its front does not begin with the start, or its runs have other shares.
+    A front of several seeds has the name of their setting, that of one run the run's. A setting is left out if its
+    front does not begin with the start, or its runs have other shares.
     """
     of_setting: dict[str, list[Row]] = {}
     for row, setting in zip(rows, settings, strict=True):
@@ -286,7 +287,7 @@ def _fronts(rows: Sequence[Row], settings: Sequence[str], paths: Mapping[str, Pa
         begin_with_start = all(not run[0, :, 0].any() for run in runs)
         if begin_with_start and len({run.shape for run in runs}) == 1:
             kl, score = np.moveaxis(np.array(runs), -1, 0)
-            fronts.append(Front(setting, kl, score))
+            fronts.append(Front(setting if len(alike) > 1 else alike[0].point.label, kl, score))
     return fronts
 
 
