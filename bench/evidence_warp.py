@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from evidence_reinforce import rows_of
 from made import made
 from treeward.cli.main import run as command
 from treeward.methods.reward import Reward, RewardRun
@@ -28,8 +29,8 @@ from treeward.report import figures
 from treeward.report.frontier import front_of
 from treeward.runner import settings
 from treeward.runner.warp import WarpRun, warp
-from treeward.stats.frontier import Front, between
-from treeward.stats.intervals import Difference, Interval, clustered_mean, paired_mean
+from treeward.stats.frontier import Front, between, resampled
+from treeward.stats.intervals import Difference, Interval, by_group, clustered_mean
 
 RESPONSES, PER_STEP = 12_800, 64
 FROZEN: dict[str, Any] = {"iterations": 1, "members": 1, "reference": {"kind": "frozen"}}
@@ -125,7 +126,7 @@ class Arm:
         front: Score and KL by seed, share and prompt.
         length: Tokens a response, likewise.
         angles: For each seed the median angle between task vectors, over blocks and iterations; NaN for one member.
-        starts: For each seed the score of each iteration's start and of the last merge, on the test prompts.
+        starts: Score of each iteration's start and of the last merge by seed, iteration and test prompt.
     """
 
     front: Front
@@ -140,11 +141,17 @@ def read(out: Path, setting: str, arm: str, seeds: list[int], part: str) -> Arm:
     table = np.array([front_of(path, part, ("kl", "score", "length")) for path in paths])
     angles, starts = [], []
     for path in paths:
-        facts = json.loads((path / "receipt.json").read_text())["warp"]
-        angles += [np.mean([each["angles"]["median"] for each in facts["iterations"] if each["angles"]] or [np.nan])]
-        last = next(each for each in facts["front"] if each["share"] == 1.0)["test"]["score"]["value"]
-        starts.append([*(each["members"][0]["before"]["value"] for each in facts["iterations"]), last])
+        iterations = json.loads((path / "receipt.json").read_text())["warp"]["iterations"]
+        angles += [np.mean([each["angles"]["median"] for each in iterations if each["angles"]] or [np.nan])]
+        before = [scores_before(path / f"iteration-{n}/member-1") for n in range(1, len(iterations) + 1)]
+        starts.append([*before, front_of(path, "test", ("score",))[-1, :, 0]])
     return Arm(Front(arm, table[..., 0], table[..., 1]), table[..., 2], angles, np.array(starts))
+
+
+def scores_before(member: Path) -> NDArray[np.float64]:
+    """Mean score of each test prompt before a member's training, in the order of the prompts' names."""
+    rows = rows_of(member / "evaluation.jsonl")
+    return by_group([row["before"]["score"] for row in rows], [row["group"] for row in rows])
 
 
 def best(fronts: dict[str, Front]) -> str:
@@ -180,19 +187,18 @@ def claims(arms: dict[str, Arm], rival: str) -> list[str]:
     """The claims of the paper, each with its figure and interval."""
     fronts = {name: arm.front for name, arm in arms.items()}
     ema, slerp, linear, warp_arm = (arms[name] for name in ("EMA reference", "M=2, slerp", "M=2, linear", "WARP"))
-    seeds = range(len(warp_arm.starts))
 
     def last(a: Arm, b: Arm, what: str) -> Difference:
-        first, second = (getattr(each.front, what)[:, -1].mean(1) for each in (a, b))
-        return paired_mean(first, second, seeds)
+        first, second = (getattr(each.front, what)[:, -1] for each in (a, b))
+        return mean(second - first)
 
     def bend(arm: Arm, what: str) -> Difference:
         """How far the mean over the shares is from the straight line between start and merge."""
-        means = getattr(arm.front, what).mean(2)
-        line = means[:, :1] + (means[:, -1:] - means[:, :1]) * SHARES
-        return paired_mean(line.mean(1), means.mean(1), seeds)
+        values = getattr(arm.front, what)
+        line = values[:, :1] + (values[:, -1:] - values[:, :1]) * SHARES[:, None]
+        return mean((values - line).mean(1))
 
-    angle = clustered_mean(np.array(warp_arm.angles), seeds)
+    angle = clustered_mean(np.array(warp_arm.angles), range(len(warp_arm.angles)))
     gains = np.diff(arms["WARP, I=3"].starts, axis=1)
     measured: list[tuple[str, str, Difference, int]] = [
         ("the front with an averaged reference is above that of the best beta", "score",
@@ -207,10 +213,9 @@ def claims(arms: dict[str, Arm], rival: str) -> list[str]:
         ("score is concave in the share", "score above the line", bend(warp_arm, "score"), 1),
         ("KL is convex in the share", "nats above the line", bend(warp_arm, "kl"), -1),
         ("the second iteration gains less than the first (I=3)", "score",
-         paired_mean(gains[:, 0], gains[:, 1], seeds), -1),
-        ("the third gains less than the second (I=3)", "score", paired_mean(gains[:, 1], gains[:, 2], seeds), -1),
-        ("responses grow longer", "tokens", paired_mean(
-            warp_arm.length[:, 0].mean(1), warp_arm.length[:, -1].mean(1), seeds), 1),
+         mean(gains[:, 1] - gains[:, 0]), -1),
+        ("the third gains less than the second (I=3)", "score", mean(gains[:, 2] - gains[:, 1]), -1),
+        ("responses grow longer", "tokens", mean(warp_arm.length[:, -1] - warp_arm.length[:, 0]), 1),
         ("at equal KL and equal length WARP is above the best beta", "score",
          at_equal_length(arms[rival], warp_arm), 1),
     ]  # fmt: skip
@@ -222,6 +227,11 @@ def claims(arms: dict[str, Arm], rival: str) -> list[str]:
     return rows
 
 
+def mean(cells: NDArray[np.float64]) -> Difference:
+    """The mean of values by seed and prompt, both resampled."""
+    return resampled(lambda seeds, prompts: np.einsum("ds,sp,dp->d", seeds, cells, prompts)[:, None], *cells.shape)[0]
+
+
 def verdict(figure: Difference, sign: int) -> str:
     """Whether a claim of this sign holds."""
     if not figure.p < 0.05:
@@ -231,7 +241,7 @@ def verdict(figure: Difference, sign: int) -> str:
 
 def at_equal_length(a: Arm, b: Arm) -> Difference:
     """The score of b minus that of a at the largest KL that both reach, and at equal length: the intercept of the
-    regression of a prompt's difference in score on its difference in length, for each seed.
+    regression of the difference in score on the difference in length, over seeds and prompts.
     """
     kl = min(float(each.front.kl[:, -1].mean()) for each in (a, b))
 
@@ -244,8 +254,16 @@ def at_equal_length(a: Arm, b: Arm) -> Difference:
 
     score = at(b, b.front.score) - at(a, a.front.score)
     length = at(b, b.length) - at(a, a.length)
-    intercepts = [np.polyfit(x, y, 1)[1] for x, y in zip(length, score, strict=True)]
-    return paired_mean(np.zeros(len(intercepts)), np.array(intercepts), range(len(intercepts)))
+
+    def intercept(seeds: NDArray[np.float64], prompts: NDArray[np.float64]) -> NDArray[np.float64]:
+        x, y, xx, xy = (
+            np.einsum("ds,sp,dp->d", seeds, values, prompts)
+            for values in (length, score, length * length, length * score)
+        )
+        slope = (xy - x * y) / (xx - x * x)
+        return np.asarray(y - slope * x)[:, None]
+
+    return resampled(intercept, *score.shape)[0]
 
 
 def search(out: Path, seeds: list[int]) -> None:
@@ -286,7 +304,7 @@ def main() -> None:
     rival = best(fronts)
     print(f"{asked.setting}: {len(seeds)} seeds, {fronts[rival].kl.shape[2]} {asked.part} prompts\n")
     print("\n".join(comparisons(fronts, rival)))
-    print(f"\nn is {len(seeds)} seeds in every row; rows about fronts resample the prompts too.\n")
+    print(f"\nn is {len(seeds)} seeds in every row; intervals resample seeds and prompts, that of the angle seeds.\n")
     print("\n".join(claims(arms, rival)))
     figures.fronts(list(fronts.values())).savefig(asked.out / "fronts.png", dpi=160, facecolor="white")
     print(f"\n{asked.out / 'fronts.png'}")

@@ -67,7 +67,7 @@ def main() -> None:
             path = out / "warp" / f"{name.replace(' ', '-')}-on-{count}"
             if not path.exists():
                 fields = {
-                    "model": {"path": str(model)}, "start": None if model == start else str(start), "out": str(path),
+                    "model": {"path": str(model)}, "start": str(start), "out": str(path),
                     "data": {"source": str(texts), "format": "text", "test": 0},
                     "evaluation": {**evaluation, "prompts": count},
                 }  # fmt: skip
@@ -100,8 +100,8 @@ def line(name: str, figures: Mapping[str, Mapping[str, Any]]) -> str:
     """A policy's figures with their intervals."""
     cells = [name]
     for metric in METRICS.values():
-        measured = [facts for key, facts in figures.items() if key.split(":")[0] == metric]
-        cells.append(shown(measured[0]) if measured else "0")
+        measured = next(facts for key, facts in figures.items() if key.split(":")[0] == metric)
+        cells.append("0 by construction" if metric == "kl" and not measured["value"] else shown(measured))
     return f"| {' | '.join(cells)} |"
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from treeward.stats.frontier import Front, Point, between, claims, over_seeds, score_at, standings
+from treeward.stats.frontier import Front, Point, between, claims, over_seeds, resampled, score_at, standings
 from treeward.stats.intervals import Floats, Interval
 
 
@@ -211,6 +211,17 @@ def test_the_interval_covers_between_seeds_and_prompts(seeds: int, prompts: int)
         covered += gap.low <= 0 <= gap.high
     assert covered >= 0.88 * 80
     assert gap.high - gap.low < 1.2
+
+
+def test_resampling_seeds_alone_gives_the_t_interval_of_their_means() -> None:
+    by_seed = np.random.default_rng(0).normal(size=6)
+    cells = np.repeat(by_seed[:, None], 9, axis=1)
+    (figure,) = resampled(lambda s, p: np.einsum("ds,sp,dp->d", s, cells, p)[:, None], 6, 9, draws=20_000)
+    expected = stats.ttest_1samp(by_seed, 0.0)
+    interval = expected.confidence_interval()
+    assert figure.value == pytest.approx(by_seed.mean())
+    assert (figure.low, figure.high) == pytest.approx((interval.low, interval.high), abs=0.02)
+    assert figure.p == pytest.approx(expected.pvalue, rel=0.03)
 
 
 def test_fronts_that_cannot_be_compared() -> None:

@@ -14,7 +14,7 @@ Notation: G prompts, K samples per prompt, n the number of samples that best-of-
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, pairwise, permutations
 
@@ -322,15 +322,11 @@ def between(a: Front, b: Front, draws: int = 2000, seed: int = 0) -> Between:
     level after the last of them. A mixture of two neighbours has at most the KL of the straight line between them,
     because KL is convex. Means are over seeds and prompts.
 
-    The intervals are t intervals with the standard deviation of the resampled differences as standard error, widened by
-    sqrt(n / (n - 1)) since resampling n units underestimates it; n is the number of seeds, or of prompts if there is
-    one seed.
-
     Args:
         a: A front whose first policy is the start, with KL 0 everywhere.
         b: The same; its start is a's.
-        draws: How often seeds and prompts are resampled.
-        seed: Seeds the resampling.
+        draws: As for `resampled`.
+        seed: As for `resampled`.
 
     Raises:
         ValueError: a front does not begin with the start, or the fronts have other seeds or prompts.
@@ -346,8 +342,6 @@ def between(a: Front, b: Front, draws: int = 2000, seed: int = 0) -> Between:
     grid = np.unique(np.concatenate([curve[0] for curve in curves]))
     grid = grid[(grid > 0) & (grid <= upto)]
     fine = np.union1d(grid, [0.0, upto])
-    noise = np.random.default_rng(seed)
-    weights = [noise.multinomial(count, np.full(count, 1 / count), draws) / count for count in (seeds, prompts)]
 
     def differences(seed_weights: Floats, prompt_weights: Floats) -> Floats:
         """For each row of weights the difference at each KL of the grid, and its mean over the range."""
@@ -362,14 +356,34 @@ def between(a: Front, b: Front, draws: int = 2000, seed: int = 0) -> Between:
         mean = np.trapezoid(apart, fine) / upto if upto else np.zeros(len(apart))
         return np.column_stack([apart[:, np.isin(fine, grid)], mean])
 
-    value = differences(np.full((1, seeds), 1 / seeds), np.full((1, prompts), 1 / prompts))[0]
-    resampled = differences(*weights)
-    n = seeds if seeds > 1 else prompts
-    errors = resampled.std(0, ddof=1) * math.sqrt(n / (n - 1)) if n > 1 else np.full(len(value), np.nan)
-    intervals = [_t_interval(v, e, n) for v, e in zip(value, errors, strict=True)]
-    gap = intervals.pop()
+    *at, gap = resampled(differences, seeds, prompts, draws, seed)
     area = replace(gap, value=gap.value * upto, low=gap.low * upto, high=gap.high * upto)
-    return Between(a.name, b.name, upto, area, gap, dict(zip(grid.tolist(), intervals, strict=True)))
+    return Between(a.name, b.name, upto, area, gap, dict(zip(grid.tolist(), at, strict=True)))
+
+
+def resampled(
+    figures: Callable[[Floats, Floats], Floats], seeds: int, prompts: int, draws: int = 2000, seed: int = 0
+) -> list[Difference]:
+    """Figures of values by seed and prompt, with intervals from resampling both.
+
+    The intervals are t intervals with the standard deviation of the resampled figures as standard error, widened by
+    sqrt(n / (n - 1)) since resampling n units underestimates it; n is the number of seeds, or of prompts if there is
+    one seed.
+
+    Args:
+        figures: Takes weights of the seeds (D, seeds) and of the prompts (D, prompts), each row with the sum 1, and
+            gives the figures of each row (D, K).
+        seeds: How many seeds.
+        prompts: How many prompts.
+        draws: How often seeds and prompts are resampled.
+        seed: Seeds the resampling.
+    """
+    noise = np.random.default_rng(seed)
+    weights = [noise.multinomial(count, np.full(count, 1 / count), draws) / count for count in (seeds, prompts)]
+    values = figures(np.full((1, seeds), 1 / seeds), np.full((1, prompts), 1 / prompts))[0]
+    n = seeds if seeds > 1 else prompts
+    errors = figures(*weights).std(0, ddof=1) * math.sqrt(n / (n - 1)) if n > 1 else np.full(len(values), np.nan)
+    return [_t_interval(value, error, n) for value, error in zip(values, errors, strict=True)]
 
 
 def _curve(kl: Floats, score: Floats) -> tuple[Floats, Floats]:
