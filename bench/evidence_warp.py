@@ -306,7 +306,10 @@ def main() -> None:
     print("\n".join(comparisons(fronts, rival)))
     print(f"\nn is {len(seeds)} seeds in every row; intervals resample seeds and prompts, that of the angle seeds.\n")
     print("\n".join(claims(arms, rival)))
-    figures.fronts(list(fronts.values())).savefig(asked.out / "fronts.png", dpi=160, facecolor="white")
+    figure = figures.fronts(list(fronts.values()))
+    figure.axes[0].set_xscale("function", functions=(np.sqrt, np.square))  # or most policies lie in a corner
+    figure.axes[0].set_xticks([0, 0.5, 1, 2, 5, 10, 20])
+    figure.savefig(asked.out / "fronts.png", dpi=130, facecolor="white")
     print(f"\n{asked.out / 'fronts.png'}")
 
 
