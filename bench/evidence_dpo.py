@@ -171,8 +171,10 @@ def changes(run: Path) -> list[str]:
 
 
 def shown(facts: Mapping[str, Any]) -> str:
-    """A value with its interval."""
-    return f"{facts['value']:.3g} [{facts['low']:.3g}, {facts['high']:.3g}]"
+    """A value with its interval; a value that is the same for all prompts has none."""
+    bounds = [facts["low"], facts["high"]]
+    low, high = ("–" if bound is None else f"{bound:.3g}" for bound in bounds)
+    return f"{facts['value']:.3g} [{low}, {high}]"
 
 
 if __name__ == "__main__":

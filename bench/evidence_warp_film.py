@@ -8,6 +8,7 @@ held-out prompts. What is in OUT already is not made again; `--only RATE` runs s
 
 import argparse
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,9 @@ VALIDATION = 100
 ITERATIONS, MEMBERS = 2, 2
 METRICS = {
     "score": "score", "judge": "judge", "KL, nats": "kl", "entropy, nats a token": "entropy",
-    "NLL under the start": "start_nll", "repetition": "repetition", "tokens": "length",
+    "perplexity under the start": "start_nll", "repetition": "repetition", "tokens": "length",
 }  # fmt: skip
-"""Columns of the table, and the metrics that they show."""
+"""Columns of the table, and the metrics that they show; a perplexity is exp of the mean NLL a token."""
 
 
 def main() -> None:
@@ -101,6 +102,8 @@ def line(name: str, figures: Mapping[str, Mapping[str, Any]]) -> str:
     cells = [name]
     for metric in METRICS.values():
         measured = next(facts for key, facts in figures.items() if key.split(":")[0] == metric)
+        if metric == "start_nll":
+            measured = {key: math.exp(measured[key]) for key in ("value", "low", "high")}
         cells.append("0 by construction" if metric == "kl" and not measured["value"] else shown(measured))
     return f"| {' | '.join(cells)} |"
 
