@@ -215,6 +215,7 @@ def test_validation_and_test_prompts_are_apart(start: str, tmp_path: Path) -> No
     assert {row["name"] for row in front if row["part"] == "validation"} == {"0", "0.5"}  # what may be chosen
     assert {row["name"] for row in front if row["part"] == "test"} == {"0", "0.5", "1", "member-1"}
     assert "chosen by knee on the validation prompts" in (ended.path / "report.html").read_text()
+    assert ended.receipt["warp"]["remarks"] == []  # the merge of one member is that member
 
 
 def test_the_command_prints_the_front_and_the_choice(whole: Finished, capsys: pytest.CaptureFixture[str]) -> None:

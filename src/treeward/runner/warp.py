@@ -509,6 +509,7 @@ def measure_front(
     before = measure_start(setup)
     directory.write_json("environment.json", environment(method.model.packed))
     start, end = weights.snapshot(method.model.packed), loaded(config, merged)
+    fixed = re.fullmatch(SHARE, config.choose)
 
     def interpolate(share: float) -> None:
         weights.restore(method.model.packed, lerp(start, towards=end, weight=share))
@@ -519,7 +520,6 @@ def measure_front(
             on["validation"] = setup.data.parts["validation"]
         return Candidate(name, share, {part: method.measure(trees) for part, trees in on.items()})
 
-    fixed = re.fullmatch(SHARE, config.choose)
     front, singles = [], []
     shares = sorted({*config.front, 1.0})
     for share in follow(shares, len(shares), "measuring the front"):
@@ -614,7 +614,12 @@ def interpolation_check(
 
 
 def remarks_on(merged: Candidate, members: Sequence[Candidate]) -> list[str]:
-    """Where the merge scores outside its members or below the best of them, on the test prompts."""
+    """How the merge scores against the best of its members, and whether outside them, on the test prompts.
+
+    The merge of a single member is that member, so there is nothing to say.
+    """
+    if len(members) == 1:
+        return []
     scores = {each.name: each.parts["test"].table_of("score").mean("score") for each in (merged, *members)}
     best = max(members, key=lambda each: scores[each.name])
     worst = min(members, key=lambda each: scores[each.name])
